@@ -1,0 +1,1 @@
+"""CDM: a cross-conditioned diffusion model that synthesises missing brain-MRI modalities."""

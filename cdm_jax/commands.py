@@ -1,0 +1,97 @@
+"""What each command does, in terms of the rooms."""
+
+import dataclasses
+import pathlib
+
+import jax
+from ml_collections import ConfigDict
+
+from cdm_jax import checkpoint
+from cdm_jax.data import dataset as data
+from cdm_jax.errors import UserError
+from cdm_jax.evaluate import evaluate_run
+from cdm_jax.synthesize import synthesize_folder
+from cdm_jax.train import train_stage
+from cdm_jax.writer import console
+
+PIPELINE = ("mrm", "mdn", "cunet", "m1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """A parsed command line.
+
+    Attributes:
+      config: the config with its overrides, or None where the run's own serves.
+      workdir: folder of the run.
+      input: `synthesize`: patients.
+      output: `synthesize`: folder of results.
+      samples: `synthesize`: samples to draw.
+    """
+
+    config: ConfigDict | None
+    workdir: pathlib.Path
+    input: pathlib.Path | None
+    output: pathlib.Path | None
+    samples: int
+
+
+def _config(request: Request) -> ConfigDict:
+    """The config asked for, or that of the run in the workdir."""
+    if request.config is not None:
+        return request.config
+    for stage in ("cunet", "m1"):
+        saved = checkpoint.provenance(request.workdir / stage)
+        if saved is not None:
+            return saved.config
+    raise UserError(f"no trained run in {request.workdir}: train one, or give --config")
+
+
+def _cache_compilations(request: Request) -> None:
+    """Keeps compiled programs beside the run, so that a repeated command starts at once."""
+    jax.config.update("jax_compilation_cache_dir", str(request.workdir.absolute() / "compiled"))
+
+
+def train(request: Request) -> None:
+    """Trains a stage; "cdm" trains all in order, leaves out what is finished, and evaluates."""
+    config = _config(request)
+    _cache_compilations(request)
+    dataset = data.load_dataset(config, request.workdir)
+    if config.stage != "cdm":
+        train_stage(config, request.workdir, dataset)
+        return
+    for stage in PIPELINE:
+        stage_config = config.copy_and_resolve_references()
+        stage_config.stage = stage
+        train_stage(stage_config, request.workdir, dataset)
+    evaluate_run(config, request.workdir, dataset)
+
+
+def evaluate(request: Request) -> None:
+    """Scores a run's systems on its test patients."""
+    config = _config(request)
+    _cache_compilations(request)
+    evaluate_run(config, request.workdir, data.load_dataset(config, request.workdir))
+
+
+def synthesize(request: Request) -> None:
+    """Writes the missing modalities of a patient or a cohort."""
+    if request.input is None or request.output is None:
+        raise UserError("synthesize needs --input=<folder of patients> and --output=<folder>")
+    _cache_compilations(request)
+    stage = request.config.stage if request.config is not None else "cunet"
+    folder = request.workdir / ("cunet" if stage == "cdm" else stage)
+    written = synthesize_folder(request.input, request.output, folder, samples=request.samples)
+    console.print(f"wrote {len(written)} subjects to {request.output}")
+
+
+def prepare(request: Request) -> None:
+    """Builds the cache and the split, and trains nothing."""
+    dataset = data.load_dataset(_config(request), request.workdir)
+    counts = {part: len(getattr(dataset, part)) for part in ("train", "validation", "test")}
+    console.print(f"prepared subjects {counts}, split {dataset.split_hash}")
+
+
+def phantom(request: Request) -> None:
+    """Simulates patients and writes them as NIfTI."""
+    console.print(f"patients in {data.make_phantom(_config(request), request.workdir)}")

@@ -1,0 +1,1 @@
+"""NIfTI folders in, batches out: discovery, splits, the prepared cache and the phantom."""

@@ -1,0 +1,113 @@
+"""A config's data set: subjects found, split by patient, prepared."""
+
+import os
+import pathlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cdm_jax.data.phantom import PhantomSettings, write_cohort
+from cdm_jax.data.prepare import PreparedSubject, PrepareSettings, prepare
+from cdm_jax.data.splits import load_or_make
+from cdm_jax.data.subjects import Subject, find_subjects
+from cdm_jax.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Prepared subjects of each part of the split.
+
+    Attributes:
+        train: subjects to train on.
+        validation: subjects of patients held out of training, for selection and calibration.
+        test: subjects of patients that nothing is ever tuned on.
+        subjects: every subject's files, by subject id.
+        split_hash: names the split in records and checkpoints.
+    """
+
+    train: tuple[PreparedSubject, ...]
+    validation: tuple[PreparedSubject, ...]
+    test: tuple[PreparedSubject, ...]
+    subjects: Mapping[str, Subject]
+    split_hash: str
+
+
+def data_root(config: Any, workdir: pathlib.Path) -> pathlib.Path:
+    """The folder of patients: `data.root`, or for a phantom `<workdir>/patients` by default.
+
+    Raises:
+        UserError: no root given, or it does not exist.
+    """
+    if "phantom" in config:
+        return pathlib.Path(config.data.root or workdir / "patients")
+    if not config.data.root:
+        raise UserError(
+            "data.root is empty: give the folder of patients, --config.data.root=<folder>"
+        )
+    root = pathlib.Path(config.data.root).expanduser()
+    if not root.is_dir():
+        raise UserError(f"data.root {root} is not a folder: give one that holds patients' NIfTI")
+    return root
+
+
+def make_phantom(config: Any, workdir: pathlib.Path) -> pathlib.Path:
+    """Writes the config's simulated patients where they are missing; returns their folder.
+
+    Raises:
+        UserError: the config has no phantom.
+    """
+    if "phantom" not in config:
+        raise UserError("this config has no phantom: use --config=configs/phantom.py")
+    root = data_root(config, workdir)
+    write_cohort(root, PhantomSettings(**config.phantom.to_dict()), _workers(config))
+    return root
+
+
+def load_dataset(config: Any, workdir: pathlib.Path) -> Dataset:
+    """Finds, splits and prepares a config's subjects; what is done already is read back.
+
+    Args:
+        config: its `data` section, and `phantom` where patients are simulated.
+        workdir: holds split and cache unless the config names other places.
+
+    Raises:
+        UserError: no patients, an unreadable file, a split that does not fit.
+    """
+    data = config.data
+    root = make_phantom(config, workdir) if "phantom" in config else data_root(config, workdir)
+    settings = PrepareSettings(
+        sources=tuple(data.sources),
+        targets=tuple(data.targets),
+        size=data.size,
+        minimum_brain=data.minimum_brain,
+    )
+    subjects = find_subjects(
+        root,
+        modalities=settings.sources + settings.targets,
+        patterns=data.patterns.to_dict() or None,
+    )
+    split = load_or_make(
+        pathlib.Path(data.split_file or workdir / "split.json"),
+        subjects,
+        seed=data.split_seed,
+        test_fraction=data.test_fraction,
+        validation_fraction=data.validation_fraction,
+        test_patients=tuple(data.test_patients),
+        exclude=tuple(data.exclude),
+    )
+    parts = split.assign(subjects)
+    cache = pathlib.Path(data.cache or workdir / "cache")
+    wanted = [subject for part in parts.values() for subject in part]
+    prepared = {
+        subject.subject_id: subject
+        for subject in prepare(wanted, settings, cache, num_workers=_workers(config))
+    }
+    by_part = {
+        name: tuple(prepared[subject.subject_id] for subject in part)
+        for name, part in parts.items()
+    }
+    return Dataset(**by_part, subjects={s.subject_id: s for s in wanted}, split_hash=split.hash)
+
+
+def _workers(config: Any) -> int:
+    return config.data.num_workers or os.cpu_count() or 1

@@ -1,0 +1,81 @@
+"""The intensity rule: one linear scale per subject and modality, never per slice.
+
+A modality is shifted so that its background is 0, divided by the 99.5th percentile of its brain
+voxels and clipped to [0, 1].  A scale per slice would tell the network how bright the target is.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from cdm_jax.errors import UserError
+
+PERCENTILE = 99.5
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intensity:
+    """The linear map between a modality's own values and [0, 1].
+
+    Attributes:
+        offset: the value of the background, which becomes 0.
+        scale: what lies above the background by this much becomes 1; positive.
+    """
+
+    offset: float
+    scale: float
+
+    def apply(self, volume: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+        """Returns the volume in [0, 1], float32; what lies outside is clipped."""
+        scaled = (volume - np.float32(self.offset)) / np.float32(self.scale)
+        return np.clip(scaled, 0, 1).astype(np.float32, copy=False)
+
+    def undo(self, values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+        """Returns values of [0, 1] in the modality's own units, float32 (clipping stays)."""
+        unscaled = values * np.float32(self.scale) + np.float32(self.offset)
+        return unscaled.astype(np.float32, copy=False)
+
+
+def measure(volume: Float[np.ndarray, "z y x"], name: str = "the volume") -> Intensity:
+    """Measures the intensity rule's offset and scale on one whole volume.
+
+    Args:
+        volume: the values as stored in the file.
+        name: what to call the volume in messages.
+
+    Raises:
+        UserError: the volume has no brain, or none that is brighter than the background.
+    """
+    offset = _background(volume)
+    brain = volume[volume != offset]
+    scale = float(np.percentile(brain, PERCENTILE)) - offset if brain.size else 0.0
+    if not scale > 0:
+        raise UserError(
+            f"{name}: nothing is brighter than the background ({offset:g}), but a brain is needed: "
+            "replace this file or leave the subject out"
+        )
+    if offset != 0:
+        logger.warning("%s: the background is %g, not 0 (scaled before?): shifted", name, offset)
+    elif (negative := int(np.count_nonzero(brain < 0))) > 0:
+        logger.info("%s: %d voxels below the background are set to 0", name, negative)
+    return Intensity(offset=offset, scale=scale)
+
+
+def brain_mask(volumes: Mapping[str, Float[np.ndarray, "z y x"]]) -> Bool[np.ndarray, "z y x"]:
+    """Returns the union of the non-background voxels of the given (input) modalities."""
+    masks = [volume != _background(volume) for volume in volumes.values()]
+    return np.any(masks, axis=0)
+
+
+def _background(volume: Float[np.ndarray, "z y x"]) -> float:
+    """Returns the value that most voxels on the four sides of the slices share, or else 0."""
+    rows, columns = volume[:, [0, -1], :], volume[:, :, [0, -1]]
+    border = np.concatenate([rows.ravel(), columns.ravel()])
+    # A value that more than half of the voxels share is their median.
+    value = float(np.median(border))
+    return value if np.mean(border == value) > 0.5 else 0.0

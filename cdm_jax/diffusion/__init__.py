@@ -1,0 +1,1 @@
+"""Diffusion: schedules, the forward process and the DDIM sampler."""

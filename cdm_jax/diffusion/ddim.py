@@ -1,0 +1,84 @@
+"""DDIM sampling as one `lax.scan` over precomputed steps (Eq. 3; Song et al. 2021)."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from cdm_jax.diffusion.process import split_prediction
+from cdm_jax.diffusion.schedule import sampling_timesteps
+
+Predict = Callable[[Float[Array, "b *d"], Int[Array, "b"]], Float[Array, "b *d"]]
+
+
+class Step(NamedTuple):
+    """Everything that one sampling step needs, one row a step."""
+
+    timestep: Int[Array, "*n"]
+    alpha_bar: Float[Array, "*n"]
+    alpha_bar_next: Float[Array, "*n"]
+    sigma: Float[Array, "*n"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DDIM:
+    """A DDIM sampler for networks of any prediction type.
+
+    Attributes:
+      alpha_bar: the training schedule, as a tuple of T values.
+      num_steps: N, the number of network evaluations.
+      eta: 0 is deterministic, 1 has the variance of DDPM's posterior (Song et al. 2021, Eq. 16).
+      grid: which timesteps are visited, see `sampling_timesteps`.
+      prediction: what the network outputs: x0, noise or velocity.
+    """
+
+    alpha_bar: tuple[float, ...]
+    num_steps: int = 30
+    eta: float = 0.0
+    grid: str = "ends"
+    prediction: str = "x0"
+
+    def steps(self) -> Step:
+        """The table over which the scan runs, from the noisiest step to the last."""
+        table = np.asarray(self.alpha_bar)
+        timesteps = sampling_timesteps(len(table), self.num_steps, self.grid)
+        now = table[timesteps]
+        after = np.append(now[1:], 1.0)  # the last step returns the estimate of x0 itself
+        sigma = self.eta * np.sqrt((1 - after) / (1 - now) * (1 - now / after))
+        return Step(
+            jnp.asarray(timesteps),
+            *(jnp.asarray(a, jnp.float32) for a in (now, after, sigma)),
+        )
+
+    def sample(
+        self, predict: Predict, noise: Float[Array, "b *d"], key: Key[Array, ""]
+    ) -> Float[Array, "b *d"]:
+        """Turns pure noise into samples.
+
+        Args:
+          predict: the network, from (x_t, timesteps of shape [b]) to its prediction.
+          noise: x_T ~ N(0, I).
+          key: drives the noise of the steps; unused when eta is 0.
+
+        Returns:
+          Samples of the shape of `noise`.
+        """
+
+        def advance(x: Array, inputs: tuple[Step, Array]) -> tuple[Array, None]:
+            step, step_key = inputs
+            prediction = predict(x, jnp.broadcast_to(step.timestep, x.shape[:1]))
+            x0, direction = split_prediction(self.prediction, prediction, x, step.alpha_bar)
+            # Song et al. 2021, Eq. 12.
+            x = jnp.sqrt(step.alpha_bar_next) * x0
+            x += jnp.sqrt(1 - step.alpha_bar_next - step.sigma**2) * direction
+            if self.eta:
+                x += step.sigma * jax.random.normal(step_key, x.shape, x.dtype)
+            return x, None
+
+        steps = self.steps()
+        sample, _ = jax.lax.scan(advance, noise, (steps, jax.random.split(key, self.num_steps)))
+        return sample

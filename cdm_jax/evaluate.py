@@ -1,0 +1,232 @@
+"""Trained systems and untrained rows over test patients: one JSON record a subject.
+
+A record is written when its subject is done and found again by its fingerprints, so an interrupted
+evaluation goes on where it was.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+from rich.progress import track
+
+from cdm_jax import checkpoint, inference
+from cdm_jax.data.dataset import Dataset
+from cdm_jax.data.intensity import brain_mask
+from cdm_jax.data.nifti import read_labels, read_volume
+from cdm_jax.data.prepare import FULL_SCALE, PreparedSubject
+from cdm_jax.data.subjects import Subject
+from cdm_jax.errors import UserError
+from cdm_jax.methods import base
+from cdm_jax.metrics.aggregate import Record
+from cdm_jax.metrics.conventions import Case, fingerprint, get_convention, json_ready
+from cdm_jax.report.tables import results_table, to_markdown, to_rich
+from cdm_jax.untrained import Untrained, fit_untrained
+from cdm_jax.writer import console
+
+Rows = Mapping[str, Float[np.ndarray, "slice h w t"]]
+
+
+def rows_of(system: str, method: base.Translator, num_samples: int) -> inference.Compute:
+    """Everything that an evaluation asks of a system, as one function to compile.
+
+    Rows: the system's name is one sample; with "/mean_of_K" the mean of K images; the method's
+    audits follow under their own names.
+    """
+    samples = num_samples if method.stochastic else 1
+    audits = method.audits(num_samples)
+
+    def rows(model: base.Model, batch: base.Batch, key: Array) -> inference.Outputs:
+        drawn = method.translate(model, batch["source"], key, samples)
+        outputs = {system: drawn[0]}
+        if method.stochastic:
+            outputs[f"{system}/mean_of_{samples}"] = drawn.mean(axis=0)
+        outputs |= {f"{system}/{n}": audit(model, batch, key) for n, audit in audits.items()}
+        return {name: base.to_unit_range(image) for name, image in outputs.items()}
+
+    return rows
+
+
+def evaluate_run(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) -> list[Record]:
+    """Scores the config's systems on unseen patients; prints the tables.
+
+    Args:
+      config: its `evaluate` section.
+      workdir: holds the systems' folders; records go to `<workdir>/evaluation/<part>`.
+      dataset: prepared patients.
+
+    Returns:
+      One record a subject.
+
+    Raises:
+      UserError: a system is missing or was trained on another split, or there is no patient.
+    """
+    settings = config.evaluate
+    part = getattr(dataset, settings.part, None)
+    if not part:
+        raise UserError(f"no patients in part '{settings.part}' of the split to evaluate")
+    evaluation = _Evaluation(config, workdir, dataset)
+    folder = workdir / "evaluation" / settings.part
+    folder.mkdir(parents=True, exist_ok=True)
+    others = {s.subject_id: _another(s, part) for s in part}
+    records = [
+        evaluation.record(subject, others[subject.subject_id], folder)
+        for subject in track(part, "evaluating", console=console)
+    ]
+    _show(records, config, folder)
+    return records
+
+
+def _another(subject: PreparedSubject, part: Sequence[PreparedSubject]) -> PreparedSubject:
+    """The next patient of the part, whose representation the shuffled row takes."""
+    start = part.index(subject)
+    rotated = [*part[start + 1 :], *part[:start]]
+    return next((s for s in rotated if s.patient_id != subject.patient_id), subject)
+
+
+def _load(
+    stage: str, config: ConfigDict, workdir: pathlib.Path, dataset: Dataset
+) -> inference.System:
+    folder = workdir / stage
+    if not checkpoint.finished(folder):
+        raise UserError(
+            f"{stage} has not been trained to its end in {folder}: train it, or leave it out by "
+            "--config.evaluate.systems='(...)'"
+        )
+    system = inference.load_system(folder, config.evaluate.batch_size)
+    if system.provenance.split != dataset.split_hash:
+        raise UserError(
+            f"{folder} was trained on split {system.provenance.split}, not on this data's "
+            f"{dataset.split_hash}: its training patients may be among the test patients"
+        )
+    return system
+
+
+class _Evaluation:
+    """Systems loaded and compiled once, applied to one subject after another."""
+
+    def __init__(self, config: ConfigDict, workdir: pathlib.Path, dataset: Dataset):
+        self._config, self._dataset = config, dataset
+        self._systems = {
+            stage: _load(stage, config, workdir, dataset) for stage in config.evaluate.systems
+        }
+        self._compiled = {
+            stage: system.compile(rows_of(stage, system.method, config.evaluate.num_samples))
+            for stage, system in self._systems.items()
+        }
+        self._untrained: Untrained = fit_untrained(dataset.train, config.data.copies)
+
+    def _identity(self, subject: PreparedSubject) -> dict[str, Any]:
+        settings = {name: checkpoint.plain(self._config[name]) for name in ("evaluate", "sampler")}
+        text = json.dumps(settings | {"seed": self._config.seed}, sort_keys=True)
+        return {
+            "subject": subject.subject_id,
+            "patient": subject.patient_id,
+            "split": self._dataset.split_hash,
+            "conventions": {n: fingerprint(n) for n in self._config.evaluate.conventions},
+            "checkpoint": {stage: s.fingerprint for stage, s in self._systems.items()},
+            "config": hashlib.sha256(text.encode()).hexdigest()[:12],
+            "size": self._config.data.size,
+        }
+
+    def record(
+        self, subject: PreparedSubject, other: PreparedSubject, folder: pathlib.Path
+    ) -> Record:
+        """The subject's record: read back if it is up to date, else computed and written."""
+        path = folder / f"{subject.subject_id}.json"
+        identity = self._identity(subject)
+        if path.exists():
+            known = json.loads(path.read_text())
+            if {name: known.get(name) for name in identity} == identity:
+                return known
+        scores = self._scores(subject, self._rows(subject, other))
+        record = json_ready(identity | {"rows": scores})
+        temporary = path.with_suffix(".partial")
+        temporary.write_text(json.dumps(record, indent=1))
+        os.replace(temporary, path)
+        return record
+
+    def _rows(self, subject: PreparedSubject, other: PreparedSubject) -> Rows:
+        num_sources = len(subject.sources)
+        slices = np.asarray(subject.slices)
+        matched = np.linspace(0, len(other.slice_indices) - 1, len(slices)).round().astype(int)
+        stored = {
+            "source": slices[..., :num_sources],
+            "target": slices[..., num_sources:],
+            "other": other.slices[matched][..., :num_sources],
+        }
+        unit = slices.astype(np.float32) / FULL_SCALE
+        rows = dict(self._untrained.rows(unit[..., :num_sources]))
+        rows["resampled_truth"] = unit[..., num_sources:]
+        key = inference.subject_key(self._config.seed, subject.subject_id)
+        for stage, system in self._systems.items():
+            rows |= system.volumes(self._compiled[stage], stored, key)
+        return rows
+
+    def _scores(self, subject: PreparedSubject, rows: Rows) -> dict[str, Any]:
+        """Row -> convention -> target -> metrics."""
+        truth = np.asarray(subject.slices)[..., len(subject.sources) :].astype(np.float32)
+        native = _Native(subject, self._dataset.subjects[subject.subject_id])
+        scores: dict[str, Any] = {row: {} for row in rows}
+        for name in self._config.evaluate.conventions:
+            convention = get_convention(name)
+            for row, predicted in rows.items():
+                scores[row][name] = {
+                    target: convention.score(
+                        native.case(target, predicted[..., t])
+                        if convention.space == "native"
+                        else Case(
+                            subject=subject.subject_id,
+                            modality=target,
+                            prediction=predicted[..., t],
+                            truth=truth[..., t] / FULL_SCALE,
+                        )
+                    )
+                    for t, target in enumerate(subject.targets)
+                }
+        return scores
+
+
+class _Native:
+    """A subject's truth, brain and segmentation on its own grid, read once."""
+
+    def __init__(self, subject: PreparedSubject, files: Subject):
+        self._subject = subject
+        self._brain = brain_mask(
+            {name: read_volume(files.images[name]) for name in subject.sources}
+        )
+        self._truth = {
+            name: subject.intensities[name].apply(read_volume(files.images[name]))
+            for name in subject.targets
+        }
+        self._segmentation = read_labels(files.segmentation) if files.segmentation else None
+
+    def case(self, target: str, slices: Float[np.ndarray, "slice h w"]) -> Case:
+        """A prediction in the model's frame beside the truth, on the native grid."""
+        return Case(
+            subject=self._subject.subject_id,
+            modality=target,
+            prediction=inference.to_native(self._subject, slices, self._brain),
+            truth=self._truth[target],
+            brain=self._brain,
+            segmentation=self._segmentation,
+        )
+
+
+def _show(records: Sequence[Record], config: ConfigDict, folder: pathlib.Path) -> None:
+    """Prints a table for each convention and writes them as Markdown beside the records."""
+    settings = config.evaluate
+    reference = settings.reference if settings.reference in settings.systems else None
+    tables = [
+        results_table(records, convention, reference=reference)
+        for convention in settings.conventions
+    ]
+    for table in tables:
+        console.print(to_rich(table))
+    (folder / "tables.md").write_text("\n\n".join(to_markdown(table) for table in tables) + "\n")

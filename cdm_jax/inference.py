@@ -1,0 +1,126 @@
+"""A trained system on whole volumes: one compilation, fixed-size batches, back to the native grid."""
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key, UInt16
+
+from cdm_jax import checkpoint, parallel
+from cdm_jax.data.pipeline import padded_batches
+from cdm_jax.data.prepare import Description
+from cdm_jax.data.resample import from_frame
+from cdm_jax.methods import base
+
+Outputs = dict[str, Float[Array, "b h w t"]]
+Compute = Callable[[base.Model, base.Batch, Key[Array, ""]], Outputs]
+Slices = UInt16[np.ndarray, "slice h w _"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class System:
+    """A trained translator with its model on every device.
+
+    Attributes:
+      method: the pure functions.
+      model: parameters and statistics.
+      provenance: config, split and intensity scales of its training.
+      fingerprint: hash of the model's values.
+      batch_size: slices a call, over all devices.
+    """
+
+    method: base.Translator
+    model: base.Model
+    provenance: checkpoint.Provenance
+    fingerprint: str
+    batch_size: int
+
+    def compile(self, compute: Compute) -> Compute:
+        """Compiles `compute` for stored slices; pixels of pure background stay 0.
+
+        Args:
+          compute: from (model, batch in [-1, 1], key) to named images in [0, 1].
+        """
+
+        @jax.jit
+        def run(model: base.Model, stored: Mapping[str, Array], key: Array) -> Outputs:
+            batch = {name: base.to_model_range(slices) for name, slices in stored.items()}
+            brain = jnp.any(stored["source"] > 0, axis=-1, keepdims=True)
+            outputs = compute(model, batch, key)
+            return {name: image * brain for name, image in outputs.items()}
+
+        return run
+
+    def volumes(
+        self, compiled: Compute, stored: Mapping[str, Slices], key: Key[Array, ""]
+    ) -> dict[str, Float[np.ndarray, "slice h w t"]]:
+        """Runs a compiled function over all slices of a subject.
+
+        Args:
+          compiled: as `compile` returns it.
+          stored: "source" and whatever else the function takes, slices in order.
+          key: of this subject; each batch folds in its number.
+
+        Returns:
+          Named outputs for every slice.
+        """
+        sharding = parallel.sharded(parallel.data_mesh())
+        parts = []
+        for number, (batch, valid) in enumerate(padded_batches(stored, self.batch_size)):
+            outputs = compiled(
+                self.model, jax.device_put(batch, sharding), jax.random.fold_in(key, number)
+            )
+            parts.append({name: np.asarray(image)[:valid] for name, image in outputs.items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def load_system(stage_folder: pathlib.Path, batch_size_per_device: int) -> System:
+    """Loads a finished stage that translates, such as `runs/brats/cunet`, on any device.
+
+    Raises:
+      UserError: no checkpoint there.
+    """
+    model, provenance = checkpoint.load_model(stage_folder)
+    return System(
+        method=base.create(provenance.config),  # type: ignore[arg-type]
+        model=jax.device_put(model, parallel.replicated(parallel.data_mesh())),
+        provenance=provenance,
+        fingerprint=_fingerprint(model),
+        batch_size=batch_size_per_device * jax.device_count(),
+    )
+
+
+def _fingerprint(model: base.Model) -> str:
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:12]
+
+
+def subject_key(seed: int, subject_id: str) -> Any:
+    """A key of this subject alone: results do not depend on the order of a cohort."""
+    digest = hashlib.sha256(subject_id.encode()).digest()
+    return jax.random.fold_in(jax.random.key(seed), int.from_bytes(digest[:4], "little"))
+
+
+def to_native(
+    description: Description,
+    slices: Float[np.ndarray, "slice size size"],
+    brain: Bool[np.ndarray, "z y x"],
+) -> Float[np.ndarray, "z y x"]:
+    """Undoes the frame: each slice back on the native grid, zero outside the brain.
+
+    Args:
+      description: of the prepared subject: native shape and which slices were kept.
+      slices: one modality in the model's frame, in [0, 1].
+      brain: of the source modalities on the native grid.
+    """
+    volume = np.zeros(description.native_shape, np.float32)
+    volume[list(description.slice_indices)] = from_frame(slices, description.native_shape[1:])
+    return np.clip(volume, 0, 1) * brain

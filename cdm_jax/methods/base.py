@@ -1,0 +1,151 @@
+"""What every system has in common: its state, its protocol, and one gradient step.
+
+A system is a frozen dataclass of networks and numbers; all that changes is in its `State`, a plain
+pytree. The loop, the evaluation and the synthesis know systems by the protocol alone.
+"""
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key, Num, PyTree
+
+from cdm_jax.optim import moving_average
+
+Batch = Mapping[str, Num[Array, "b h w _"]]  # "source" and "target", as `to_model_range` returns
+Metrics = dict[str, Float[Array, ""]]
+Pictures = dict[str, Float[Array, "b h w"]]
+Model = dict[str, Any]  # what inference needs of a system: params, statistics, frozen stages
+Translate = Callable[[Model, Batch, Key[Array, ""]], Float[Array, "b h w t"]]
+
+
+class State(flax.struct.PyTreeNode):
+    """All that a run changes and a checkpoint holds.
+
+    Attributes:
+      step: number of updates done.
+      params: what is trained, a nested dict.
+      optimizer: the optimiser's state (or a dict of several).
+      average: exponential moving average of `params`, or an empty dict.
+      frozen: `{stage: Model}` of the stages that this one builds on, so that a checkpoint is whole.
+      statistics: arrays measured once training has ended, such as a mean over the training set.
+    """
+
+    step: Int[Array, ""]
+    params: PyTree
+    optimizer: PyTree
+    average: PyTree
+    frozen: Model
+    statistics: Model
+
+
+def model_of(state: State) -> Model:
+    """The part of a state that inference needs: averaged parameters where there are any."""
+    params = state.average or state.params
+    return {"params": params, "statistics": state.statistics, "frozen": state.frozen}
+
+
+class Method(Protocol):
+    """A system: pure functions of its state. `create(config)` in its module makes it.
+
+    Attributes:
+      depends_on: stages whose finished models `init` takes.
+    """
+
+    @property
+    def depends_on(self) -> tuple[str, ...]:
+        """Stages that must be finished before this one starts."""
+
+    def init(self, key: Key[Array, ""], batch: Batch, frozen: Model) -> State:
+        """A fresh state for batches of this shape."""
+
+    def update(self, state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
+        """One training step: the new state and scalars to log."""
+
+    def validate(self, model: Model, batch: Batch, key: Key[Array, ""]) -> tuple[Metrics, Pictures]:
+        """Scalars and rows of pictures on unseen patients."""
+
+    def finish(
+        self,
+        state: State,
+        train: Callable[[], Iterable[Batch]],
+        validation: Callable[[], Iterable[Batch]],
+        key: Key[Array, ""],
+    ) -> State:
+        """Measures what later stages need, once, after the last step."""
+
+
+class Translator(Method, Protocol):
+    """A system that makes target images from source images.
+
+    Attributes:
+      stochastic: whether two keys give two results.
+    """
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether two keys give two results."""
+
+    def translate(
+        self, model: Model, sources: Float[Array, "b h w s"], key: Key[Array, ""], num_samples: int
+    ) -> Float[Array, "k b h w t"]:
+        """Independent translations of the same sources, in [-1, 1]."""
+
+    def audits(self, num_samples: int) -> dict[str, Translate]:
+        """Further named ways to translate that an evaluation shows beside the honest one."""
+
+
+def create(config: Any) -> Method:
+    """Builds the system of the config's stage: `config[stage].method` names its module."""
+    section = config[config.stage]
+    return importlib.import_module(f"cdm_jax.methods.{section.method}").create(config)
+
+
+def to_model_range(stored: Num[Array, "b h w m"]) -> Float[Array, "b h w m"]:
+    """Stored uint16 in [0, 65535] to the networks' range [-1, 1]."""
+    return stored.astype(jnp.float32) * (2 / 65535) - 1
+
+
+def to_unit_range(images: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The networks' range [-1, 1] to clipped intensities in [0, 1]."""
+    return jnp.clip((images + 1) / 2, 0, 1)
+
+
+def new_state(
+    params: PyTree,
+    optimizer: optax.GradientTransformation,
+    *,
+    averaged: bool,
+    frozen: Model,
+    statistics: Model | None = None,
+) -> State:
+    """A state at step 0 for a system with one optimiser."""
+    return State(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        optimizer=optimizer.init(params),
+        average=jax.tree.map(jnp.array, params) if averaged else {},
+        frozen=frozen,
+        statistics=statistics or {},
+    )
+
+
+def gradient_step(
+    state: State,
+    loss: Callable[[PyTree], tuple[Float[Array, ""], Metrics]],
+    optimizer: optax.GradientTransformation,
+    decay: float,
+) -> tuple[State, Metrics]:
+    """One step of one optimiser on `loss(params) -> (loss, metrics)`, and the moving average."""
+    (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+    changes, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, changes)
+    average = moving_average(state.average, params, state.step, decay) if decay else {}
+    state = state.replace(
+        step=state.step + 1, params=params, optimizer=optimizer_state, average=average
+    )
+    return state, metrics | {"loss": value, "gradient_norm": optax.global_norm(gradient)}

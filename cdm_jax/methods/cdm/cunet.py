@@ -1,0 +1,335 @@
+"""C-UNet, the cross-conditioned UNet (section II-B, Fig. 3b), and its ablation M1.
+
+A UNet from source to target modalities whose encoder takes the representation y of the targets at
+every scale through a Condition Embedding. Without the condition it is the plain UNet M1.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jaxtyping import Array, Float, Key
+
+from cdm_jax.errors import UserError
+from cdm_jax.methods.base import (
+    Batch,
+    Metrics,
+    Model,
+    Pictures,
+    State,
+    Translate,
+    gradient_step,
+    new_state,
+    to_unit_range,
+)
+from cdm_jax.methods.cdm import mdn
+from cdm_jax.nn.unet import ConvBlock, UpSample
+from cdm_jax.optim import make_optimizer
+
+OPTIONS = {
+    "stage": ("hybrid", "literal"),
+    "condition": ("on", "none", "keep_1x1"),
+    "fusion": ("add", "concat", "film"),
+    "representation": ("noised", "encoder", "sampled", "mix"),
+    "loss": ("mse", "l1"),
+}
+
+
+class ConditionEmbedding(nn.Module):
+    """Fuses features with the representation at one scale.
+
+    Features go through LayerNorm, SiLU and a 1x1 convolution, y through a perceptron of two linear
+    layers with SiLU between; a residual carries the intensities that LayerNorm removes.
+
+    Attributes:
+      fusion: "add" (default), "concat" (then a 1x1 convolution) or "film" (y scales and shifts).
+    """
+
+    fusion: str
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], y: Float[Array, "b d"] | None
+    ) -> Float[Array, "b h w c"]:
+        """The fused features; without y (the capacity control) only the first branch."""
+        features = x.shape[-1]
+        h = nn.silu(nn.LayerNorm()(x))
+        if y is None:
+            return x + nn.Conv(features, (1, 1))(h)
+        outputs = 2 * features if self.fusion == "film" else features
+        code = nn.Dense(outputs)(nn.silu(nn.Dense(features)(y)))[:, None, None]
+        if self.fusion == "concat":
+            code = jnp.broadcast_to(code, h.shape)
+            return x + nn.Conv(features, (1, 1))(jnp.concatenate([h, code], axis=-1))
+        if self.fusion == "film":
+            scale, shift = jnp.split(code, 2, axis=-1)
+            return x + nn.Conv(features, (1, 1))(h) * (1 + scale) + shift
+        return x + nn.Conv(features, (1, 1))(h) + code
+
+
+class CUNet(nn.Module):
+    """The UNet.
+
+    Attributes:
+      features: channels of the five (or any number of) scales, then of the last decoder stage.
+      num_targets: output modalities.
+      stage: "hybrid": a convolution block, then the Condition Embedding; "literal": the Condition
+        Embedding alone between 3x3 stride-2 convolutions, as section II-B reads.
+      condition: "on", "none" (M1) or "keep_1x1" (M1 with the first branch kept: the same capacity).
+      fusion: see `ConditionEmbedding`.
+      condition_decoder: whether the decoder's scales take the condition as well.
+      groups: of GroupNorm.
+    """
+
+    features: tuple[int, ...]
+    num_targets: int
+    stage: str
+    condition: str
+    fusion: str
+    condition_decoder: bool
+    groups: int
+
+    def _embed(self, x: Array, y: Array | None) -> Array:
+        if self.condition == "none":
+            return x
+        return ConditionEmbedding(self.fusion)(x, y if self.condition == "on" else None)
+
+    @nn.compact
+    def __call__(
+        self, sources: Float[Array, "b h w s"], y: Float[Array, "b d"] | None
+    ) -> Float[Array, "b h w {self.num_targets}"]:
+        """Source images in [-1, 1] and the representation, to target images in about [-1, 1]."""
+        *scales, last = self.features
+        x, skips = sources, []
+        for level, channels in enumerate(scales):
+            x = self._down(x, channels, first=level == 0)
+            x = self._embed(x, y)
+            skips.append(x)
+        decoder = [*scales[1:-1][::-1], last]
+        for channels, skip in zip(decoder, skips[-2::-1], strict=True):
+            x = jnp.concatenate([skip, UpSample(skip.shape[-1])(x)], axis=-1)
+            x = ConvBlock(channels, self.groups)(x)
+            if self.condition_decoder:
+                x = self._embed(x, y)
+        return nn.Conv(self.num_targets, (1, 1))(x)
+
+    def _down(self, x: Array, channels: int, *, first: bool) -> Array:
+        """The part of an encoder scale before its Condition Embedding."""
+        if self.stage == "literal":
+            strides = (1, 1) if first else (2, 2)
+            return nn.Conv(channels, (3, 3), strides=strides, padding=((1, 1), (1, 1)))(x)
+        if not first:
+            x = nn.max_pool(x, (2, 2), (2, 2))
+        return ConvBlock(channels, self.groups)(x)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CrossConditioned:
+    """C-UNet as a training stage, and CDM as a translator.
+
+    Attributes:
+      network: the UNet.
+      sampler: the MDN stage that makes representations, or None without a condition.
+      optimizer: of all parameters.
+      average_decay: decay of the moving average of parameters, 0 for none.
+      loss: "mse" (Eq. 4) or "l1".
+      representation: what C-UNet is given in training: the "encoder"'s y of the true targets (which
+        no patient with missing targets has), the MDN's "sampled" y, a "mix" of both, or "noised":
+        the encoder's y with noise of the error that MDN makes on patients it never saw.
+      sampled_share: probability of an MDN sample in a mix.
+      noise: deviation of white noise added to y, whatever its source.
+      null_share: probability that a learned null replaces y.
+    """
+
+    network: CUNet
+    sampler: mdn.MDN | None
+    optimizer: optax.GradientTransformation
+    average_decay: float
+    loss: str
+    representation: str
+    sampled_share: float
+    noise: float
+    null_share: float
+
+    @property
+    def depends_on(self) -> tuple[str, ...]:
+        """MRM and MDN, or nothing without the condition."""
+        return ("mrm", "mdn") if self.sampler else ()
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether two keys give two results."""
+        return self.sampler is not None
+
+    def init(self, key: Key[Array, ""], batch: Batch, frozen: Model) -> State:
+        """Fresh parameters beside the frozen MRM and MDN."""
+        params, y = {}, None
+        if self.sampler:
+            width = self.sampler.representation.representation_width
+            params["null"] = jnp.zeros(width)
+            y = jnp.zeros((batch["source"].shape[0], width))
+        params["network"] = self.network.init(key, batch["source"], y)["params"]
+        return new_state(params, self.optimizer, averaged=bool(self.average_decay), frozen=frozen)
+
+    def _training_y(
+        self, frozen: Model, params: Any, batch: Batch, key: Key[Array, ""]
+    ) -> Float[Array, "b d"] | None:
+        """The representation of one training batch, by the chosen recipe."""
+        if self.sampler is None:
+            return None
+        sample_key, mix_key, noise_key, null_key = jax.random.split(key, 4)
+        b = batch["source"].shape[0]
+        truth = self.sampler.representation.represent(frozen["mrm"], batch["target"])
+        noise = jax.random.normal(noise_key, truth.shape)
+        y = truth + self.noise * noise
+        if self.representation == "noised":
+            y = truth + noise @ frozen["mdn"]["statistics"]["error_factor"].T
+        if self.representation in ("sampled", "mix"):
+            sampled = self.sampler.sample(frozen["mdn"], batch["source"], sample_key)
+            share = self.sampled_share if self.representation == "mix" else 1.0
+            chosen = jax.random.bernoulli(mix_key, share, (b, 1))
+            y = jnp.where(chosen, jax.lax.stop_gradient(sampled), y)
+        dropped = jax.random.bernoulli(null_key, self.null_share, (b, 1))
+        return jnp.where(dropped, params["null"][None], y)
+
+    def update(self, state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
+        """One step of regression of the targets (Eq. 4)."""
+
+        def loss(params: Any) -> tuple[Array, Metrics]:
+            y = self._training_y(state.frozen, params, batch, key)
+            prediction = self.network.apply({"params": params["network"]}, batch["source"], y)
+            difference = prediction - batch["target"]
+            error = difference**2 if self.loss == "mse" else jnp.abs(difference)
+            return jnp.mean(error), {}
+
+        return gradient_step(state, loss, self.optimizer, self.average_decay)
+
+    def _paint(self, model: Model, sources: Array, y: Array | None) -> Float[Array, "b h w t"]:
+        return self.network.apply({"params": model["params"]["network"]}, sources, y)
+
+    def translate(
+        self, model: Model, sources: Float[Array, "b h w s"], key: Key[Array, ""], num_samples: int
+    ) -> Float[Array, "k b h w t"]:
+        """Sources to targets, once for each of `num_samples` sampled representations.
+
+        Args:
+          model: as `base.model_of` gives it.
+          sources: images in [-1, 1].
+          key: drives the samples.
+          num_samples: k; without a condition all results are the same one (k = 1).
+        """
+        if self.sampler is None:
+            return self._paint(model, sources, None)[None]
+        y = self.sampler.samples(model["frozen"]["mdn"], sources, key, num_samples)
+        return jax.lax.map(lambda one: self._paint(model, sources, one), y)
+
+    def audits(self, num_samples: int) -> dict[str, Translate]:
+        """The condition audit: what C-UNet does when it is given another representation.
+
+        `mean_representation`: the mean of the MDN's samples; `oracle`: the encoder's, of the true
+        targets (a leak, an upper bound); `null`: the learned null; `mean`: the training mean (zero
+        for a standardised y); `shuffled`: sampled for the sources of another patient, which the
+        batch holds under "other".
+        """
+        if self.sampler is None:
+            return {}
+        sampler = self.sampler
+
+        def given(represent: Callable[[Model, Batch, Array], Array]) -> Translate:
+            return lambda model, batch, key: self._paint(
+                model, batch["source"], represent(model, batch, key)
+            )
+
+        def sampled_mean(model: Model, batch: Batch, key: Array) -> Array:
+            drawn = sampler.samples(model["frozen"]["mdn"], batch["source"], key, num_samples)
+            return drawn.mean(axis=0)
+
+        def constant(model: Model, batch: Batch, value: Array) -> Array:
+            return jnp.broadcast_to(value, (batch["source"].shape[0], value.shape[-1]))
+
+        return {
+            "mean_representation": given(sampled_mean),
+            "oracle": given(
+                lambda model, batch, key: sampler.representation.represent(
+                    model["frozen"]["mrm"], batch["target"]
+                )
+            ),
+            "null": given(
+                lambda model, batch, key: constant(model, batch, model["params"]["null"])
+            ),
+            "mean": given(
+                lambda model, batch, key: constant(model, batch, 0 * model["params"]["null"])
+            ),
+            "shuffled": given(
+                lambda model, batch, key: sampler.sample(
+                    model["frozen"]["mdn"], batch["other"], key
+                )
+            ),
+        }
+
+    def validate(self, model: Model, batch: Batch, key: Key[Array, ""]) -> tuple[Metrics, Pictures]:
+        """Error of the honest translation, and sources, truth and synthesis side by side."""
+        prediction = to_unit_range(self.translate(model, batch["source"], key, 1)[0])
+        source, truth = to_unit_range(batch["source"]), to_unit_range(batch["target"])
+        error = jnp.mean((prediction - truth) ** 2, axis=(1, 2))
+        psnr = -10 * jnp.log10(jnp.maximum(error, 1e-10)).mean(axis=0)
+        metrics = {"loss": error.mean()} | {f"psnr_{t}": psnr[t] for t in range(psnr.shape[0])}
+        pictures = {f"source_{s}": source[..., s] for s in range(source.shape[-1])}
+        for t in range(truth.shape[-1]):
+            pictures[f"truth_{t}"] = truth[..., t]
+            pictures[f"synthesis_{t}"] = prediction[..., t]
+        return metrics, pictures
+
+    def finish(
+        self,
+        state: State,
+        train: Callable[[], Iterable[Batch]],
+        validation: Callable[[], Iterable[Batch]],
+        key: Key[Array, ""],
+    ) -> State:
+        """Nothing to measure: C-UNet is the last stage."""
+        return state
+
+
+def create(config: Any) -> CrossConditioned:
+    """The stage described by `config[config.stage]`: a C-UNet or one of its ablations.
+
+    Raises:
+      UserError: an option that does not exist, or a size that cannot be halved often enough.
+    """
+    section = config[config.stage]
+    for name, allowed in OPTIONS.items():
+        if section[name] not in allowed:
+            raise UserError(
+                f"unknown {config.stage}.{name} '{section[name]}': allowed are {', '.join(allowed)}"
+            )
+    halvings = len(section.features) - 2
+    if config.data.size % 2**halvings:
+        raise UserError(
+            f"data.size {config.data.size} cannot be halved {halvings} times: use a multiple of "
+            f"{2**halvings} or fewer {config.stage}.features"
+        )
+    network = CUNet(
+        features=tuple(section.features),
+        num_targets=len(config.data.targets),
+        stage=section.stage,
+        condition=section.condition,
+        fusion=section.fusion,
+        condition_decoder=section.condition_decoder,
+        groups=section.groups,
+    )
+    return CrossConditioned(
+        network=network,
+        sampler=mdn.create(config) if section.condition == "on" else None,
+        optimizer=make_optimizer(section.optimizer, section.train.num_steps),
+        average_decay=section.average_decay,
+        loss=section.loss,
+        representation=section.representation,
+        sampled_share=section.sampled_share,
+        noise=section.noise,
+        null_share=section.null_share,
+    )

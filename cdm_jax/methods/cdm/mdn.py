@@ -1,0 +1,354 @@
+"""MDN, the modality-decoupled diffusion network (section II-A, Fig. 3a).
+
+A light diffusion model over the representation y of MRM. One linear layer a target modality
+decouples the noised y_t; residual blocks of perceptrons restore y_0; DDIM samples it.
+
+Read to the letter, nothing of the patient enters (`condition="none"`): a sample is the code of some
+brain, independent of the one at hand. `condition="source"` lets every block see an encoding of the
+source modalities, which is the only way that a sample can say anything about this patient.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jaxtyping import Array, Float, Int, Key
+
+from cdm_jax.diffusion.ddim import DDIM
+from cdm_jax.diffusion.process import corrupt, split_prediction, training_target
+from cdm_jax.diffusion.schedule import alpha_bar
+from cdm_jax.errors import UserError
+from cdm_jax.methods.base import (
+    Batch,
+    Metrics,
+    Model,
+    Pictures,
+    State,
+    gradient_step,
+    new_state,
+)
+from cdm_jax.methods.cdm import mrm
+from cdm_jax.methods.cdm.source import SourceEncoder, disturb
+from cdm_jax.nn.embeddings import sinusoidal
+from cdm_jax.optim import make_optimizer
+
+EXPLAINED = tuple(
+    f"explained_{what}_{part}" for part in ("train", "validation") for what in ("one", "mean")
+)
+DECOUPLINGS = ("streams", "merged", "split", "none")
+
+
+class Layer(nn.Module):
+    """LayerNorm, SiLU and a linear layer: what every part of a residual block is made of."""
+
+    features: int
+    zero: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b _"]) -> Float[Array, "b {self.features}"]:
+        """Vectors in, vectors out; with `zero` the linear layer starts at zero."""
+        initial = nn.initializers.zeros if self.zero else nn.linear.default_kernel_init
+        return nn.Dense(self.features, kernel_init=initial)(nn.silu(nn.LayerNorm()(x)))
+
+
+class ResidualBlock(nn.Module):
+    """Input layer, timestep layer (and source layer), output layer, beside a residual."""
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b w"], time: Float[Array, "b e"], context: Float[Array, "b c"] | None
+    ) -> Float[Array, "b w"]:
+        """Refines x given the embedded timestep and, where there is one, the encoded source."""
+        width = x.shape[-1]
+        h = Layer(width, name="input")(x) + Layer(width, name="timestep")(time)
+        if context is not None:
+            h += Layer(width, name="source")(context)
+        return x + Layer(width, zero=True, name="output")(h)
+
+
+class Denoiser(nn.Module):
+    """Decoupling linear layers, towers of residual blocks, and the join.
+
+    Attributes:
+      representation_width: length of y.
+      num_modalities: number of target modalities.
+      width: features of a tower.
+      blocks: residual blocks of a tower.
+      decouple: "streams": one linear layer and one tower a modality, joined at the end;
+        "merged": one linear layer a modality, summed into one tower;
+        "split": as streams, but each sees and restores only its modality's part of y;
+        "none": one linear layer, one tower (the ablation M2).
+    """
+
+    representation_width: int
+    num_modalities: int
+    width: int
+    blocks: int
+    decouple: str
+
+    def _tower(self, x: Array, time: Array, context: Array | None, name: str) -> Array:
+        for block in range(self.blocks):
+            x = ResidualBlock(name=f"{name}_block_{block}")(x, time, context)
+        return x
+
+    @nn.compact
+    def __call__(
+        self, y_t: Float[Array, "b d"], t: Int[Array, "b"], context: Float[Array, "b c"] | None
+    ) -> Float[Array, "b d"]:
+        """The prediction for y_t at timestep t."""
+        time = nn.Dense(self.width)(nn.silu(nn.Dense(self.width)(sinusoidal(t, self.width))))
+        names = [f"modality_{m}" for m in range(self.num_modalities)]
+        if self.decouple == "none":
+            return self._output(self._tower(self._enter(y_t, "all"), time, context, "all"))
+        if self.decouple == "merged":
+            merged = jnp.sum(jnp.stack([self._enter(y_t, name) for name in names]), axis=0)
+            return self._output(self._tower(merged, time, context, "all"))
+        parts = [y_t] * len(names)
+        if self.decouple == "split":
+            parts = jnp.split(y_t, len(names), axis=-1)
+        streams = [
+            self._tower(self._enter(part, name), time, context, name)
+            for part, name in zip(parts, names, strict=True)
+        ]
+        if self.decouple == "split":
+            width = self.representation_width // len(names)
+            heads = [
+                Layer(width, zero=True, name=f"{n}_output")(s)
+                for n, s in zip(names, streams, strict=True)
+            ]
+            return jnp.concatenate(heads, axis=-1)
+        return self._output(jnp.concatenate(streams, axis=-1))
+
+    def _enter(self, y_t: Array, name: str) -> Array:
+        return nn.Dense(self.width, name=f"{name}_decouple")(y_t)
+
+    def _output(self, x: Array) -> Array:
+        return Layer(self.representation_width, zero=True, name="output")(x)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MDN:
+    """The diffusion over representations as a training stage.
+
+    Attributes:
+      representation: the MRM stage, whose y this one learns.
+      denoiser: the network.
+      encoder: the network that encodes the sources, or None for the unconditional letter.
+      optimizer: of all parameters.
+      average_decay: decay of the moving average of parameters, 0 for none.
+      sampler: DDIM with the schedule of training.
+      augmentation: strengths of the disturbances of the sources, see `source.disturb`.
+      num_samples: samples averaged where a mean is measured.
+    """
+
+    representation: mrm.MRM
+    denoiser: Denoiser
+    encoder: SourceEncoder | None
+    optimizer: optax.GradientTransformation
+    average_decay: float
+    sampler: DDIM
+    augmentation: Any
+    num_samples: int
+
+    depends_on = ("mrm",)
+
+    def init(self, key: Key[Array, ""], batch: Batch, frozen: Model) -> State:
+        """Fresh parameters beside the frozen MRM."""
+        denoiser_key, encoder_key = jax.random.split(key)
+        params, context = {}, None
+        if self.encoder is not None:
+            params["encoder"] = self.encoder.init(encoder_key, batch["source"])["params"]
+            context = self.encoder.apply({"params": params["encoder"]}, batch["source"])
+        b = batch["source"].shape[0]
+        y = jnp.zeros((b, self.representation.representation_width))
+        t = jnp.zeros(b, jnp.int32)
+        params["denoiser"] = self.denoiser.init(denoiser_key, y, t, context)["params"]
+        width = self.representation.representation_width
+        statistics = {name: jnp.zeros(()) for name in EXPLAINED}
+        return new_state(
+            params,
+            self.optimizer,
+            averaged=bool(self.average_decay),
+            frozen=frozen,
+            statistics=statistics | {"error_factor": jnp.zeros((width, width))},
+        )
+
+    def _encode(
+        self, params: Any, sources: Float[Array, "b h w s"], dropout: Key[Array, ""] | None = None
+    ) -> Float[Array, "b c"] | None:
+        """The sources' code, or None; with a key as in training: disturbed and with dropout."""
+        if self.encoder is None:
+            return None
+        if dropout is None:
+            return self.encoder.apply({"params": params["encoder"]}, sources)
+        disturb_key, dropout_key = jax.random.split(dropout)
+        return self.encoder.apply(
+            {"params": params["encoder"]},
+            disturb(disturb_key, sources, self.augmentation),
+            train=True,
+            rngs={"dropout": dropout_key},
+        )
+
+    def _loss(
+        self, params: Any, y: Float[Array, "b d"], context: Array | None, key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """L2 between the prediction at a uniform timestep and its target."""
+        time_key, noise_key = jax.random.split(key)
+        table = jnp.asarray(self.sampler.alpha_bar, jnp.float32)
+        t = jax.random.randint(time_key, y.shape[:1], 0, table.shape[0])
+        noise = jax.random.normal(noise_key, y.shape)
+        y_t = corrupt(y, noise, table[t])
+        prediction = self.denoiser.apply({"params": params["denoiser"]}, y_t, t, context)
+        kind = self.sampler.prediction
+        error = prediction - training_target(kind, y, noise, table[t])
+        restored, _ = split_prediction(kind, prediction, y_t, table[t])
+        return jnp.mean(error**2), {"y_error": jnp.mean((restored - y) ** 2)}
+
+    def update(self, state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
+        """One step of denoising y_t."""
+        y = self.representation.represent(state.frozen["mrm"], batch["target"])
+        encode_key, loss_key = jax.random.split(key)
+
+        def loss(params: Any) -> tuple[Array, Metrics]:
+            context = self._encode(params, batch["source"], encode_key)
+            return self._loss(params, y, context, loss_key)
+
+        return gradient_step(state, loss, self.optimizer, self.average_decay)
+
+    def sample(
+        self, model: Model, sources: Float[Array, "b h w s"], key: Key[Array, ""]
+    ) -> Float[Array, "b d"]:
+        """Draws y_0 from pure noise by DDIM (Eq. 3).
+
+        Args:
+          model: of this stage: its parameters.
+          sources: images in [-1, 1]; only their number matters when the condition is "none".
+          key: one sample a key; `jax.vmap` over keys encodes the sources once.
+        """
+        params = model["params"]
+        context = self._encode(params, sources)
+        noise_key, step_key = jax.random.split(key)
+        shape = (sources.shape[0], self.representation.representation_width)
+
+        def predict(y_t: Array, t: Array) -> Array:
+            return self.denoiser.apply({"params": params["denoiser"]}, y_t, t, context)
+
+        return self.sampler.sample(predict, jax.random.normal(noise_key, shape), step_key)
+
+    def samples(
+        self, model: Model, sources: Float[Array, "b h w s"], key: Key[Array, ""], number: int
+    ) -> Float[Array, "k b d"]:
+        """Several independent samples for the same sources."""
+        keys = jax.random.split(key, number)
+        return jax.vmap(self.sample, in_axes=(None, None, 0))(model, sources, keys)
+
+    def validate(self, model: Model, batch: Batch, key: Key[Array, ""]) -> tuple[Metrics, Pictures]:
+        """The loss, and the share of y's variance that one sample and a mean of samples explain."""
+        loss_key, sample_key = jax.random.split(key)
+        y = self.representation.represent(model["frozen"]["mrm"], batch["target"])
+        context = self._encode(model["params"], batch["source"])
+        loss, metrics = self._loss(model["params"], y, context, loss_key)
+        drawn = self.samples(model, batch["source"], sample_key, self.num_samples)
+        explained = {
+            "explained_one": explained_variance(y, drawn[0]),
+            "explained_mean": explained_variance(y, drawn.mean(axis=0)),
+        }
+        return metrics | explained | {"loss": loss}, {}
+
+    def finish(
+        self,
+        state: State,
+        train: Callable[[], Iterable[Batch]],
+        validation: Callable[[], Iterable[Batch]],
+        key: Key[Array, ""],
+    ) -> State:
+        """Measures the error of samples on patients that MDN never saw.
+
+        Kept as a factor F with F F^T = the second moment of (sample - y) over validation slices:
+        C-UNet trains on y + F n, n ~ N(0, I), and so learns how far a sample may be trusted.
+        """
+        model = {"params": state.average or state.params}
+
+        @jax.jit
+        def draw(model: Model, frozen: Model, batch: Batch, key: Array) -> tuple[Array, Array]:
+            y = self.representation.represent(frozen["mrm"], batch["target"])
+            return y, self.samples(model, batch["source"], key, self.num_samples)
+
+        statistics = {}
+        for name, batches in (("train", train), ("validation", validation)):
+            keys = iter(jax.random.split(jax.random.fold_in(key, len(statistics)), 100_000))
+            pairs = [draw(model, state.frozen, b, k) for b, k in zip(batches(), keys)]
+            y = np.concatenate([np.asarray(p[0]) for p in pairs])
+            drawn = np.concatenate([np.asarray(p[1]) for p in pairs], axis=1)
+            statistics[f"explained_one_{name}"] = explained_variance(y, drawn[0])
+            statistics[f"explained_mean_{name}"] = explained_variance(y, drawn.mean(axis=0))
+        error = (drawn - y[None]).reshape(-1, y.shape[-1])
+        power, axes = np.linalg.eigh(error.T @ error / len(error))
+        factor = axes * np.sqrt(np.maximum(power, 0))[None]
+        return state.replace(statistics=statistics | {"error_factor": jnp.asarray(factor)})
+
+
+def explained_variance(
+    truth: Float[Array, "n d"], estimate: Float[Array, "n d"]
+) -> Float[Array, ""]:
+    """R squared over all entries: 1 for a perfect estimate, 0 for the mean, below 0 for worse."""
+    truth, estimate = jnp.asarray(truth), jnp.asarray(estimate)
+    spread = jnp.sum((truth - truth.mean(axis=0, keepdims=True)) ** 2)
+    return 1 - jnp.sum((truth - estimate) ** 2) / jnp.maximum(spread, 1e-12)
+
+
+def _check(config: Any) -> None:
+    """Refuses options that do not exist or do not fit together."""
+    for name, value, allowed in (
+        ("mdn.condition", config.mdn.condition, ("source", "none")),
+        ("mdn.decouple", config.mdn.decouple, DECOUPLINGS),
+    ):
+        if value not in allowed:
+            raise UserError(f"unknown {name} '{value}': allowed are {', '.join(allowed)}")
+    if config.mdn.decouple == "split" and config.mrm.joint:
+        raise UserError(
+            "mdn.decouple=split needs a part of y for each modality: set mrm.joint=false"
+        )
+
+
+def create(config: Any) -> MDN:
+    """The stage described by `config.mdn`, `config.sampler` and `config.mrm`."""
+    _check(config)
+    section = config.mdn
+    representation = mrm.create(config)
+    denoiser = Denoiser(
+        representation_width=representation.representation_width,
+        num_modalities=len(config.data.targets),
+        width=section.width,
+        blocks=section.blocks,
+        decouple=section.decouple,
+    )
+    encoder = None
+    if section.condition == "source":
+        encoder = SourceEncoder(
+            features=tuple(section.encoder.features),
+            width=section.encoder.width,
+            dropout=section.encoder.dropout,
+        )
+    sampler = DDIM(
+        alpha_bar=tuple(alpha_bar(section.schedule, section.num_timesteps).tolist()),
+        num_steps=config.sampler.num_steps,
+        eta=config.sampler.eta,
+        grid=config.sampler.grid,
+        prediction=section.prediction,
+    )
+    return MDN(
+        representation=representation,
+        denoiser=denoiser,
+        encoder=encoder,
+        optimizer=make_optimizer(section.optimizer, section.train.num_steps),
+        average_decay=section.average_decay,
+        sampler=sampler,
+        augmentation=section.augmentation,
+        num_samples=config.evaluate.num_samples,
+    )

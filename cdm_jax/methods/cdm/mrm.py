@@ -1,0 +1,327 @@
+"""MRM, the modality-specific representation model (section II-A, Eq. 1).
+
+A vision transformer sees the target modalities with patches hidden in each modality independently,
+and learns to restore them. Its pooled tokens of the unmasked images are the representation y that
+MDN learns to sample and C-UNet takes as its condition.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Key
+
+from cdm_jax.errors import UserError
+from cdm_jax.methods.base import (
+    Batch,
+    Metrics,
+    Model,
+    Pictures,
+    State,
+    gradient_step,
+    new_state,
+    to_unit_range,
+)
+from cdm_jax.nn.embeddings import grid_positions
+from cdm_jax.nn.vit import Transformer, from_patches, to_patches
+from cdm_jax.optim import make_optimizer
+
+BACKGROUND = -1.0  # of the networks' range
+
+
+class FeatureEncoder(nn.Module):
+    """FE: patches of all modalities summed into one token a place, then a transformer.
+
+    A convolution over concatenated modalities is the sum of one linear map a modality; writing it
+    so lets each modality be hidden by itself, its map replaced by its own mask token.
+
+    Attributes:
+      patch: side of a patch in pixels.
+      width: features of a token.
+      depth: transformer blocks.
+      heads: attention heads.
+      mask_fill: what stands for a hidden patch: its modality's learned "token", or "zero"
+        (background intensity in pixel space).
+    """
+
+    patch: int
+    width: int
+    depth: int
+    heads: int
+    mask_fill: str = "token"
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array, "b h w m"],
+        hidden: Bool[Array, "b rows columns m"] | None = None,
+    ) -> Float[Array, "b n d"]:
+        """Images in [-1, 1] and the patches to hide, to one token a place in raster order."""
+        patches = to_patches(images, self.patch)
+        b, rows, columns, num_modalities, _ = patches.shape
+        total = jnp.zeros((b, rows, columns, self.width))
+        for m in range(num_modalities):
+            pixels = patches[..., m, :]
+            if hidden is not None and self.mask_fill == "zero":
+                pixels = jnp.where(hidden[..., m, None], BACKGROUND, pixels)
+            embedded = nn.Dense(self.width, use_bias=m == 0, name=f"embed_{m}")(pixels)
+            token = self.param(f"mask_token_{m}", nn.initializers.normal(0.02), (self.width,))
+            if hidden is not None and self.mask_fill == "token":
+                embedded = jnp.where(hidden[..., m, None], token[None, None, None], embedded)
+            total += embedded
+        tokens = total.reshape(b, rows * columns, self.width)
+        tokens += grid_positions(rows, columns, self.width)[None]
+        return Transformer(self.depth, self.heads)(tokens)
+
+
+class FeatureDecoder(nn.Module):
+    """FD: one linear layer from each token to the pixels of its place (SimMIM's light head).
+
+    Attributes:
+      patch: side of a patch in pixels.
+      num_modalities: modalities to restore.
+    """
+
+    patch: int
+    num_modalities: int
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b n m pixels"]:
+        """Tokens to patches of every modality in [-1, 1]."""
+        pixels = nn.Dense(self.num_modalities * self.patch**2)(tokens)
+        return pixels.reshape(*tokens.shape[:2], self.num_modalities, self.patch**2)
+
+
+class MaskedAutoencoder(nn.Module):
+    """FE and FD together."""
+
+    encoder: FeatureEncoder
+    decoder: FeatureDecoder
+
+    def __call__(self, images: Array, hidden: Array | None = None) -> Array:
+        """Restored patches [b, n, m, pixels]."""
+        return self.decoder(self.encoder(images, hidden))
+
+    def encode(self, images: Array) -> Array:
+        """Tokens of unmasked images [b, n, d]."""
+        return self.encoder(images)
+
+
+def random_mask(
+    key: Key[Array, ""], batch: int, rows: int, columns: int, num_modalities: int, ratio: float
+) -> Bool[Array, "b rows columns m"]:
+    """Hides ceil(ratio * cells) cells of each image and modality, drawn independently."""
+    noise = jax.random.uniform(key, (batch, num_modalities, rows * columns))
+    ranks = jnp.argsort(jnp.argsort(noise, axis=-1), axis=-1)
+    hidden = ranks < math.ceil(ratio * rows * columns)
+    return hidden.reshape(batch, num_modalities, rows, columns).transpose(0, 2, 3, 1)
+
+
+def masked_loss(
+    prediction: Float[Array, "b rows columns m p"],
+    truth: Float[Array, "b rows columns m p"],
+    hidden: Bool[Array, "b rows columns m"],
+    kind: str,
+) -> Float[Array, ""]:
+    """Mean over the hidden patches R of their distance to the truth (Eq. 1).
+
+    The text says L2 and mean squared error while Eq. 1 prints an unsquared norm: "mse" is the
+    default, "l2norm" is the letter of Eq. 1, "l1" is SimMIM's.
+
+    Raises:
+      UserError: unknown kind.
+    """
+    difference = prediction - truth
+    if kind == "mse":
+        distance = jnp.mean(difference**2, axis=-1)
+    elif kind == "l1":
+        distance = jnp.mean(jnp.abs(difference), axis=-1)
+    elif kind == "l2norm":
+        distance = jnp.sqrt(jnp.sum(difference**2, axis=-1) + 1e-12)
+    else:
+        raise UserError(f"unknown mrm.loss '{kind}': allowed are mse, l1, l2norm")
+    return jnp.sum(distance * hidden) / jnp.maximum(jnp.sum(hidden), 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MRM:
+    """The representation model as a training stage.
+
+    Attributes:
+      network: encoder and decoder.
+      optimizer: of all parameters.
+      average_decay: decay of the moving average of parameters, 0 for none.
+      num_targets: number of target modalities.
+      size: side of the images in pixels.
+      mask_cell: side of a masked cell in pixels, a multiple of the patch.
+      mask_ratio: share of cells hidden in each modality.
+      loss: see `masked_loss`.
+      foreground_only: leaves patches of pure background out of the loss.
+      joint: one encoding of all targets (the paper) or one of each, concatenated.
+      pool: tokens are averaged to pool x pool places; 1 gives one vector a slice.
+      normalisation: of y: "zscore" over the training set, "per_sample" (RCG's) or "none".
+    """
+
+    network: MaskedAutoencoder
+    optimizer: optax.GradientTransformation
+    average_decay: float
+    num_targets: int
+    size: int
+    mask_cell: int
+    mask_ratio: float
+    loss: str
+    foreground_only: bool
+    joint: bool
+    pool: int
+    normalisation: str
+
+    depends_on = ()
+
+    @property
+    def representation_width(self) -> int:
+        """Length of y."""
+        streams = 1 if self.joint else self.num_targets
+        return streams * self.pool**2 * self.network.encoder.width
+
+    def _views(self, targets: Float[Array, "b h w m"]) -> Float[Array, "v h w n"]:
+        """What one encoding sees: all modalities together, or each as an image of its own."""
+        if self.joint:
+            return targets
+        b, h, w, m = targets.shape
+        return targets.transpose(0, 3, 1, 2).reshape(b * m, h, w, 1)
+
+    def init(self, key: Key[Array, ""], batch: Batch, frozen: Model) -> State:
+        """Fresh parameters; statistics of y that change nothing until `finish` measures them."""
+        params = self.network.init(key, self._views(batch["target"]))["params"]
+        width = self.representation_width
+        statistics = {"mean": jnp.zeros(width), "deviation": jnp.ones(width)}
+        return new_state(
+            params,
+            self.optimizer,
+            averaged=bool(self.average_decay),
+            frozen={},
+            statistics=statistics,
+        )
+
+    def _restore(
+        self, params: Any, targets: Float[Array, "b h w m"], key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], Array, Array]:
+        """Loss, restored images and mask for one batch."""
+        images = self._views(targets)
+        patch, cells = self.network.encoder.patch, self.size // self.mask_cell
+        hidden = random_mask(key, images.shape[0], cells, cells, images.shape[-1], self.mask_ratio)
+        repeats = self.mask_cell // patch
+        hidden = jnp.repeat(jnp.repeat(hidden, repeats, axis=1), repeats, axis=2)
+        truth = to_patches(images, patch)
+        restored = self.network.apply({"params": params}, images, hidden).reshape(truth.shape)
+        counted = hidden
+        if self.foreground_only:
+            counted &= jnp.any(truth > BACKGROUND, axis=-1)
+        loss = masked_loss(restored, truth, counted, self.loss)
+        shown = jnp.where(hidden[..., None], restored, truth)
+        return loss, from_patches(shown, patch), hidden
+
+    def update(self, state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
+        """One step of masked image modelling on the targets."""
+
+        def loss(params: Any) -> tuple[Array, Metrics]:
+            return self._restore(params, batch["target"], key)[0], {}
+
+        return gradient_step(state, loss, self.optimizer, self.average_decay)
+
+    def validate(self, model: Model, batch: Batch, key: Key[Array, ""]) -> tuple[Metrics, Pictures]:
+        """The masked loss, and the truth beside what was hidden and what was restored."""
+        loss, restored, hidden = self._restore(model["params"], batch["target"], key)
+        images = self._views(batch["target"])
+        repeats = self.network.encoder.patch
+        cover = jnp.repeat(jnp.repeat(hidden, repeats, axis=1), repeats, axis=2)
+        seen = jnp.where(cover, BACKGROUND, images)
+        rows = {"truth": images, "seen": seen, "restored": restored}
+        pictures = {name: to_unit_range(rows[name][..., 0]) for name in rows}
+        return {"loss": loss}, pictures
+
+    def _pooled(self, params: Any, targets: Float[Array, "b h w m"]) -> Float[Array, "b d"]:
+        """Tokens of the unmasked targets, averaged over places."""
+        tokens = self.network.apply(
+            {"params": params}, self._views(targets), method=MaskedAutoencoder.encode
+        )
+        views, n, width = tokens.shape
+        places = math.isqrt(n) // self.pool
+        grid = tokens.reshape(views, self.pool, places, self.pool, places, width)
+        return grid.mean(axis=(2, 4)).reshape(targets.shape[0], -1)
+
+    def represent(self, model: Model, targets: Float[Array, "b h w m"]) -> Float[Array, "b d"]:
+        """The representation y of target images, standardised; carries no gradient."""
+        y = jax.lax.stop_gradient(self._pooled(model["params"], targets))
+        if self.normalisation == "per_sample":
+            return (y - y.mean(-1, keepdims=True)) / (y.std(-1, keepdims=True) + 1e-6)
+        mean, deviation = model["statistics"]["mean"], model["statistics"]["deviation"]
+        return (y - mean[None]) / deviation[None]
+
+    def finish(
+        self,
+        state: State,
+        train: Callable[[], Iterable[Batch]],
+        validation: Callable[[], Iterable[Batch]],
+        key: Key[Array, ""],
+    ) -> State:
+        """Measures mean and deviation of each entry of y over the training slices."""
+        if self.normalisation != "zscore":
+            return state
+        pooled = jax.jit(lambda params, targets: self._pooled(params, targets))
+        params = state.average or state.params
+        y = np.concatenate([np.asarray(pooled(params, b["target"])) for b in train()])
+        deviation = np.maximum(y.std(axis=0), 1e-6)
+        return state.replace(
+            statistics={"mean": jnp.asarray(y.mean(axis=0)), "deviation": jnp.asarray(deviation)}
+        )
+
+
+def _check(config: Any, size: int) -> None:
+    """Refuses sizes that do not divide and names that do not exist."""
+    for whole, part, names in (
+        (size, config.mask_cell, "data.size by mrm.mask_cell"),
+        (config.mask_cell, config.patch, "mrm.mask_cell by mrm.patch"),
+        (size // config.patch, config.pool, "places a side by mrm.pool"),
+    ):
+        if whole % part:
+            raise UserError(f"cannot divide {names}: {whole} / {part} leaves a remainder")
+    for name, value, allowed in (
+        ("mask_fill", config.mask_fill, ("token", "zero")),
+        ("normalisation", config.normalisation, ("zscore", "per_sample", "none")),
+    ):
+        if value not in allowed:
+            raise UserError(f"unknown mrm.{name} '{value}': allowed are {', '.join(allowed)}")
+
+
+def create(config: Any) -> MRM:
+    """The stage described by `config.mrm` for the modalities and size of `config.data`."""
+    section = config.mrm
+    _check(section, config.data.size)
+    seen = len(config.data.targets) if section.joint else 1
+    network = MaskedAutoencoder(
+        FeatureEncoder(
+            section.patch, section.width, section.depth, section.heads, section.mask_fill
+        ),
+        FeatureDecoder(section.patch, seen),
+    )
+    return MRM(
+        network=network,
+        optimizer=make_optimizer(section.optimizer, section.train.num_steps),
+        average_decay=section.average_decay,
+        num_targets=len(config.data.targets),
+        size=config.data.size,
+        mask_cell=section.mask_cell,
+        mask_ratio=section.mask_ratio,
+        loss=section.loss,
+        foreground_only=section.foreground_only,
+        joint=section.joint,
+        pool=section.pool,
+        normalisation=section.normalisation,
+    )

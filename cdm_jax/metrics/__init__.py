@@ -1,0 +1,1 @@
+"""Image metrics in NumPy, the conventions that name them, and statistics over patients."""

@@ -1,0 +1,61 @@
+"""What a convention scores, and what every convention offers."""
+
+import abc
+import dataclasses
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Num
+
+from cdm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """A synthetic modality of one subject beside the real one, on the same scale.
+
+    Attributes:
+        subject: The subject's name, for messages.
+        modality: The target modality's name, for messages.
+        prediction: The synthetic image.
+        truth: The real image.
+        brain: The brain mask: the union of the non-zero voxels of the input modalities.
+        segmentation: BraTS labels, where there are any.
+
+    Raises:
+        UserError: An image has a voxel that is NaN or infinite.
+    """
+
+    subject: str
+    modality: str
+    prediction: Float[np.ndarray, "z y x"]
+    truth: Float[np.ndarray, "z y x"]
+    brain: Bool[np.ndarray, "z y x"] | None = None
+    segmentation: Num[np.ndarray, "z y x"] | None = None
+
+    def __post_init__(self) -> None:
+        for name, image in (("prediction", self.prediction), ("ground truth", self.truth)):
+            bad = image.size - int(np.isfinite(image).sum())
+            if bad:
+                raise UserError(
+                    f"{self.subject} {self.modality}: the {name} has {bad} voxels that are NaN or "
+                    "infinite, and only finite ones can be scored: mend or leave out this subject"
+                )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Convention(abc.ABC):
+    """A fixed way of turning a case into numbers.
+
+    Attributes:
+        space: The images it wants: ``slices``, axial slices at the model's size in [0, 1], or
+            ``native``, whole volumes on the subject's own grid in the truth's own unit.
+        version: Raised with every change of what the numbers mean.
+    """
+
+    space: Literal["slices", "native"]
+    version: int
+
+    @abc.abstractmethod
+    def score(self, case: Case) -> dict[str, Any]:
+        """Returns at least ``psnr`` (dB), ``ssim`` and ``mae`` as floats; NaN where undefined."""

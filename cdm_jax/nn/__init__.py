@@ -1,0 +1,1 @@
+"""Flax Linen blocks that two or more networks share."""

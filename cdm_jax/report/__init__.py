@@ -1,0 +1,1 @@
+"""Tables and pictures: pure functions of records and arrays."""

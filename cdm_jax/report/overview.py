@@ -1,0 +1,54 @@
+"""A picture of one patient: a few axial slices of each volume side by side."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib.figure
+import numpy as np
+from jaxtyping import Bool, Float
+
+NUM_SLICES = 5
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One column of the picture.
+
+    Attributes:
+        title: above the column.
+        volume: values in [0, 1].
+    """
+
+    title: str
+    volume: Float[np.ndarray, "z y x"]
+
+
+def slices_to_show(brain: Bool[np.ndarray, "z y x"], count: int) -> list[int]:
+    """Axial slices evenly spaced through the middle 60 % of the brain."""
+    filled = np.flatnonzero(brain.any(axis=(1, 2)))
+    return np.quantile(filled, np.linspace(0.2, 0.8, count)).round().astype(int).tolist()
+
+
+def save_overview(
+    path: pathlib.Path, panels: Sequence[Panel], brain: Bool[np.ndarray, "z y x"]
+) -> None:
+    """Writes a PNG: a column for each panel, a row for each slice, cropped to the brain."""
+    rows = slices_to_show(brain, NUM_SLICES)
+    y, x = (np.flatnonzero(brain.any(axis=axes)) for axes in ((0, 2), (0, 1)))
+    figure = matplotlib.figure.Figure(
+        figsize=(1.8 * len(panels), 2.1 * len(rows)), layout="constrained", facecolor="black"
+    )
+    grid = figure.subplots(len(rows), len(panels), squeeze=False)
+    for row, z in zip(grid, rows, strict=True):
+        for axis, panel in zip(row, panels, strict=True):
+            image = panel.volume[z, y[0] : y[-1] + 1, x[0] : x[-1] + 1]
+            axis.imshow(image, cmap="gray", vmin=0, vmax=1)
+            axis.set_axis_off()
+    for axis, panel in zip(grid[0], panels, strict=True):
+        axis.set_title(panel.title, color="white", fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    figure.savefig(temporary, dpi=110, format="png")
+    os.replace(temporary, path)

@@ -1,0 +1,165 @@
+"""Patients' folders in, missing modalities out: NIfTI on the input's grid, with provenance."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float
+from rich.progress import track
+
+from cdm_jax import inference
+from cdm_jax.data.intensity import brain_mask
+from cdm_jax.data.nifti import read_volume, write_like
+from cdm_jax.data.prepare import Prepared, PrepareSettings, prepare_subject
+from cdm_jax.data.subjects import Subject, find_subjects
+from cdm_jax.errors import UserError
+from cdm_jax.methods import base
+from cdm_jax.report.overview import Panel, save_overview
+from cdm_jax.writer import console
+
+NOTICE = "Synthetic image made by a neural network for research. Not for clinical use."
+SCALE_RULE = (
+    "The scale of a modality that was never acquired is unknown. Values are the network's [0, 1] "
+    "times `reference_scale`, the median over the training subjects of the modality's 99.5th "
+    "percentile in the brain."
+)
+
+Volume = Float[np.ndarray, "z y x"]
+
+
+def synthesize_folder(
+    source: pathlib.Path, output: pathlib.Path, stage_folder: pathlib.Path, *, samples: int
+) -> list[pathlib.Path]:
+    """Synthesises every subject found under a folder.
+
+    Args:
+      source: a patient's folder or a cohort's.
+      output: one folder a subject is made in it.
+      stage_folder: of the trained system, such as `runs/brats/cunet`.
+      samples: independent samples; with more than one the mean is written, and their standard
+        deviation beside it.
+
+    Returns:
+      The subjects' folders.
+
+    Raises:
+      UserError: no patients, no trained system, or an unreadable file.
+    """
+    system = inference.load_system(stage_folder, _batch_size(samples))
+    data = system.provenance.config.data
+    if not source.is_dir():
+        raise UserError(f"--input={source} is not a folder: give a patient's, or one of many")
+    subjects = find_subjects(
+        source,
+        modalities=tuple(data.sources) + tuple(data.targets),
+        patterns=data.patterns.to_dict() or None,
+        require_all=False,
+    )
+    settings = PrepareSettings(
+        sources=tuple(data.sources),
+        targets=tuple(data.targets),
+        size=data.size,
+        minimum_brain=data.minimum_brain,
+    )
+    compiled = system.compile(_mean_and_deviation(system.method, samples))
+    written = []
+    for subject in track(subjects, "synthesising", console=console):
+        prepared = prepare_subject(subject, settings)
+        stored = {"source": prepared.slices[..., : len(settings.sources)]}
+        key = inference.subject_key(system.provenance.config.seed, subject.subject_id)
+        outputs = system.volumes(compiled, stored, key)
+        written.append(_write(subject, prepared, outputs, system, samples, output))
+    return written
+
+
+def _batch_size(samples: int) -> int:
+    """Slices a call: fewer when each is drawn several times, to bound the memory."""
+    return max(1, 16 // samples)
+
+
+def _mean_and_deviation(method: base.Translator, samples: int) -> inference.Compute:
+    """Mean and standard deviation over samples, in [0, 1]."""
+
+    def compute(model: base.Model, batch: base.Batch, key: Array) -> inference.Outputs:
+        drawn = base.to_unit_range(method.translate(model, batch["source"], key, samples))
+        return {"mean": drawn.mean(axis=0), "deviation": drawn.std(axis=0)}
+
+    return compute
+
+
+def _write(
+    subject: Subject,
+    prepared: Prepared,
+    outputs: dict[str, Float[np.ndarray, "slice h w t"]],
+    system: inference.System,
+    samples: int,
+    output: pathlib.Path,
+) -> pathlib.Path:
+    """Writes images, sidecars and the overview of one subject."""
+    data, scales = system.provenance.config.data, system.provenance.scales
+    reference = subject.images[data.sources[0]]
+    acquired = {name: read_volume(subject.images[name]) for name in data.sources}
+    brain = brain_mask(acquired)
+    folder = output / subject.subject_id
+    panels = [
+        Panel(name, prepared.intensities[name].apply(volume)) for name, volume in acquired.items()
+    ]
+    for t, target in enumerate(data.targets):
+        images = {
+            name: inference.to_native(prepared, slices[..., t], brain)
+            for name, slices in outputs.items()
+            if name == "mean" or samples > 1
+        }
+        stem = f"{subject.subject_id}-{target}"
+        for name, image in images.items():
+            path = folder / (f"{stem}.nii.gz" if name == "mean" else f"{stem}-deviation.nii.gz")
+            write_like(
+                path, image * scales[target], reference, description=f"SYNTHETIC {target} cdm_jax"
+            )
+        _write_json(folder / f"{stem}.json", _provenance(subject, target, system, samples))
+        panels.append(Panel(f"{target} synthetic", images["mean"]))
+        if target in subject.images:
+            truth = prepared.intensities[target].apply(read_volume(subject.images[target]))
+            panels.append(Panel(f"{target} acquired", truth))
+        if samples > 1:
+            panels.append(Panel(f"{target} deviation x 5", 5 * images["deviation"]))
+    save_overview(folder / f"{subject.subject_id}.png", panels, brain)
+    return folder
+
+
+def _provenance(
+    subject: Subject, target: str, system: inference.System, samples: int
+) -> dict[str, Any]:
+    config = system.provenance.config
+    return {
+        "synthetic": True,
+        "notice": NOTICE,
+        "subject": subject.subject_id,
+        "modality": target,
+        "sources": {name: _file(subject.images[name]) for name in config.data.sources},
+        "software": f"cdm_jax {importlib.metadata.version('cdm_jax')}",
+        "system": config[config.stage].method,
+        "checkpoint": system.fingerprint,
+        "split": system.provenance.split,
+        "trained_on": config.data.name,
+        "size": config.data.size,
+        "samples": samples,
+        "seed": config.seed,
+        "sampler": config.sampler.to_dict(),
+        "reference_scale": system.provenance.scales[target],
+        "scale_rule": SCALE_RULE,
+    }
+
+
+def _file(path: pathlib.Path) -> dict[str, str]:
+    return {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, path)

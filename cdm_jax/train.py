@@ -1,0 +1,318 @@
+"""The one loop: restore, step, log, validate, save. It knows no method.
+
+Order within a step, on which exact resuming rests: the state and the position of the data iterator
+are saved together, after the update and before the next batch is drawn.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from clu import metrics as clu_metrics
+from clu import parameter_overview
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from cdm_jax import checkpoint, parallel
+from cdm_jax.data.dataset import Dataset
+from cdm_jax.data.pipeline import SliceSource, to_device, training_batches
+from cdm_jax.data.prepare import PreparedSubject, median_scales
+from cdm_jax.errors import UserError
+from cdm_jax.methods import base
+from cdm_jax.writer import ProfilerWindow, StopRequest, TrainingProgress, Writer, console
+
+MEASURED_SLICES = 4096  # enough for the means and covariances that `finish` measures
+LENGTHS = ("num_steps", "num_epochs", "log_every", "validate_every", "checkpoint_every")
+
+Step = Callable[..., tuple[base.State, dict[str, clu_metrics.Average]]]
+
+
+def resolve(config: ConfigDict, num_slices: int) -> ConfigDict:
+    """The config of a stage with its number of steps worked out from its epochs.
+
+    Raises:
+      UserError: nothing to train: neither steps nor epochs.
+    """
+    config = config.copy_and_resolve_references()
+    length = config[config.stage].train
+    if not length.num_steps:
+        batch = length.batch_size_per_device * jax.device_count()
+        length.num_steps = length.num_epochs * max(1, num_slices // batch)
+    if length.num_steps < 1:
+        raise UserError(f"{config.stage}.train: num_steps and num_epochs are 0; set one of them")
+    return config
+
+
+def load_frozen(method: base.Method, config: ConfigDict, workdir: pathlib.Path) -> base.Model:
+    """Models of the stages that this one builds on.
+
+    Raises:
+      UserError: one is missing, unfinished, or was trained with other settings.
+    """
+    frozen = {}
+    for stage in method.depends_on:
+        folder = workdir / stage
+        if not checkpoint.finished(folder):
+            raise UserError(
+                f"stage {config.stage} needs a finished {stage} in {folder}: train it with "
+                f"--config=<the same file>:{stage} --workdir={workdir}"
+            )
+        model, saved = checkpoint.load_model(folder)
+        _check_same(config, saved.config, ("data", stage), folder)
+        frozen[stage] = {name: model[name] for name in ("params", "statistics")}
+    return frozen
+
+
+def _check_same(
+    ours: ConfigDict, saved: ConfigDict, sections: Sequence[str], folder: pathlib.Path
+) -> None:
+    """Refuses to build on a run whose settings differ in more than lengths and places."""
+    harmless = {f"{s}.train.{name}" for s in sections for name in LENGTHS}
+    harmless |= {f"data.{name}" for name in ("root", "cache", "split_file", "num_workers")}
+    changed = [
+        line
+        for line in checkpoint.differences(ours, saved, sections)
+        if line.split(":")[0] not in harmless
+    ]
+    if changed:
+        raise UserError(
+            f"the run in {folder} was made with other settings ({'; '.join(changed[:3])}): "
+            "use those, another --workdir, or remove that folder"
+        )
+
+
+def make_step(method: base.Method, root: Array, mesh: jax.sharding.Mesh) -> Step:
+    """The compiled step: stored batch to floats, update, running means; the state is donated."""
+
+    def step(state: base.State, totals: Any, batch: Any) -> tuple[base.State, Any]:
+        floats = {name: base.to_model_range(images) for name, images in batch.items()}
+        state, metrics = method.update(state, floats, jax.random.fold_in(root, state.step))
+        averages = {
+            name: clu_metrics.Average.from_model_output(value) for name, value in metrics.items()
+        }
+        if totals is not None:
+            averages = {name: totals[name].merge(averages[name]) for name in averages}
+        return state, averages
+
+    return jax.jit(step, donate_argnums=(0, 1), out_shardings=parallel.replicated(mesh))
+
+
+def slice_batches(
+    subjects: Sequence[PreparedSubject], batch_size: int, limit: int, sharding: Any
+) -> Iterator[base.Batch]:
+    """Up to `limit` slices, evenly spaced over the subjects, as full batches of floats.
+
+    The last batch is filled up from the start.
+    """
+    source = SliceSource(subjects)
+    chosen = np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).astype(int))
+    padded = np.resize(chosen, -(-len(chosen) // batch_size) * batch_size)
+    convert = jax.jit(lambda b: {name: base.to_model_range(x) for name, x in b.items()})
+    for start in range(0, len(padded), batch_size):
+        items = [source[int(index)] for index in padded[start : start + batch_size]]
+        stacked = {name: np.stack([item[name] for item in items]) for name in items[0]}
+        yield convert(jax.device_put(stacked, sharding))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """What stays the same while a stage trains.
+
+    Attributes:
+      config: whole config, its number of steps resolved.
+      folder: of the stage.
+      dataset: prepared patients.
+      method: the system.
+      mesh: the devices.
+      keys: of initialisation, of training steps, of measurements.
+    """
+
+    config: ConfigDict
+    folder: pathlib.Path
+    dataset: Dataset
+    method: base.Method
+    mesh: jax.sharding.Mesh
+    keys: Array
+
+    @property
+    def length(self) -> ConfigDict:
+        """Steps, batch size and intervals of the stage."""
+        return self.config[self.config.stage].train
+
+    @property
+    def batch_size(self) -> int:
+        """Slices in a global batch."""
+        return self.length.batch_size_per_device * jax.device_count()
+
+    def provenance(self) -> checkpoint.Provenance:
+        """What checkpoints of this run say of themselves."""
+        return checkpoint.Provenance(
+            config=self.config,
+            split=self.dataset.split_hash,
+            scales=median_scales(self.dataset.train),
+        )
+
+    def slices(self, subjects: Sequence[PreparedSubject], limit: int) -> Iterator[base.Batch]:
+        """Slices of these subjects in order, on the devices."""
+        return slice_batches(subjects, self.batch_size, limit, parallel.sharded(self.mesh))
+
+
+def train_stage(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) -> None:
+    """Trains the config's stage to its end, continuing from its newest checkpoint.
+
+    Args:
+      config: whole config; `config.stage` names the stage.
+      workdir: the stage's folder is made in it.
+      dataset: prepared patients.
+
+    Raises:
+      UserError: a stage that this one needs is missing, or settings do not fit.
+      SystemExit: the run was asked to stop; it has saved and continues by the same command.
+    """
+    folder = workdir / config.stage
+    config = resolve(config, sum(len(subject.training) for subject in dataset.train))
+    _check_continues(config, folder, dataset)
+    root = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(config.stage.encode()))
+    run = Run(
+        config=config,
+        folder=folder,
+        dataset=dataset,
+        method=base.create(config),
+        mesh=parallel.data_mesh(),
+        keys=jax.random.split(root, 3),
+    )
+    with checkpoint.Checkpoints(folder, config.checkpoint.keep) as checkpoints:
+        if (checkpoints.latest_step or 0) >= run.length.num_steps:
+            console.print(f"[bold]{config.stage}[/] is finished: {folder}")
+            return
+        frozen = load_frozen(run.method, config, workdir)
+        with contextlib.closing(_training_iterator(run)) as batches:
+            state = _start(run, frozen, checkpoints, batches)
+            with Writer(folder, int(state.step)) as writer:
+                state = _loop(run, state, batches, checkpoints, writer)
+                state = _finish(run, state, writer)
+            checkpoints.save(run.length.num_steps, state, batches, run.provenance())
+
+
+def _check_continues(config: ConfigDict, folder: pathlib.Path, dataset: Dataset) -> None:
+    """Refuses to continue a run with other settings or another split."""
+    saved = checkpoint.provenance(folder)
+    if saved is None:
+        return
+    _check_same(config, saved.config, ("data", config.stage), folder)
+    if saved.split != dataset.split_hash:
+        raise UserError(
+            f"{folder} was trained on split {saved.split}, the data now has {dataset.split_hash}: "
+            "restore that split file or use another --workdir"
+        )
+
+
+def _training_iterator(run: Run) -> Any:
+    """Endless shuffled batches of this process, prefetched to the devices."""
+    batches = training_batches(
+        run.dataset.train,
+        batch_size=run.batch_size // jax.process_count(),
+        seed=run.config.seed,
+        flips=run.config.data.flips,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    return iter(to_device(batches, parallel.sharded(run.mesh)))
+
+
+def _start(
+    run: Run, frozen: base.Model, checkpoints: checkpoint.Checkpoints, batches: Any
+) -> base.State:
+    """The newest checkpoint's state, or a fresh one, on the mesh."""
+    data, size = run.config.data, run.config.data.size
+    example = {
+        name: jnp.zeros((run.batch_size, size, size, len(modalities)))
+        for name, modalities in (("source", data.sources), ("target", data.targets))
+    }
+    arguments = (run.keys[0], example, frozen)
+    if checkpoints.latest_step is not None:
+        state = checkpoints.restore(
+            parallel.abstract(run.mesh, run.method.init, *arguments), batches
+        )
+        console.print(f"[bold]{run.config.stage}[/] goes on from step {int(state.step)}")
+        return state
+    state = parallel.born(run.mesh, run.method.init, *arguments)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+    (run.folder / "parameters.txt").write_text(overview)
+    count = parameter_overview.count_parameters(state.params)
+    console.print(f"[bold]{run.config.stage}[/]: {count:,} parameters, batch {run.batch_size}")
+    return state
+
+
+def _loop(
+    run: Run,
+    state: base.State,
+    batches: Iterator[Any],
+    checkpoints: checkpoint.Checkpoints,
+    writer: Writer,
+) -> base.State:
+    """Steps until the last one, with all that happens between them."""
+    length, first = run.length, int(state.step)
+    step_function = make_step(run.method, run.keys[1], run.mesh)
+    validate = _validation(run)
+    profiler = ProfilerWindow(run.folder, **run.config.profile.to_dict())
+    totals = None
+    with StopRequest() as stop, TrainingProgress(run.config.stage, first, length.num_steps) as bar:
+        for step in range(first + 1, length.num_steps + 1):
+            profiler.before(step)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, totals = step_function(state, totals, next(batches))
+            if step % length.log_every == 0 or step == length.num_steps:
+                averages = {name: value.compute() for name, value in totals.items()}
+                writer.scalars(step, averages)
+                bar.show(step, averages["loss"], run.batch_size)
+                totals = None
+            if validate and (step % length.validate_every == 0 or step == length.num_steps):
+                metrics, pictures = validate(base.model_of(state))
+                writer.scalars(step, {f"validation/{k}": v for k, v in metrics.items()})
+                writer.pictures(step, pictures)
+                bar.note(step, metrics)
+            if step < length.num_steps and (step % length.checkpoint_every == 0 or stop.requested):
+                checkpoints.save(step, state, batches, run.provenance())
+            if stop.requested and step < length.num_steps:
+                raise SystemExit(f"stopped, saved at step {step}; the same command goes on")
+        profiler.close()
+    return state
+
+
+def _validation(
+    run: Run,
+) -> Callable[[base.Model], tuple[base.Metrics, base.Pictures]] | None:
+    """The compiled validation on one fixed batch of unseen patients, None without any."""
+    if not run.dataset.validation:
+        return None
+    batch = next(run.slices(run.dataset.validation, run.batch_size))
+    compiled = jax.jit(run.method.validate)
+    return lambda model: compiled(model, batch, run.keys[2])
+
+
+def _finish(run: Run, state: base.State, writer: Writer) -> base.State:
+    """What the method measures at the end; single numbers of it are logged."""
+    validation = run.dataset.validation
+    if not validation:
+        console.print("no validation patients: measuring on training patients, which flatters")
+        validation = run.dataset.train
+    state = run.method.finish(
+        state,
+        lambda: run.slices(run.dataset.train, MEASURED_SLICES),
+        lambda: run.slices(validation, MEASURED_SLICES),
+        run.keys[2],
+    )
+    state = jax.device_put(state, parallel.replicated(run.mesh))
+    numbers = {f"final/{k}": v for k, v in state.statistics.items() if np.ndim(v) == 0}
+    if numbers:
+        writer.scalars(run.length.num_steps, numbers)
+        console.print(", ".join(f"{name} {float(v):.3f}" for name, v in numbers.items()))
+    return state

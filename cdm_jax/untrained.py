@@ -1,0 +1,83 @@
+"""Rows that need no network: a trained system means something only beside them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from cdm_jax.data.prepare import FULL_SCALE, PreparedSubject
+
+FITTED_SLICES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Untrained:
+    """Predictions from intensities alone, fitted on training patients.
+
+    Attributes:
+        copies: for each target, the channel of the source that is copied.
+        means: mean intensity of each target in the brain.
+        weights: of the quadratic in the sources' intensities that fits each target best.
+    """
+
+    copies: tuple[int, ...]
+    means: Float[np.ndarray, "t"]
+    weights: Float[np.ndarray, "features t"]
+
+    def rows(
+        self, sources: Float[np.ndarray, "slice h w s"]
+    ) -> Mapping[str, Float[np.ndarray, "slice h w t"]]:
+        """The three predictions in [0, 1] for source slices in [0, 1], background 0.
+
+        `copy`: the nearest source; `brain_mean`: a constant; `regression`: least squares on the
+        intensities of the same pixel.
+        """
+        brain = (sources > 0).any(axis=-1, keepdims=True)
+        fitted = _features(sources) @ self.weights
+        return {
+            "copy": sources[..., list(self.copies)],
+            "brain_mean": brain * self.means.astype(np.float32),
+            "regression": np.clip(fitted, 0, 1).astype(np.float32) * brain,
+        }
+
+
+def fit_untrained(train: Sequence[PreparedSubject], copies: Sequence[str]) -> Untrained:
+    """Fits the rows on training slices, evenly spaced over the subjects.
+
+    Args:
+        train: training subjects with all targets.
+        copies: for each target, the name of the source to copy.
+    """
+    sources, targets = _training_pixels(train)
+    weights, *_ = np.linalg.lstsq(_features(sources), targets, rcond=None)
+    channel = train[0].sources.index
+    return Untrained(
+        copies=tuple(channel(name) for name in copies), means=targets.mean(axis=0), weights=weights
+    )
+
+
+def _features(sources: Float[np.ndarray, "*n s"]) -> Float[np.ndarray, "*n f"]:
+    """One, the sources, and all products of two."""
+    s = sources.shape[-1]
+    products = [sources[..., i] * sources[..., j] for i in range(s) for j in range(i, s)]
+    linear = [sources[..., i] for i in range(s)]
+    return np.stack([np.ones_like(linear[0]), *linear, *products], axis=-1)
+
+
+def _training_pixels(
+    train: Sequence[PreparedSubject],
+) -> tuple[Float[np.ndarray, "n s"], Float[np.ndarray, "n t"]]:
+    """Brain pixels of a spread of training slices."""
+    per_subject = max(1, FITTED_SLICES // len(train))
+    pixels = [_brain_pixels(subject, per_subject) for subject in train]
+    both = np.concatenate(pixels)
+    return both[:, : len(train[0].sources)], both[:, len(train[0].sources) :]
+
+
+def _brain_pixels(subject: PreparedSubject, count: int) -> Float[np.ndarray, "n m"]:
+    positions = np.linspace(0, len(subject.training) - 1, count).astype(int)
+    chosen = np.unique(np.asarray(subject.training)[positions])
+    slices = subject.slices[chosen].astype(np.float32) / FULL_SCALE
+    brain: Bool[np.ndarray, "k h w"] = (slices[..., : len(subject.sources)] > 0).any(axis=-1)
+    return slices[brain]

@@ -1,0 +1,165 @@
+"""What a run leaves to look at: a progress bar, JSON lines, TensorBoard, pictures, a profile."""
+
+import json
+import os
+import pathlib
+import signal
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+console = Console()
+
+
+class Writer:
+    """Scalars to `metrics.jsonl` and TensorBoard, pictures to `pictures/` and TensorBoard.
+
+    Args:
+      folder: of the stage.
+      step: where the run continues; lines of later steps, left by a killed run, are dropped.
+    """
+
+    def __init__(self, folder: pathlib.Path, step: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._lines = folder / "metrics.jsonl"
+        self._keep_until(step)
+        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._tensorboard.close()
+
+    def _keep_until(self, step: int) -> None:
+        if not self._lines.exists():
+            return
+        lines = self._lines.read_text().splitlines()
+        kept = [line for line in lines if line and json.loads(line)["step"] <= step]
+        temporary = self._lines.with_suffix(".partial")
+        temporary.write_text("".join(line + "\n" for line in kept))
+        os.replace(temporary, self._lines)
+
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes values of one step; names such as "validation/loss" group them."""
+        plain = {name: float(value) for name, value in values.items()}
+        with self._lines.open("a") as file:
+            file.write(json.dumps({"step": step} | plain) + "\n")
+        for name, value in plain.items():
+            self._tensorboard.add_scalar(name, value, step)
+
+    def pictures(self, step: int, rows: Mapping[str, Float[np.ndarray, "b h w"]]) -> None:
+        """Writes one PNG: a row for each name, a column for each slice; values in [0, 1]."""
+        if not rows:
+            return
+        sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in rows.values()], axis=0)
+        grey = np.rint(np.clip(sheet, 0, 1) * 255).astype(np.uint8)
+        (self._folder / "pictures").mkdir(exist_ok=True)
+        Image.fromarray(grey).save(self._folder / "pictures" / f"{step:07d}.png")
+        self._tensorboard.add_image(" / ".join(rows), grey, step, dataformats="HW")
+
+
+class TrainingProgress:
+    """A bar with loss, slices a second and time left, and a line at each validation.
+
+    Args:
+      stage: its name.
+      first: the step from which the run continues.
+      last: the last step.
+    """
+
+    def __init__(self, stage: str, first: int, last: int):
+        self._stage, self._last = stage, last
+        self._since = (first, time.perf_counter())
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task = self._bar.add_task(stage, total=last, completed=first, status="compiling")
+
+    def __enter__(self) -> "TrainingProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def show(self, step: int, loss: Any, batch_size: int) -> None:
+        """Moves the bar to a step whose loss is known."""
+        before, when = self._since
+        self._since = (step, time.perf_counter())
+        rate = (step - before) * batch_size / (self._since[1] - when)
+        status = f"loss {float(loss):.4f}  {rate:.0f} slices/s"
+        self._bar.update(self._task, completed=step, status=status)
+
+    def note(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Prints validation metrics as a line that stays."""
+        text = ", ".join(f"{name} {float(value):.4g}" for name, value in metrics.items())
+        self._bar.console.print(f"{self._stage} {step}/{self._last}: validation {text}")
+
+
+class StopRequest:
+    """While it is entered, SIGTERM and Ctrl-C ask to save and leave instead of killing."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> "StopRequest":
+        self._before = {
+            number: signal.signal(number, self._request)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _request(self, *_: object) -> None:
+        self.requested = True
+
+
+class ProfilerWindow:
+    """Traces some steps with XLA's profiler into `<folder>/profile`.
+
+    Args:
+      folder: of the stage.
+      first_step: the first step to trace.
+      num_steps: how many; 0 traces none.
+    """
+
+    def __init__(self, folder: pathlib.Path, first_step: int, num_steps: int):
+        self._folder = str(folder / "profile")
+        self._steps = range(first_step, first_step + num_steps)
+        self._running = False
+
+    def before(self, step: int) -> None:
+        """Call before each step; starts and ends the trace when its time has come."""
+        if step in self._steps and not self._running:
+            jax.profiler.start_trace(self._folder)
+            self._running = True
+        elif self._running and step not in self._steps:
+            self.close()
+
+    def close(self) -> None:
+        """Ends a trace that runs; open it with `xprof --port 8791 <folder>/profile`."""
+        if self._running:
+            jax.profiler.stop_trace()
+            console.print(f"profile written to {self._folder}")
+        self._running = False

@@ -1,0 +1,26 @@
+"""Strict settings for every test: typed shapes, no silent broadcasting, warnings as errors."""
+
+import os
+import pathlib
+
+import pytest
+from absl import flags
+from jaxtyping import install_import_hook
+
+# Shapes and types in the package's signatures are checked at every call.
+install_import_hook("cdm_jax", "beartype.beartype")
+
+import jax
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, which pytest never parses.
+
+
+@pytest.fixture(scope="session")
+def real_data() -> pathlib.Path:
+    """The folder of real patients; where there is none, the test is skipped."""
+    default = pathlib.Path(__file__).parents[2] / "shared" / "data"
+    folder = pathlib.Path(os.environ.get("CDM_REAL_DATA", default))
+    if not folder.is_dir():
+        pytest.skip("no real patients here: set CDM_REAL_DATA to their folder")
+    return folder

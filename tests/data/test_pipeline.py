@@ -1,0 +1,230 @@
+import itertools
+import pickle
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import v1 as ocp
+
+from cdm_jax.data.intensity import Intensity
+from cdm_jax.data.pipeline import SliceSource, padded_batches, to_device, training_batches
+from cdm_jax.data.prepare import PreparedSubject
+from cdm_jax.errors import UserError
+
+SIDE = 4
+MODALITIES = ("t1", "t2", "t1c", "t2f")
+
+
+def make_subject(folder: Path, number: int, stored: int, training: tuple[int, ...], **changes):
+    """Pixels of 10000 x modality + 1000 x subject + 10 x position + column, counted from 0."""
+    slices = np.full((stored, SIDE, SIDE, 4), 1000 * number, np.uint16)
+    slices += 10 * np.arange(stored, dtype=np.uint16)[:, None, None, None]
+    slices += np.arange(SIDE, dtype=np.uint16)[None, None, :, None]
+    slices += 10_000 * np.arange(4, dtype=np.uint16)
+    path = folder / f"{number}.npy"
+    np.save(path, slices)
+    content = dict(
+        subject_id=f"subject-{number}",
+        patient_id=f"patient-{number}",
+        sources=MODALITIES[:2],
+        targets=MODALITIES[2:],
+        native_shape=(stored, SIDE, SIDE),
+        slice_indices=tuple(range(stored)),
+        training=training,
+        intensities={name: Intensity(offset=0.0, scale=1.0) for name in MODALITIES},
+        path=path,
+    )
+    return PreparedSubject(**(content | changes))
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """Two subjects with 7 + 5 = 12 slices to train on."""
+    return [
+        make_subject(tmp_path, 1, 9, tuple(range(1, 8))),
+        make_subject(tmp_path, 2, 5, tuple(range(5))),
+    ]
+
+
+EVERY_SLICE = [1010 + 10 * k for k in range(7)] + [2000 + 10 * k for k in range(5)]
+
+
+def identities(batch) -> list[int]:
+    """Which slices are in a batch, flipped or not."""
+    return [int(image.min()) for image in np.asarray(batch["source"])]
+
+
+def take(dataset_or_iterator, count: int) -> list:
+    return list(itertools.islice(dataset_or_iterator, count))
+
+
+def stream(prepared, count: int, **options) -> list[int]:
+    """The first `count` slices of a training stream, one by one."""
+    options = {"batch_size": 1, "seed": 0, "flips": False} | options
+    return [identities(batch)[0] for batch in take(training_batches(prepared, **options), count)]
+
+
+def assert_same(actual: list, expected: list) -> None:
+    assert len(actual) == len(expected) > 0
+    for one, other in zip(actual, expected, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_the_source_lists_only_training_slices(prepared):
+    source = SliceSource(prepared)
+    assert [int(source[k]["source"].min()) for k in range(len(source))] == EVERY_SLICE
+
+
+def test_an_item_has_sources_and_targets_as_integers(prepared):
+    item = SliceSource(prepared)[0]
+    np.testing.assert_array_equal(item["source"][0, 0], [1010, 11010])
+    np.testing.assert_array_equal(item["target"][0, 0], [21010, 31010])
+    assert item["source"].shape == (SIDE, SIDE, 2) and item["target"].shape == (SIDE, SIDE, 2)
+    assert item["source"].dtype == item["target"].dtype == np.uint16
+
+
+def test_a_pickled_source_holds_no_slices(tmp_path):
+    subject = make_subject(tmp_path, 1, 2000, (0, 1))
+    source = SliceSource([subject])
+    assert source[1]["source"].min() == 1010
+    assert len(pickle.dumps(source)) < subject.path.stat().st_size / 10
+
+
+def test_a_subject_without_targets_cannot_be_trained_on(prepared, tmp_path):
+    lacking = make_subject(tmp_path, 3, 4, (0, 1), targets=())
+    with pytest.raises(UserError, match="subject-3"):
+        SliceSource([*prepared, lacking])
+
+
+def test_nothing_to_train_on_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="no slices"):
+        SliceSource([make_subject(tmp_path, 1, 4, ())])
+
+
+def test_every_epoch_covers_each_slice_once_in_its_own_order(prepared):
+    epochs = np.reshape(stream(prepared, 36), (3, 12)).tolist()
+    assert all(sorted(epoch) == EVERY_SLICE for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
+def test_the_seed_decides_the_order(prepared):
+    assert stream(prepared, 12, seed=3) == stream(prepared, 12, seed=3)
+    assert stream(prepared, 12, seed=3) != stream(prepared, 12, seed=4)
+
+
+def test_batches_are_full_even_across_epochs(prepared):
+    batches = take(training_batches(prepared, batch_size=5, seed=0, flips=False), 12)
+    assert {batch["target"].shape for batch in batches} == {(5, SIDE, SIDE, 2)}
+    seen = [identity for batch in batches for identity in identities(batch)]
+    assert sorted(seen) == sorted(EVERY_SLICE * 5)
+
+
+def test_flips_mirror_all_modalities_of_half_of_the_slices(prepared):
+    batches = take(training_batches(prepared, batch_size=12, seed=0, flips=True), 15)
+    columns = np.concatenate([np.concatenate(list(b.values()), axis=-1) for b in batches])
+    columns = columns - columns.min(axis=(1, 2), keepdims=True)
+    ascending = (columns == np.arange(SIDE)[:, None]).all(axis=(1, 2, 3))
+    descending = (columns == np.arange(SIDE)[::-1, None]).all(axis=(1, 2, 3))
+    assert (ascending ^ descending).all()
+    assert 0.4 < descending.mean() < 0.6
+
+
+def test_without_flips_nothing_is_mirrored(prepared):
+    for batch in take(training_batches(prepared, batch_size=12, seed=0, flips=False), 3):
+        assert (np.diff(batch["source"].astype(int), axis=2) == 1).all()
+
+
+def test_the_same_slice_is_flipped_anew_each_epoch(prepared):
+    one = [prepared[1]]
+    batches = take(training_batches(one, batch_size=5, seed=0, flips=True), 12)
+    flipped = {bool(b["source"][0, 0, 0, 0] > b["source"][0, 0, -1, 0]) for b in batches}
+    assert flipped == {True, False}
+
+
+@pytest.mark.parametrize("process_count", [2, 3, 5])
+def test_processes_share_each_epoch_without_overlap(prepared, process_count):
+    whole = stream(prepared, 12)
+    parts = [
+        stream(prepared, len(whole[k::process_count]), process_index=k, process_count=process_count)
+        for k in range(process_count)
+    ]
+    assert parts == [whole[k::process_count] for k in range(process_count)]
+
+
+def test_processes_flip_as_one_process_would(prepared):
+    options = {"batch_size": 1, "seed": 0, "flips": True}
+    whole = take(training_batches(prepared, **options), 24)
+    for k in range(2):
+        shard = training_batches(prepared, **options, process_index=k, process_count=2)
+        assert_same(take(shard, 12), whole[k::2])
+
+
+def test_more_processes_than_slices_are_refused(prepared):
+    with pytest.raises(UserError, match="13 processes"):
+        training_batches(prepared, batch_size=1, seed=0, flips=False, process_count=13)
+
+
+def one_device() -> NamedSharding:
+    return NamedSharding(Mesh(np.array(jax.devices()[:1]), ("data",)), PartitionSpec("data"))
+
+
+def on_device(prepared):
+    batches = training_batches(prepared, batch_size=5, seed=7, flips=True)
+    return iter(to_device(batches, one_device()))
+
+
+def test_batches_on_the_device_are_the_same_batches(prepared):
+    expected = take(training_batches(prepared, batch_size=5, seed=7, flips=True), 6)
+    iterator = on_device(prepared)
+    actual = take(iterator, 6)
+    iterator.close()
+    assert actual[0]["source"].sharding == one_device()
+    assert actual[0]["source"].dtype == np.uint16
+    assert_same(actual, expected)
+
+
+@pytest.mark.parametrize("step", [0, 1, 5, 13])
+def test_orbax_resumes_the_stream_exactly(prepared, tmp_path, step):
+    iterator = on_device(prepared)
+    take(iterator, step)
+    folder = tmp_path / "checkpoints"
+    with ocp.training.Checkpointer(folder) as checkpointer:
+        checkpointer.save_checkpointables(step, {"state": {"w": np.ones(2)}, "data": iterator})
+    expected = take(iterator, 8)
+    iterator.close()
+
+    restored = on_device(prepared)
+    take(restored, 3)  # The restored place does not depend on where the iterator was.
+    with ocp.training.Checkpointer(folder) as checkpointer:
+        checkpointer.load_checkpointables(step, {"state": None, "data": restored})
+    assert_same(take(restored, 8), expected)
+    restored.close()
+
+
+def test_closing_ends_every_thread(prepared):
+    before = set(threading.enumerate())
+    iterator = on_device(prepared)
+    take(iterator, 3)
+    assert set(threading.enumerate()) - before
+    iterator.close()
+    deadline = time.monotonic() + 5
+    while set(threading.enumerate()) - before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not set(threading.enumerate()) - before
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 9, 16])
+def test_padded_batches_cover_all_stored_slices_in_order(prepared, batch_size):
+    slices = prepared[0].slices
+    stored = {"source": slices[..., :2], "target": slices[..., 2:]}
+    batches = list(padded_batches(stored, batch_size))
+    assert {b[name].shape for b, _ in batches for name in b} == {(batch_size, SIDE, SIDE, 2)}
+    for name, whole in stored.items():
+        joined = np.concatenate([batch[name][:valid] for batch, valid in batches])
+        np.testing.assert_array_equal(joined, whole)
+    last, valid = batches[-1]
+    assert set(identities(last)[valid:]) <= {1080}

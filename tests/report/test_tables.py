@@ -1,0 +1,149 @@
+import io
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from cdm_jax.errors import UserError
+from cdm_jax.metrics.aggregate import summarise
+from cdm_jax.report.tables import results_table, to_markdown, to_rich
+
+
+def cohort(systems, patients=8, targets=("t1c", "t2f"), **changes):
+    """Records whose PSNR is the system's level plus the target's index plus a patient's offset."""
+    offsets = np.random.default_rng(0).normal(size=patients)
+    return [
+        {
+            "subject": f"P{i}-000",
+            "patient": f"P{i}",
+            "split": "cafe01",
+            "conventions": {"volume": "beef02"},
+            "rows": {
+                name: {
+                    "volume": {
+                        target: {
+                            "psnr": level + place + offset,
+                            "ssim": 0.9,
+                            "mae": 0.01,
+                            "regions": {"tumour_core": {"psnr": 5.0, "ssim": 0.5, "mae": 0.1}},
+                        }
+                        for place, target in enumerate(targets)
+                    }
+                }
+                for name, level in systems.items()
+            },
+            **changes,
+        }
+        for i, offset in enumerate(offsets)
+    ]
+
+
+def printed(table):
+    console = Console(file=io.StringIO(), width=200)
+    console.print(to_rich(table))
+    return console.file.getvalue()
+
+
+def test_cells_are_statistics_over_patients_and_avg_the_mean_of_modalities():
+    records = cohort({"cdm": 30.0, "unet": 28.0})
+    table = results_table(records, "volume")
+    assert [row.name for row in table.rows] == ["cdm", "unet"]
+    values = [record["rows"]["cdm"]["volume"]["t1c"]["psnr"] for record in records]
+    cells = table.rows[0].cells
+    assert cells["t1c", "psnr"].summary == summarise(np.array(values))
+    assert cells["t2f", "psnr"].summary.mean == pytest.approx(np.mean(values) + 1)
+    assert cells["Avg", "psnr"].summary.mean == pytest.approx(np.mean(values) + 0.5)
+    assert cells["Avg", "psnr"].comparison is None
+
+
+@pytest.mark.parametrize("targets", [("t1c",), ("t1", "t2", "ct")])
+def test_targets_come_from_the_records(targets):
+    table = results_table(cohort({"cdm": 30.0}, targets=targets), "volume")
+    assert list(dict.fromkeys(t for t, _ in table.rows[0].cells)) == [*targets, "Avg"]
+
+
+def test_the_reference_is_compared_with_every_other_row():
+    records = cohort({"m1": 28.0, "better": 29.0, "same": 28.0})
+    reference, better, same = results_table(records, "volume", reference="m1").rows
+    assert reference.cells["t1c", "psnr"].comparison is None
+    assert better.cells["Avg", "psnr"].comparison.difference == pytest.approx(1)
+    assert better.cells["Avg", "psnr"].comparison.p_value < 0.05
+    assert same.cells["Avg", "psnr"].comparison.p_value == 1
+    lines = to_markdown(results_table(records, "volume", reference="m1")).splitlines()
+    assert [("†" in line) for line in lines[2:5]] == [False, True, False]
+    assert "† differs from m1" in lines[-1]
+
+
+def test_a_region_takes_the_place_of_the_whole():
+    table = results_table(cohort({"cdm": 30.0}), "volume", region="tumour_core")
+    assert table.rows[0].cells["Avg", "psnr"].summary.mean == 5
+    assert "inside tumour core" in table.footer
+
+
+def test_a_patient_without_a_value_is_left_out_and_the_cell_says_so():
+    records = cohort({"cdm": 30.0, "unet": 28.0})
+    records[0]["rows"]["cdm"]["volume"]["t1c"]["psnr"] = None
+    del records[1]["rows"]["unet"]
+    table = results_table(records, "volume")
+    cells = table.rows[0].cells
+    counts = [cells[target, "psnr"].summary.n for target in ("t1c", "t2f", "Avg")]
+    assert counts == [7, 8, 7]
+    lines = to_markdown(table).splitlines()
+    assert lines[2].count("(n=7)") == 2
+    assert lines[3].count("(n=7)") == 9
+
+
+def test_a_target_that_a_system_lacks_is_a_dash():
+    records = cohort({"cdm": 30.0, "t1c only": 28.0})
+    for record in records:
+        del record["rows"]["t1c only"]["volume"]["t2f"]
+    cells = to_markdown(results_table(records, "volume")).splitlines()[3].split(" | ")
+    assert [cell.strip("| ") for cell in cells[4:]] == ["–"] * 6
+
+
+def test_markdown_by_hand():
+    """Three equal patients: intervals of no width, so every character is known."""
+    records = cohort({"cdm": 30.0}, patients=3)
+    for record in records:
+        for target in ("t1c", "t2f"):
+            record["rows"]["cdm"]["volume"][target]["psnr"] = 31.0
+    cells = "31.00 ± 0.00 | 0.900 ± 0.000 | 0.0100 ± 0.0000 |"
+    assert to_markdown(results_table(records, "volume")).splitlines() == [
+        "| System | T1c PSNR | T1c SSIM | T1c MAE | T2f PSNR | T2f SSIM | T2f MAE "
+        "| Avg PSNR | Avg SSIM | Avg MAE |",
+        "| --- " + "| ---: " * 9 + "|",
+        f"| cdm | {cells} {cells} {cells}",
+        "",
+        "Convention volume (beef02); 3 patients; split cafe01. PSNR in dB. "
+        "Mean ± half the width of the 95 % bootstrap interval over patients.",
+    ]
+
+
+def test_half_the_intervals_width_stands_beside_the_mean():
+    table = results_table(cohort({"cdm": 30.0}), "volume")
+    low, high = table.rows[0].cells["t1c", "psnr"].summary.interval
+    assert high - low > 0.1
+    assert f"± {(high - low) / 2:.2f} |" in to_markdown(table)
+
+
+def test_one_patient_has_values_without_intervals():
+    line = to_markdown(results_table(cohort({"cdm": 30.0}, patients=1), "volume")).splitlines()[2]
+    assert "±" not in line
+    assert "0.900" in line
+
+
+def test_the_terminal_shows_names_numbers_and_footer_as_they_are():
+    text = printed(results_table(cohort({"cdm [oracle]": 30.0, "a|b": 28.0}), "volume"))
+    for part in ("cdm [oracle]", "a|b", "T2f PSNR", "Avg MAE", "0.0100", "split cafe01"):
+        assert part in text
+    assert "a\\|b" in to_markdown(results_table(cohort({"a|b": 28.0}), "volume"))
+
+
+def test_wrong_choices_are_errors_that_list_the_right_ones():
+    records = cohort({"cdm": 30.0})
+    with pytest.raises(UserError, match="choose from volume"):
+        results_table(records, "paper")
+    with pytest.raises(UserError, match="choose from cdm"):
+        results_table(records, "volume", reference="m1")
+    with pytest.raises(UserError, match="split differs"):
+        results_table([*records, *cohort({"unet": 1.0}, split="other")], "volume")
