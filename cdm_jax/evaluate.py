@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 from rich.progress import track
 
@@ -26,6 +26,7 @@ from cdm_jax.errors import UserError
 from cdm_jax.methods import base
 from cdm_jax.metrics.aggregate import Record
 from cdm_jax.metrics.conventions import Case, fingerprint, get_convention, json_ready
+from cdm_jax.metrics.regions import region_masks
 from cdm_jax.report.tables import results_table, to_markdown, to_rich
 from cdm_jax.untrained import Untrained, fit_untrained
 from cdm_jax.writer import console
@@ -205,7 +206,7 @@ class _Native:
             name: subject.intensities[name].apply(read_volume(files.images[name]))
             for name in subject.targets
         }
-        self._segmentation = read_labels(files.segmentation) if files.segmentation else None
+        self._segmentation = _segmentation(files, self._brain)
 
     def case(self, target: str, slices: Float[np.ndarray, "slice h w"]) -> Case:
         """A prediction in the model's frame beside the truth, on the native grid."""
@@ -217,6 +218,21 @@ class _Native:
             brain=self._brain,
             segmentation=self._segmentation,
         )
+
+
+def _segmentation(
+    files: Subject, brain: Bool[np.ndarray, "z y x"]
+) -> Int[np.ndarray, "z y x"] | None:
+    """The subject's labels, or None where there are none or their meaning is unknown."""
+    if files.segmentation is None:
+        return None
+    labels = read_labels(files.segmentation)
+    try:
+        region_masks(labels, brain)
+    except UserError as error:
+        console.print(f"{files.subject_id}: no tumour regions are scored: {error}")
+        return None
+    return labels
 
 
 def _show(records: Sequence[Record], config: ConfigDict, folder: pathlib.Path) -> None:

@@ -1,4 +1,4 @@
-"""A trained system on whole volumes: one compilation, fixed-size batches, back to the native grid."""
+"""A trained system on whole volumes: compiled once, fixed-size batches, back to the native grid."""
 
 import dataclasses
 import hashlib

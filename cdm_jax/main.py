@@ -2,7 +2,7 @@
 
   python -m cdm_jax.main [train] --config=configs/brats.py:mdn --workdir=runs/brats
   python -m cdm_jax.main evaluate --workdir=runs/brats
-  python -m cdm_jax.main synthesize --workdir=runs/brats --input=<patient or cohort> --output=<folder>
+  python -m cdm_jax.main synthesize --workdir=runs/brats --input=<patients> --output=<folder>
   python -m cdm_jax.main prepare|phantom --config=... --workdir=...
 
 Any config value can be overridden: --config.data.root=<folder>.

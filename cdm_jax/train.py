@@ -60,8 +60,9 @@ def load_frozen(method: base.Method, config: ConfigDict, workdir: pathlib.Path) 
         folder = workdir / stage
         if not checkpoint.finished(folder):
             raise UserError(
-                f"stage {config.stage} needs a finished {stage} in {folder}: train it with "
-                f"--config=<the same file>:{stage} --workdir={workdir}"
+                f"stage {config.stage} needs a finished {stage} in {folder}: train it by "
+                f"python -m cdm_jax.main --config=configs/{config.data.name}.py:{stage} "
+                f"--workdir={workdir}"
             )
         model, saved = checkpoint.load_model(folder)
         _check_same(config, saved.config, ("data", stage), folder)

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -17,7 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
-console = Console()
+# A table of two targets needs 118 columns, which a log file has.
+console = Console(width=None if sys.stdout.isatty() else 120)
 
 
 class Writer:

@@ -1,6 +1,7 @@
 """What all configs share: the paper's settings, the small ones, and the argument after the colon.
 
-`--config=configs/brats.py:cunet,size=128` calls `get_config("cunet,size=128")`: a stage, then values.
+`--config=configs/brats.py:cunet,size=128` calls `get_config("cunet,size=128")`: a stage, then
+values.
 
 Stages:
   mrm     the representation model
@@ -9,7 +10,8 @@ Stages:
   m1      the plain UNet: C-UNet without the condition (Table III)
   cdm     mrm, mdn, cunet and m1 in order, then the evaluation
 
-Values: `size` (pixels), `seed`, `small` (networks and schedule for a CPU), `smoke` (seconds; for tests).
+Values: `size` (pixels), `seed`, `small` (networks and schedule for a CPU), `smoke` (seconds; for
+tests).
 """
 
 from ml_collections import ConfigDict
@@ -119,7 +121,7 @@ def _mdn() -> ConfigDict:
 
 
 def _cunet(**changes) -> ConfigDict:
-    """The UNet of the first author's public code (MONAI's BasicUNet) with the Condition Embedding."""
+    """The UNet of the first author's public code (MONAI's BasicUNet), conditioned."""
     return ConfigDict(
         {
             "method": "cdm.cunet",

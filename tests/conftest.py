@@ -10,7 +10,7 @@ from jaxtyping import install_import_hook
 # Shapes and types in the package's signatures are checked at every call.
 install_import_hook("cdm_jax", "beartype.beartype")
 
-import jax
+import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, which pytest never parses.

@@ -55,7 +55,11 @@ class SliceSource:
         number, position = self._positions[index]
         subject = self._prepared[number]
         # Still on disk: batching makes the only copy.
-        return _item(np.asarray(subject.slices)[position], len(subject.sources))
+        modalities = subject.slices[position].copy()
+        return {
+            "source": modalities[..., : len(subject.sources)],
+            "target": modalities[..., len(subject.sources) :],
+        }
 
 
 def training_batches(
@@ -140,14 +144,6 @@ def padded_batches(
         rows = np.minimum(np.arange(start, start + batch_size), total - 1)
         valid = min(batch_size, total - start)
         yield {name: np.asarray(slices)[rows] for name, slices in stored.items()}, valid
-
-
-def _item(slices: UInt16[np.ndarray, "*batch height width _modality"], num_sources: int) -> Item:
-    """Returns views of the sources and, where there are any, of the targets."""
-    item = {"source": slices[..., :num_sources]}
-    if slices.shape[-1] > num_sources:
-        item["target"] = slices[..., num_sources:]
-    return item
 
 
 def _flip(item: Item, rng: np.random.Generator) -> Item:

@@ -18,7 +18,8 @@ def corrupt(
 ) -> Float[Array, "b *d"]:
     """Draws x_t ~ q(x_t | x_0) = N(sqrt(alpha_bar) x_0, (1 - alpha_bar) I).
 
-    Eq. 2, whose printed variance carries an epsilon that belongs to the sample (Ho et al. 2020, Eq. 4).
+    Eq. 2, whose printed variance carries an epsilon that belongs to the sample (Ho et al. 2020,
+    Eq. 4).
     """
     signal = _like(alpha_bar, x0)
     return jnp.sqrt(signal) * x0 + jnp.sqrt(1 - signal) * noise

@@ -34,7 +34,7 @@ class UpSample(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w _"]) -> Float[Array, "b {2*h} {2*w} {self.features}"]:
+    def __call__(self, x: Float[Array, "b h w _"]) -> Float[Array, "b _ _ {self.features}"]:
         """Twice the size; the patches of a 2x2 stride-2 transposed convolution do not overlap."""
         b, h, w, _ = x.shape
         x = nn.Dense(4 * self.features)(x).reshape(b, h, w, 2, 2, self.features)

@@ -34,8 +34,9 @@ class Tissue:
 # 3 T; its T2 is an effective one, as flowing blood loses the echo and looks dark at long TE.
 # CSF: subarachnoid space, 3 T (PMC10696635). Proton densities of
 # white and grey matter and CSF: BrainWeb (Kwan et al. 1999). Tumour: T1 rises from oedema to solid
-# tumour as in de Blank et al. 2019 (MR fingerprinting, 3 T); T2, density and uptake are chosen
-# to give the contrasts that are seen in BraTS.
+# tumour as in de Blank et al. 2019 (MR fingerprinting, 3 T). All else (deep grey matter, choroid
+# plexus, chronic lesions, the tumour's T2, density and uptake) is chosen to give the contrasts that
+# are seen in BraTS.
 TISSUES = {
     "white": Tissue(t1_ms=832.0, t2_ms=79.6, density=0.77, uptake=0.015),
     "grey": Tissue(t1_ms=1331.0, t2_ms=110.0, density=0.86, uptake=0.03),

@@ -248,8 +248,8 @@ class CrossConditioned:
             drawn = sampler.samples(model["frozen"]["mdn"], batch["source"], key, num_samples)
             return drawn.mean(axis=0)
 
-        def constant(model: Model, batch: Batch, value: Array) -> Array:
-            return jnp.broadcast_to(value, (batch["source"].shape[0], value.shape[-1]))
+        def repeated(batch: Batch, value: Array) -> Array:
+            return jnp.broadcast_to(value[None], (batch["source"].shape[0], value.shape[-1]))
 
         return {
             "mean_representation": given(sampled_mean),

@@ -117,11 +117,9 @@ class Denoiser(nn.Module):
         ]
         if self.decouple == "split":
             width = self.representation_width // len(names)
-            heads = [
-                Layer(width, zero=True, name=f"{n}_output")(s)
-                for n, s in zip(names, streams, strict=True)
-            ]
-            return jnp.concatenate(heads, axis=-1)
+            heads = [Layer(width, zero=True, name=f"{name}_output") for name in names]
+            restored = [head(stream) for head, stream in zip(heads, streams, strict=True)]
+            return jnp.concatenate(restored, axis=-1)
         return self._output(jnp.concatenate(streams, axis=-1))
 
     def _enter(self, y_t: Array, name: str) -> Array:
@@ -281,8 +279,10 @@ class MDN:
 
         statistics = {}
         for name, batches in (("train", train), ("validation", validation)):
-            keys = iter(jax.random.split(jax.random.fold_in(key, len(statistics)), 100_000))
-            pairs = [draw(model, state.frozen, b, k) for b, k in zip(batches(), keys)]
+            pairs = [
+                draw(model, state.frozen, batch, jax.random.fold_in(key, number))
+                for number, batch in enumerate(batches())
+            ]
             y = np.concatenate([np.asarray(p[0]) for p in pairs])
             drawn = np.concatenate([np.asarray(p[1]) for p in pairs], axis=1)
             statistics[f"explained_one_{name}"] = explained_variance(y, drawn[0])
