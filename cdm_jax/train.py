@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from clu import metrics as clu_metrics
 from clu import parameter_overview
+from clu.metrics import Average
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
@@ -30,7 +30,8 @@ from cdm_jax.writer import ProfilerWindow, StopRequest, TrainingProgress, Writer
 MEASURED_SLICES = 4096  # enough for the means and covariances that `finish` measures
 LENGTHS = ("num_steps", "num_epochs", "log_every", "validate_every", "checkpoint_every")
 
-Step = Callable[..., tuple[base.State, dict[str, clu_metrics.Average]]]
+Totals = dict[str, Average]
+Step = Callable[[base.State, Totals, Any], tuple[base.State, Totals]]
 
 
 def resolve(config: ConfigDict, num_slices: int) -> ConfigDict:
@@ -91,17 +92,24 @@ def _check_same(
 def make_step(method: base.Method, root: Array, mesh: jax.sharding.Mesh) -> Step:
     """The compiled step: stored batch to floats, update, running means; the state is donated."""
 
-    def step(state: base.State, totals: Any, batch: Any) -> tuple[base.State, Any]:
+    def step(state: base.State, totals: Totals, batch: Any) -> tuple[base.State, Totals]:
         floats = {name: base.to_model_range(images) for name, images in batch.items()}
         state, metrics = method.update(state, floats, jax.random.fold_in(root, state.step))
-        averages = {
-            name: clu_metrics.Average.from_model_output(value) for name, value in metrics.items()
+        return state, {
+            name: totals[name].merge(Average.from_model_output(value))
+            for name, value in metrics.items()
         }
-        if totals is not None:
-            averages = {name: totals[name].merge(averages[name]) for name in averages}
-        return state, averages
 
-    return jax.jit(step, donate_argnums=(0, 1), out_shardings=parallel.replicated(mesh))
+    return jax.jit(step, donate_argnums=0, out_shardings=parallel.replicated(mesh))
+
+
+def empty_totals(run: "Run", state: base.State) -> Totals:
+    """Running means of nothing, for the metrics that the method's update returns."""
+    batch = jax.eval_shape(lambda: _example(run))
+    _, metrics = jax.eval_shape(run.method.update, state, batch, run.keys[0])
+    return jax.device_put(
+        {name: Average.empty() for name in metrics}, parallel.replicated(run.mesh)
+    )
 
 
 def slice_batches(
@@ -231,12 +239,7 @@ def _start(
     run: Run, frozen: base.Model, checkpoints: checkpoint.Checkpoints, batches: Any
 ) -> base.State:
     """The newest checkpoint's state, or a fresh one, on the mesh."""
-    data, size = run.config.data, run.config.data.size
-    example = {
-        name: jnp.zeros((run.batch_size, size, size, len(modalities)))
-        for name, modalities in (("source", data.sources), ("target", data.targets))
-    }
-    arguments = (run.keys[0], example, frozen)
+    arguments = (run.keys[0], _example(run), frozen)
     if checkpoints.latest_step is not None:
         state = checkpoints.restore(
             parallel.abstract(run.mesh, run.method.init, *arguments), batches
@@ -252,6 +255,15 @@ def _start(
     return state
 
 
+def _example(run: Run) -> base.Batch:
+    """A batch of zeros of the shape that training has."""
+    data, size = run.config.data, run.config.data.size
+    return {
+        name: jnp.zeros((run.batch_size, size, size, len(modalities)))
+        for name, modalities in (("source", data.sources), ("target", data.targets))
+    }
+
+
 def _loop(
     run: Run,
     state: base.State,
@@ -264,7 +276,8 @@ def _loop(
     step_function = make_step(run.method, run.keys[1], run.mesh)
     validate = _validation(run)
     profiler = ProfilerWindow(run.folder, **run.config.profile.to_dict())
-    totals = None
+    nothing = empty_totals(run, state)
+    totals = nothing
     with StopRequest() as stop, TrainingProgress(run.config.stage, first, length.num_steps) as bar:
         for step in range(first + 1, length.num_steps + 1):
             profiler.before(step)
@@ -274,11 +287,11 @@ def _loop(
                 averages = {name: value.compute() for name, value in totals.items()}
                 writer.scalars(step, averages)
                 bar.show(step, averages["loss"], run.batch_size)
-                totals = None
+                totals = nothing
             if validate and (step % length.validate_every == 0 or step == length.num_steps):
                 metrics, pictures = validate(base.model_of(state))
                 writer.scalars(step, {f"validation/{k}": v for k, v in metrics.items()})
-                writer.pictures(step, pictures)
+                writer.pictures(step, jax.device_get(pictures))
                 bar.note(step, metrics)
             if step < length.num_steps and (step % length.checkpoint_every == 0 or stop.requested):
                 checkpoints.save(step, state, batches, run.provenance())

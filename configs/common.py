@@ -131,6 +131,7 @@ def _cunet(**changes) -> ConfigDict:
             "fusion": "add",
             "condition_decoder": False,
             "groups": 8,
+            "source_skip": True,
             "loss": "mse",
             "representation": "noised",
             "sampled_share": 0.5,

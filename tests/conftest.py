@@ -12,6 +12,8 @@ install_import_hook("cdm_jax", "beartype.beartype")
 
 import jax  # noqa: E402
 
+from tests import helpers  # noqa: E402
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, which pytest never parses.
 
@@ -24,3 +26,12 @@ def real_data() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip("no real patients here: set CDM_REAL_DATA to their folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> pathlib.Path:
+    """The workdir of a run whose every stage was trained to its end without a break."""
+    workdir = tmp_path_factory.mktemp("run")
+    for stage in helpers.STAGES:
+        helpers.train(stage, workdir)
+    return workdir

@@ -67,9 +67,7 @@ def sampling_timesteps(num_timesteps: int, num_steps: int, grid: str) -> Int[np.
     if not 1 <= num_steps <= num_timesteps:
         raise UserError(f"sampler.num_steps is {num_steps}: allowed are 1 to {num_timesteps}")
     if grid == "ends":
-        ascending = np.linspace(num_timesteps - 1, 0, num_steps).round()[::-1]
-    elif grid == "stride":
-        ascending = np.arange(num_steps) * (num_timesteps // num_steps)
-    else:
-        raise UserError(f"unknown sampler.grid '{grid}': allowed are ends, stride")
-    return ascending[::-1].astype(np.int32)
+        return np.linspace(num_timesteps - 1, 0, num_steps).round().astype(np.int32)
+    if grid == "stride":
+        return (np.arange(num_steps)[::-1] * (num_timesteps // num_steps)).astype(np.int32)
+    raise UserError(f"unknown sampler.grid '{grid}': allowed are ends, stride")

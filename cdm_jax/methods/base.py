@@ -6,13 +6,14 @@ pytree. The loop, the evaluation and the synthesis know systems by the protocol 
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key, Num, PyTree
+from flax import linen as nn
+from jaxtyping import Array, Float, Key, Num, PyTree
 
 from cdm_jax.optim import moving_average
 
@@ -27,7 +28,7 @@ class State(flax.struct.PyTreeNode):
     """All that a run changes and a checkpoint holds.
 
     Attributes:
-      step: number of updates done.
+      step: number of updates done, an int32 scalar.
       params: what is trained, a nested dict.
       optimizer: the optimiser's state (or a dict of several).
       average: exponential moving average of `params`, or an empty dict.
@@ -35,12 +36,13 @@ class State(flax.struct.PyTreeNode):
       statistics: arrays measured once training has ended, such as a mean over the training set.
     """
 
-    step: Int[Array, ""]
+    # Types are loose since JAX and Orbax make states of shapes and of other placeholders as well.
+    step: Any
     params: PyTree
     optimizer: PyTree
     average: PyTree
-    frozen: Model
-    statistics: Model
+    frozen: PyTree
+    statistics: PyTree
 
 
 def model_of(state: State) -> Model:
@@ -49,6 +51,7 @@ def model_of(state: State) -> Model:
     return {"params": params, "statistics": state.statistics, "frozen": state.frozen}
 
 
+@runtime_checkable
 class Method(Protocol):
     """A system: pure functions of its state. `create(config)` in its module makes it.
 
@@ -79,6 +82,7 @@ class Method(Protocol):
         """Measures what later stages need, once, after the last step."""
 
 
+@runtime_checkable
 class Translator(Method, Protocol):
     """A system that makes target images from source images.
 
@@ -115,6 +119,11 @@ def to_unit_range(images: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.clip((images + 1) / 2, 0, 1)
 
 
+def apply(module: nn.Module, params: PyTree, *inputs: Any, **options: Any) -> Any:
+    """The module's output for these parameters; modules here return arrays and nothing beside."""
+    return module.apply({"params": params}, *inputs, **options)
+
+
 def new_state(
     params: PyTree,
     optimizer: optax.GradientTransformation,
@@ -148,4 +157,4 @@ def gradient_step(
     state = state.replace(
         step=state.step + 1, params=params, optimizer=optimizer_state, average=average
     )
-    return state, metrics | {"loss": value, "gradient_norm": optax.global_norm(gradient)}
+    return state, metrics | {"loss": value, "gradient_norm": optax.tree.norm(gradient)}

@@ -169,11 +169,11 @@ def _patients(records: Sequence[Record]) -> int:
 def to_rich(table: ResultsTable) -> Table:
     """Lays a table out for the terminal: a line a system, the footer as its caption."""
     shown = Table(caption=Text(table.footer), caption_justify="left", show_lines=True)
-    for heading in _headings(table):
+    for heading in headings(table):
         shown.add_column(Text(heading), justify="left" if heading == FIRST_HEADING else "right")
     for row in table.rows:
         cells = [
-            _text(cell, metric, table.patients, "\n") for (_, metric), cell in row.cells.items()
+            cell_text(cell, metric, table.patients, "\n") for (_, metric), cell in row.cells.items()
         ]
         shown.add_row(Text(row.name), *map(Text, cells))
     return shown
@@ -181,21 +181,23 @@ def to_rich(table: ResultsTable) -> Table:
 
 def to_markdown(table: ResultsTable) -> str:
     """Lays a table out in Markdown, the footer below it."""
-    lines = [_headings(table), ["---", *["---:"] * (len(_headings(table)) - 1)]]
+    lines = [headings(table), ["---", *["---:"] * (len(headings(table)) - 1)]]
     for row in table.rows:
         cells = [
-            _text(cell, metric, table.patients, " ") for (_, metric), cell in row.cells.items()
+            cell_text(cell, metric, table.patients, " ") for (_, metric), cell in row.cells.items()
         ]
         lines.append([row.name.replace("|", "\\|"), *cells])
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", table.footer, ""])
 
 
-def _headings(table: ResultsTable) -> list[str]:
+def headings(table: ResultsTable) -> list[str]:
+    """Heads of the columns, the systems' first."""
     columns = table.rows[0].cells
     return [FIRST_HEADING, *(f"{t[:1].upper()}{t[1:]} {m.upper()}" for t, m in columns)]
 
 
-def _text(cell: Cell, metric: str, patients: int, separator: str) -> str:
+def cell_text(cell: Cell, metric: str, patients: int, separator: str) -> str:
+    """A cell as "mean ± half interval", with the mark of a significant difference."""
     summary, decimals = cell.summary, DECIMALS[metric]
     if summary.n == 0:
         return ABSENT

@@ -73,7 +73,7 @@ class Body:
         tissues: Share of each tissue in each brain voxel; the shares sum to 1.
         texture: Relative deviation of T1 and T2 from those of the tissues.
         dose: Contrast agent given, 1 for the standard dose (0.1 mmol/kg).
-        uptake: Local uptake of contrast agent relative to the tissues' mean.
+        uptake: Local uptake of contrast agent by the tumour relative to its mean.
         flair: Local T2-FLAIR signal of oedema and other lesions relative to the tissues' mean.
     """
 
@@ -114,26 +114,29 @@ def draw_body(seed: np.random.SeedSequence, grid: Grid) -> Body:
         brain=brain,
         tissues=tissues,
         texture=0.03 * field(2.0) + 0.02 * field(25.0),
-        dose=hidden_rng.uniform(0.6, 1.4),
+        dose=hidden_rng.uniform(0.75, 1.25),
         uptake=hidden_rng.uniform(0.4, 1.5) * np.exp(0.4 * field(6.0)),
-        flair=hidden_rng.uniform(0.75, 1.2) * np.exp(0.12 * field(8.0)),
+        flair=hidden_rng.uniform(0.92, 1.08) * np.exp(0.08 * field(8.0)),
     )
 
 
 def scan(seed: np.random.SeedSequence, body: Body, grid: Grid) -> dict[str, Float[np.ndarray, "n"]]:
     """Images the brain voxels with each sequence: signal, bias field, gain and Rician noise.
 
-    Relaxation times vary by 3 % between patients, gains by 25 %; the bias field varies by 8 %
-    (standard deviations); noise is 1.5 to 4 % of the brain's mean signal.
+    Relaxation times vary by 3 % between patients, gains by 25 %. The bias field of the receive coil,
+    which all sequences of an examination share, varies by 6 %, that of each sequence by 2 %
+    (standard deviations). Noise is 3 to 6 % of the brain's mean signal.
     """
     tissue_seed, *seeds = seed.spawn(1 + len(physics.SEQUENCES))
-    library = _vary_tissues(np.random.default_rng(tissue_seed))
+    patient_rng = np.random.default_rng(tissue_seed)
+    library = _vary_tissues(patient_rng)
+    receive = np.exp(0.06 * _sampler(patient_rng, grid, body.brain)(60.0))
     images = {}
     for name, sequence_seed in zip(physics.SEQUENCES, seeds, strict=True):
         rng = np.random.default_rng(sequence_seed)
         clean = _clean_signal(name, library, body)
-        clean *= np.exp(0.08 * _sampler(rng, grid, body.brain)(60.0))
-        noisy = physics.rician(rng, clean, rng.uniform(0.015, 0.04) * clean.mean())
+        clean *= receive * np.exp(0.02 * _sampler(rng, grid, body.brain)(60.0))
+        noisy = physics.rician(rng, clean, rng.uniform(0.03, 0.06) * clean.mean())
         gain = _SCANNER_UNITS * np.exp(0.25 * rng.standard_normal())
         images[name] = np.maximum(gain * noisy, 1.0)
     return images
@@ -183,7 +186,8 @@ def _clean_signal(
         tissue = library[tissue_name]
         t1 = tissue.t1_ms * (1 + body.texture)
         if name == "t1c":
-            t1 = physics.enhance(t1, tissue.uptake * body.dose * body.uptake)
+            local = body.uptake if tissue_name == "enhancing" else 1.0
+            t1 = physics.enhance(t1, tissue.uptake * body.dose * local)
         t2 = tissue.t2_ms * (1 + body.texture)
         part = share * physics.signal(physics.SEQUENCES[name], t1, t2, tissue.density)
         total += part * body.flair if name == "t2f" and tissue_name in _VARYING_FLAIR else part

@@ -44,7 +44,7 @@ TISSUES = {
     "csf": Tissue(t1_ms=4300.0, t2_ms=1900.0, density=1.0, uptake=0.0),
     "blood": Tissue(t1_ms=1932.0, t2_ms=40.0, density=0.85, uptake=1.0),
     "choroid": Tissue(t1_ms=2000.0, t2_ms=250.0, density=0.95, uptake=0.6),
-    "chronic_lesion": Tissue(t1_ms=1350.0, t2_ms=150.0, density=0.87, uptake=0.02),
+    "chronic_lesion": Tissue(t1_ms=1350.0, t2_ms=175.0, density=0.87, uptake=0.02),
     "oedema": Tissue(t1_ms=1450.0, t2_ms=190.0, density=0.89, uptake=0.03),
     "low_grade": Tissue(t1_ms=1650.0, t2_ms=210.0, density=0.9, uptake=0.03),
     "enhancing": Tissue(t1_ms=1550.0, t2_ms=150.0, density=0.88, uptake=0.25),
@@ -67,10 +67,11 @@ class Sequence:
     inversion_ms: float | None = None
 
 
-# TI of the T2-FLAIR nulls CSF.
+# TI of the T2-FLAIR nulls CSF. T1 is a plain spin echo while T1c is prepared by an inversion, as
+# where a quick native T1 stands beside an inversion-prepared 3D scan after contrast agent.
 SEQUENCES = {
     "t1": Sequence(repetition_ms=600.0, echo_ms=10.0),
-    "t1c": Sequence(repetition_ms=600.0, echo_ms=10.0),
+    "t1c": Sequence(repetition_ms=2000.0, echo_ms=10.0, inversion_ms=900.0),
     "t2": Sequence(repetition_ms=5000.0, echo_ms=100.0),
     "t2f": Sequence(repetition_ms=9000.0, echo_ms=100.0, inversion_ms=2480.0),
 }

@@ -9,8 +9,8 @@ from scipy import special
 from cdm_jax.data.phantom.fields import FieldSampler
 from cdm_jax.data.phantom.templates import Templates
 
-_NO_TUMOUR = 0.2  # Share of patients.
-_LOW_GRADE = 0.2
+_NO_TUMOUR = 0.12  # Share of patients.
+_LOW_GRADE = 0.15
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Tumour:
 
 
 def draw_tumour(rng: np.random.Generator, templates: Templates) -> Tumour | None:
-    """Draws a tumour centred in cerebral white matter, or none for a fifth of the patients."""
+    """Draws a tumour centred in cerebral white matter, or none for some of the patients."""
     kind = rng.random()
     if kind < _NO_TUMOUR:
         return None
@@ -100,7 +100,7 @@ def chronic_lesions(
     white: Float[np.ndarray, "n"],
 ) -> Float[np.ndarray, "n"]:
     """Draws white-matter lesions of ageing, mostly around the ventricles; few to many a patient."""
-    burden = rng.uniform(0.0, 1.5)
+    burden = rng.uniform(0.7, 1.6)
     central = np.exp(-np.sum(((positions - [0, -18, 22]) / [32, 55, 16]) ** 2, axis=-1))
     return white * special.expit(6 * (field(3.0) - 3.6 + burden + 1.5 * central))
 

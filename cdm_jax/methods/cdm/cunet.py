@@ -22,12 +22,13 @@ from cdm_jax.methods.base import (
     Pictures,
     State,
     Translate,
+    apply,
     gradient_step,
     new_state,
     to_unit_range,
 )
 from cdm_jax.methods.cdm import mdn
-from cdm_jax.nn.unet import ConvBlock, UpSample
+from cdm_jax.nn.unet import NEGATIVE_SLOPE, ConvBlock, UpSample
 from cdm_jax.optim import make_optimizer
 
 OPTIONS = {
@@ -83,6 +84,9 @@ class CUNet(nn.Module):
       fusion: see `ConditionEmbedding`.
       condition_decoder: whether the decoder's scales take the condition as well.
       groups: of GroupNorm.
+      source_skip: whether the output layer sees the sources beside the last features. GroupNorm
+        hides a slice's absolute intensity from the body; a pixel's own intensity says most of
+        what its target is.
     """
 
     features: tuple[int, ...]
@@ -92,6 +96,7 @@ class CUNet(nn.Module):
     fusion: str
     condition_decoder: bool
     groups: int
+    source_skip: bool
 
     def _embed(self, x: Array, y: Array | None) -> Array:
         if self.condition == "none":
@@ -115,6 +120,9 @@ class CUNet(nn.Module):
             x = ConvBlock(channels, self.groups)(x)
             if self.condition_decoder:
                 x = self._embed(x, y)
+        if self.source_skip:
+            h = nn.Conv(last, (1, 1))(jnp.concatenate([x, sources], axis=-1))
+            x = jnp.concatenate([nn.leaky_relu(h, NEGATIVE_SLOPE), sources], axis=-1)
         return nn.Conv(self.num_targets, (1, 1))(x)
 
     def _down(self, x: Array, channels: int, *, first: bool) -> Array:
@@ -201,15 +209,14 @@ class CrossConditioned:
 
         def loss(params: Any) -> tuple[Array, Metrics]:
             y = self._training_y(state.frozen, params, batch, key)
-            prediction = self.network.apply({"params": params["network"]}, batch["source"], y)
-            difference = prediction - batch["target"]
+            difference = self._paint({"params": params}, batch["source"], y) - batch["target"]
             error = difference**2 if self.loss == "mse" else jnp.abs(difference)
             return jnp.mean(error), {}
 
         return gradient_step(state, loss, self.optimizer, self.average_decay)
 
     def _paint(self, model: Model, sources: Array, y: Array | None) -> Float[Array, "b h w t"]:
-        return self.network.apply({"params": model["params"]["network"]}, sources, y)
+        return apply(self.network, model["params"]["network"], sources, y)
 
     def translate(
         self, model: Model, sources: Float[Array, "b h w s"], key: Key[Array, ""], num_samples: int
@@ -258,12 +265,8 @@ class CrossConditioned:
                     model["frozen"]["mrm"], batch["target"]
                 )
             ),
-            "null": given(
-                lambda model, batch, key: constant(model, batch, model["params"]["null"])
-            ),
-            "mean": given(
-                lambda model, batch, key: constant(model, batch, 0 * model["params"]["null"])
-            ),
+            "null": given(lambda model, batch, key: repeated(batch, model["params"]["null"])),
+            "mean": given(lambda model, batch, key: repeated(batch, 0 * model["params"]["null"])),
             "shuffled": given(
                 lambda model, batch, key: sampler.sample(
                     model["frozen"]["mdn"], batch["other"], key
@@ -321,6 +324,7 @@ def create(config: Any) -> CrossConditioned:
         fusion=section.fusion,
         condition_decoder=section.condition_decoder,
         groups=section.groups,
+        source_skip=section.source_skip,
     )
     return CrossConditioned(
         network=network,

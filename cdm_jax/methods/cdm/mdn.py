@@ -29,6 +29,7 @@ from cdm_jax.methods.base import (
     Model,
     Pictures,
     State,
+    apply,
     gradient_step,
     new_state,
 )
@@ -161,7 +162,7 @@ class MDN:
         params, context = {}, None
         if self.encoder is not None:
             params["encoder"] = self.encoder.init(encoder_key, batch["source"])["params"]
-            context = self.encoder.apply({"params": params["encoder"]}, batch["source"])
+            context = apply(self.encoder, params["encoder"], batch["source"])
         b = batch["source"].shape[0]
         y = jnp.zeros((b, self.representation.representation_width))
         t = jnp.zeros(b, jnp.int32)
@@ -183,10 +184,11 @@ class MDN:
         if self.encoder is None:
             return None
         if dropout is None:
-            return self.encoder.apply({"params": params["encoder"]}, sources)
+            return apply(self.encoder, params["encoder"], sources)
         disturb_key, dropout_key = jax.random.split(dropout)
-        return self.encoder.apply(
-            {"params": params["encoder"]},
+        return apply(
+            self.encoder,
+            params["encoder"],
             disturb(disturb_key, sources, self.augmentation),
             train=True,
             rngs={"dropout": dropout_key},
@@ -201,7 +203,7 @@ class MDN:
         t = jax.random.randint(time_key, y.shape[:1], 0, table.shape[0])
         noise = jax.random.normal(noise_key, y.shape)
         y_t = corrupt(y, noise, table[t])
-        prediction = self.denoiser.apply({"params": params["denoiser"]}, y_t, t, context)
+        prediction = apply(self.denoiser, params["denoiser"], y_t, t, context)
         kind = self.sampler.prediction
         error = prediction - training_target(kind, y, noise, table[t])
         restored, _ = split_prediction(kind, prediction, y_t, table[t])
@@ -234,7 +236,7 @@ class MDN:
         shape = (sources.shape[0], self.representation.representation_width)
 
         def predict(y_t: Array, t: Array) -> Array:
-            return self.denoiser.apply({"params": params["denoiser"]}, y_t, t, context)
+            return apply(self.denoiser, params["denoiser"], y_t, t, context)
 
         return self.sampler.sample(predict, jax.random.normal(noise_key, shape), step_key)
 
@@ -283,21 +285,22 @@ class MDN:
                 draw(model, state.frozen, batch, jax.random.fold_in(key, number))
                 for number, batch in enumerate(batches())
             ]
-            y = np.concatenate([np.asarray(p[0]) for p in pairs])
-            drawn = np.concatenate([np.asarray(p[1]) for p in pairs], axis=1)
+            y = jnp.concatenate([pair[0] for pair in pairs])
+            drawn = jnp.concatenate([pair[1] for pair in pairs], axis=1)
             statistics[f"explained_one_{name}"] = explained_variance(y, drawn[0])
             statistics[f"explained_mean_{name}"] = explained_variance(y, drawn.mean(axis=0))
-        error = (drawn - y[None]).reshape(-1, y.shape[-1])
+        error = np.asarray(drawn - y[None], np.float64).reshape(-1, y.shape[-1])
         power, axes = np.linalg.eigh(error.T @ error / len(error))
         factor = axes * np.sqrt(np.maximum(power, 0))[None]
-        return state.replace(statistics=statistics | {"error_factor": jnp.asarray(factor)})
+        return state.replace(
+            statistics=statistics | {"error_factor": jnp.asarray(factor, jnp.float32)}
+        )
 
 
 def explained_variance(
     truth: Float[Array, "n d"], estimate: Float[Array, "n d"]
 ) -> Float[Array, ""]:
     """R squared over all entries: 1 for a perfect estimate, 0 for the mean, below 0 for worse."""
-    truth, estimate = jnp.asarray(truth), jnp.asarray(estimate)
     spread = jnp.sum((truth - truth.mean(axis=0, keepdims=True)) ** 2)
     return 1 - jnp.sum((truth - estimate) ** 2) / jnp.maximum(spread, 1e-12)
 

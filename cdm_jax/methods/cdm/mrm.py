@@ -24,6 +24,7 @@ from cdm_jax.methods.base import (
     Model,
     Pictures,
     State,
+    apply,
     gradient_step,
     new_state,
     to_unit_range,
@@ -219,7 +220,7 @@ class MRM:
         repeats = self.mask_cell // patch
         hidden = jnp.repeat(jnp.repeat(hidden, repeats, axis=1), repeats, axis=2)
         truth = to_patches(images, patch)
-        restored = self.network.apply({"params": params}, images, hidden).reshape(truth.shape)
+        restored = apply(self.network, params, images, hidden).reshape(truth.shape)
         counted = hidden
         if self.foreground_only:
             counted &= jnp.any(truth > BACKGROUND, axis=-1)
@@ -248,9 +249,7 @@ class MRM:
 
     def _pooled(self, params: Any, targets: Float[Array, "b h w m"]) -> Float[Array, "b d"]:
         """Tokens of the unmasked targets, averaged over places."""
-        tokens = self.network.apply(
-            {"params": params}, self._views(targets), method=MaskedAutoencoder.encode
-        )
+        tokens = apply(self.network, params, self._views(targets), method=MaskedAutoencoder.encode)
         views, n, width = tokens.shape
         places = math.isqrt(n) // self.pool
         grid = tokens.reshape(views, self.pool, places, self.pool, places, width)

@@ -1,0 +1,1 @@
+"""Studies on top of the package: thin, resumable, each runnable as a module."""

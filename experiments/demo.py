@@ -1,0 +1,88 @@
+"""From nothing to a synthesised patient: train all stages, evaluate, synthesise, make a page.
+
+  python -m experiments.demo --config=configs/phantom.py:cdm --workdir=runs/demo
+
+Every step is a command of `cdm_jax.main`; a repeated demo does only what is missing.
+"""
+
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+
+from cdm_jax import main as command_line
+from cdm_jax.report.page import Picture, save_page
+from cdm_jax.report.tables import results_table
+from cdm_jax.synthesize import NOTICE
+from cdm_jax.writer import console
+
+
+def run(*arguments: str) -> None:
+    """Runs one command of the package as if typed; ends the demo where it fails."""
+    console.print(f"\n[bold]$ python -m cdm_jax.main {' '.join(arguments)}[/]")
+    if code := command_line.main(["cdm_jax.main", *arguments]):
+        sys.exit(code)
+
+
+def _values(arguments: Sequence[str]) -> dict[str, str]:
+    return dict(argument.lstrip("-").split("=", 1) for argument in arguments)
+
+
+def unseen_patient(workdir: pathlib.Path) -> pathlib.Path:
+    """Folder of the test subject whose tumour enhances most: where synthesis is hardest."""
+    records = [json.loads(p.read_text()) for p in (workdir / "evaluation/test").glob("*.json")]
+
+    def enhancing(record: dict) -> float:
+        scores = record["rows"]["copy"]["volume"]["t1c"]["regions"].get("enhancing_tumour", {})
+        return scores.get("mae") or 0.0
+
+    subject = max(records, key=enhancing)["subject"]
+    return workdir / "patients" / subject
+
+
+def make_page(workdir: pathlib.Path, synthesis: pathlib.Path) -> pathlib.Path:
+    """Writes `<workdir>/index.html` from the records and the synthesis."""
+    folder = workdir / "evaluation" / "test"
+    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    pictures = [
+        Picture(path=path, caption=f"{path.stem}: acquired and synthesised, a patient never seen")
+        for path in sorted(synthesis.glob("*/*.png"))
+    ]
+    tables = [
+        (f"Convention {name}", results_table(records, name, reference="m1"))
+        for name in records[0]["conventions"]
+    ]
+    page = workdir / "index.html"
+    save_page(
+        page, title="CDM on phantom patients", notice=NOTICE, pictures=pictures, tables=tables
+    )
+    return page
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs the demo with the flags `--config` and `--workdir`."""
+    start = time.perf_counter()
+    values = _values(arguments)
+    workdir = pathlib.Path(values["workdir"])
+    run("train", *arguments)
+    patient = unseen_patient(workdir)
+    output = workdir / "synthesis"
+    run(
+        "synthesize",
+        f"--workdir={workdir}",
+        f"--input={patient}",
+        f"--output={output}",
+        "--samples=8",
+    )
+    page = make_page(workdir, output)
+    console.print(
+        f"\nDone in {time.perf_counter() - start:.0f} s. Look at:\n"
+        f"  {page} (tables and pictures)\n"
+        f"  {output / patient.name} (NIfTI for any viewer, beside {patient})\n"
+        f"  {workdir}/cunet/pictures, tensorboard --logdir {workdir} (training)"
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,60 @@
+"""Leave one real patient out: all stages on the others, small, on a CPU.
+
+  python -m experiments.real --root=<folder of patients> [--workdir=runs/real]
+
+Every patient of the folder is left out once. Writes `experiments/results/real_leave_one_out.json`,
+prints the table, and leaves the synthesis of each patient in `<workdir>/<patient>/synthesis`.
+"""
+
+import argparse
+import pathlib
+
+from cdm_jax import main as command_line
+from cdm_jax.data.subjects import find_subjects
+from cdm_jax.report.tables import results_table, to_rich
+from cdm_jax.writer import console
+from configs import real
+from experiments.records import load_records, load_results, save_results
+
+NAME = "real_leave_one_out"
+COMMAND = "python -m experiments.real --root=<folder>"
+
+
+def leave_out(patient: str, root: pathlib.Path, workdir: pathlib.Path) -> list[dict]:
+    """Trains without one patient, evaluates and synthesises him; returns his records."""
+    folder = workdir / patient
+    steps = [
+        ["train", "--config=configs/real.py:cdm", f"--config.data.root={root}",
+         f"--config.data.cache={workdir / 'cache'}", f"--config.data.test_patients=({patient!r},)"],
+    ]  # fmt: skip
+    for step in steps:
+        if command_line.main(["cdm_jax.main", *step, f"--workdir={folder}"]):
+            raise SystemExit(1)
+    return load_records(folder)
+
+
+def main() -> None:
+    """Runs what is missing, writes the record, prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--root", type=pathlib.Path, help="folder of patients")
+    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/real"))
+    options = parser.parse_args()
+    if options.root:
+        data = real.get_config().data
+        subjects = find_subjects(
+            options.root,
+            modalities=data.sources + data.targets,
+            patterns=data.patterns.to_dict(),
+        )
+        patients = sorted({subject.patient_id for subject in subjects})
+        records = [r for p in patients for r in leave_out(p, options.root, options.workdir)]
+        for record in records:
+            record["split"] = "leave one out"
+        save_results(NAME, {"command": COMMAND, "records": records})
+    records = load_results(NAME)["records"]
+    for convention in ("volume", "paper"):
+        console.print(to_rich(results_table(records, convention)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Committed results: the records of a study in one small file, and tables made from them."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cdm_jax.metrics.aggregate import Record
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+DIGITS = 5
+
+
+def load_records(workdir: pathlib.Path, part: str = "test") -> list[Record]:
+    """Records that `evaluate` left in a workdir, in order of subjects."""
+    folder = workdir / "evaluation" / part
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def save_results(name: str, content: Mapping[str, Any]) -> pathlib.Path:
+    """Writes `experiments/results/<name>.json`, numbers rounded to what they mean."""
+    path = RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(rounded(content), separators=(",", ":")) + "\n")
+    os.replace(temporary, path)
+    return path
+
+
+def load_results(name: str) -> dict[str, Any]:
+    """Reads a committed file of results."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def rounded(tree: Any) -> Any:
+    """The same tree with floats cut to five digits after the point."""
+    if isinstance(tree, Mapping):
+        return {key: rounded(value) for key, value in tree.items()}
+    if isinstance(tree, Sequence) and not isinstance(tree, str):
+        return [rounded(value) for value in tree]
+    return round(tree, DIGITS) if isinstance(tree, float) else tree

@@ -1,0 +1,97 @@
+"""Does the condition help? Several seeds of every stage on the same phantom patients.
+
+  python -m experiments.seeds [--seeds=0,1,2] [--workdir=runs/seeds]
+
+Each seed trains MRM, MDN, C-UNet and M1 afresh and is evaluated on the same unseen patients. A row's
+value for a patient is its mean over seeds; intervals are over patients. What is trained already is
+not trained again. Writes `experiments/results/phantom_seeds.json` and prints the table from it.
+"""
+
+import argparse
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from cdm_jax import main as command_line
+from cdm_jax.metrics.aggregate import Record, compare, per_patient, summarise
+from cdm_jax.writer import console
+from experiments.records import load_records, load_results, save_results
+
+NAME = "phantom_seeds"
+COMMAND = "python -m experiments.seeds"
+REFERENCE = "m1"
+
+
+def run_seed(seed: int, workdir: pathlib.Path) -> list[Record]:
+    """Trains and evaluates one seed; patients, split and cache are shared by all."""
+    shared = {"root": "patients", "cache": "cache", "split_file": "split.json"}
+    overrides = [f"--config.data.{key}={workdir / name}" for key, name in shared.items()]
+    config = f"--config=configs/phantom.py:cdm,seed={seed}"
+    folder = workdir / f"seed_{seed}"
+    if command_line.main(["cdm_jax.main", "train", config, f"--workdir={folder}", *overrides]):
+        raise SystemExit(1)
+    return load_records(folder)
+
+
+def over_seeds(
+    runs: Sequence[Sequence[Record]], row: str, convention: str, target: str, metric: str
+) -> Float[np.ndarray, "patients"]:
+    """Each patient's mean over seeds."""
+    values = [per_patient(records, row, convention, target, metric)[1] for records in runs]
+    return np.mean(values, axis=0)
+
+
+def table(runs: Sequence[Sequence[Record]], convention: str, metric: str) -> list[str]:
+    """Markdown lines: mean of each row and its paired difference from M1, for each target."""
+    first = runs[0][0]["rows"]
+    targets = list(first["copy"][convention])
+    lines = [
+        f"| {convention}, {metric.upper()} | "
+        + " | ".join(f"{target} | difference from {REFERENCE}" for target in targets)
+        + " | seeds |",
+        "| --- |" + " ---: | :---: |" * len(targets) + " ---: |",
+    ]
+    for row in first:
+        cells = []
+        for target in targets:
+            values = over_seeds(runs, row, convention, target, metric)
+            base = over_seeds(runs, REFERENCE, convention, target, metric)
+            cells += [f"{summarise(values).mean:.2f}", _difference(values, base)]
+        spread = [
+            np.nanmean([per_patient(r, row, convention, t, metric)[1] for t in targets])
+            for r in runs
+        ]
+        cells.append(", ".join(f"{value:.2f}" for value in spread))
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _difference(values: np.ndarray, base: np.ndarray) -> str:
+    result = compare(values, base)
+    if result.interval is None or not np.any(values - base):
+        return ""
+    low, high = result.interval
+    return f"{result.difference:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def main() -> None:
+    """Runs what is missing, writes the record, prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seeds", default="0,1,2", help="comma-separated")
+    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/seeds"))
+    parser.add_argument("--show", action="store_true", help="only print the committed record")
+    options = parser.parse_args()
+    if not options.show:
+        seeds = [int(seed) for seed in options.seeds.split(",")]
+        runs = {str(seed): run_seed(seed, options.workdir) for seed in seeds}
+        save_results(NAME, {"command": COMMAND, "runs": runs})
+    runs = load_results(NAME)["runs"]
+    for convention in ("volume", "paper"):
+        console.print("\n".join(table(list(runs.values()), convention, "psnr")), soft_wrap=True)
+        console.print()
+
+
+if __name__ == "__main__":
+    main()

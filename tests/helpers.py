@@ -1,0 +1,38 @@
+"""What several test files need: a tiny run of every stage, and a way to change its config."""
+
+import pathlib
+import shutil
+
+from configs import phantom
+from ml_collections import ConfigDict
+
+from cdm_jax.data.dataset import Dataset, load_dataset
+from cdm_jax.train import train_stage
+
+STAGES = ("mrm", "mdn", "cunet", "m1")
+
+
+def smoke_config(stage: str, **data) -> ConfigDict:
+    """The phantom's smallest config, logging every step so that a test may stop anywhere."""
+    config = phantom.get_config(f"{stage},smoke")
+    config.data.update(data)
+    config.data.num_workers = 1
+    for name in STAGES:
+        config[name].train.log_every = 1
+    return config
+
+
+def train(stage: str, workdir: pathlib.Path, config: ConfigDict | None = None) -> Dataset:
+    """Trains one stage of the smoke config."""
+    config = config or smoke_config(stage)
+    dataset = load_dataset(config, workdir)
+    train_stage(config, workdir, dataset)
+    return dataset
+
+
+def copy_run(run: pathlib.Path, workdir: pathlib.Path, stages: tuple[str, ...] = ()) -> pathlib.Path:
+    """A new workdir with a run's patients, split, cache and finished stages."""
+    for name in ("patients", "cache", *stages):
+        shutil.copytree(run / name, workdir / name)
+    shutil.copy(run / "split.json", workdir / "split.json")
+    return workdir

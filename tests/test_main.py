@@ -1,0 +1,87 @@
+"""The command line as a user meets it: as a subprocess, with one line for each mistake."""
+
+import subprocess
+import sys
+
+import pytest
+
+from cdm_jax import main as command_line
+
+
+def call(*arguments, capsys):
+    code = command_line.main(["cdm_jax.main", *arguments])
+    return code, capsys.readouterr().err
+
+
+@pytest.fixture(autouse=True)
+def fresh_flags():
+    yield
+    from absl import flags
+
+    for name in ("config", "workdir", "input", "output", "samples"):
+        flags.FLAGS[name].unparse()
+    flags.FLAGS.mark_as_parsed()
+
+
+MISTAKES = {
+    "unknown command": (["trian"], "unknown command 'trian': allowed are train, evaluate"),
+    "unknown stage": (["--config=configs/brats.py:mnd"], "unknown stage 'mnd': allowed are mrm"),
+    "unknown value": (["--config=configs/brats.py:mdn,sise=64"], "unknown value 'sise'"),
+    "value of a wrong type": (["--config=configs/brats.py:mdn,size=big"], "size=<int>"),
+    "no such config": (["--config=configs/brast.py:mdn"], "configs/brast.py"),
+    "unknown key": (
+        ["--config=configs/phantom.py:mdn", "--config.mdn.widht=3"],
+        "widht",
+    ),
+    "key of a wrong type": (
+        ["--config=configs/phantom.py:mdn", "--config.mdn.width=wide"],
+        "wide",
+    ),
+    "no data": (["--config=configs/brats.py:mrm"], "data.root is empty"),
+    "missing folder": (
+        ["--config=configs/brats.py:mrm", "--config.data.root=nowhere"],
+        "data.root nowhere is not a folder",
+    ),
+    "no run": (["evaluate", "--workdir=nowhere"], "no trained run in nowhere"),
+    "no workdir": (["evaluate"], "evaluate needs --workdir"),
+    "no input": (["synthesize", "--workdir=nowhere"], "--input=<folder"),
+    "no phantom": (["phantom", "--config=configs/brats.py:mrm"], "has no phantom"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_answered_in_one_line(mistake, capsys, tmp_path, monkeypatch, pytestconfig):
+    arguments, expected = MISTAKES[mistake]
+    monkeypatch.chdir(pytestconfig.rootpath)
+    if not any(a.startswith("--workdir") for a in arguments) and mistake != "no workdir":
+        arguments = [*arguments, f"--workdir={tmp_path}"]
+    code, error = call(*arguments, capsys=capsys)
+    assert code in (1, 2)
+    assert error.startswith("error: ")
+    assert expected in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_whole_pipeline_runs_as_a_command_and_again_in_no_time(tmp_path, pytestconfig):
+    command = [sys.executable, "-m", "cdm_jax.main", "--config=configs/phantom.py:cdm,smoke"]
+    command.append(f"--workdir={tmp_path}")
+    first = subprocess.run(
+        command, cwd=pytestconfig.rootpath, capture_output=True, text=True, check=True
+    )
+    assert "Convention volume" in first.stdout
+    for row in ("copy", "brain_mean", "regression", "cunet/oracle", "cunet/shuffled", "m1"):
+        assert row in first.stdout
+    again = subprocess.run(
+        command, cwd=pytestconfig.rootpath, capture_output=True, text=True, check=True
+    )
+    assert again.stdout.count("is finished") == 4
+    assert "Traceback" not in first.stderr + again.stderr
+
+
+@pytest.mark.slow
+def test_a_mistake_in_a_subprocess_leaves_no_traceback(tmp_path, pytestconfig):
+    command = [sys.executable, "-m", "cdm_jax.main", "--config=configs/phantom.py:nothing"]
+    done = subprocess.run(command, cwd=pytestconfig.rootpath, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1

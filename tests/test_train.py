@@ -1,0 +1,153 @@
+"""The loop: exact resuming, one compilation, refusals, what it leaves on disk."""
+
+import json
+import logging
+import signal
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from cdm_jax import checkpoint, train
+from cdm_jax.data.dataset import load_dataset
+from cdm_jax.errors import UserError
+from cdm_jax.writer import Writer
+from tests import helpers
+from tests.helpers import STAGES, copy_run, smoke_config
+
+BEFORE = {"mrm": (), "mdn": ("mrm",), "cunet": ("mrm", "mdn"), "m1": ()}
+
+
+def model_leaves(folder):
+    model, _ = checkpoint.load_model(folder)
+    return jax.tree_util.tree_leaves_with_path(model)
+
+
+def assert_same_model(folder, other):
+    for (path, ours), (_, theirs) in zip(model_leaves(folder), model_leaves(other), strict=True):
+        np.testing.assert_array_equal(ours, theirs, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_killed_run_continues_to_bit_identical_parameters(
+    stage, finished_run, tmp_path, monkeypatch
+):
+    workdir = copy_run(finished_run, tmp_path / "run", BEFORE[stage])
+    write = Writer.scalars
+
+    def die_at_step_three(self, step, values):
+        if step == 3:
+            raise RuntimeError("killed")
+        write(self, step, values)
+
+    monkeypatch.setattr(Writer, "scalars", die_at_step_three)
+    with pytest.raises(RuntimeError, match="killed"):
+        helpers.train(stage, workdir)
+    monkeypatch.undo()
+    assert not checkpoint.finished(workdir / stage)
+    helpers.train(stage, workdir)
+    assert_same_model(workdir / stage, finished_run / stage)
+    lines = (workdir / stage / "metrics.jsonl").read_text()
+    assert lines == (finished_run / stage / "metrics.jsonl").read_text()
+
+
+def test_a_request_to_stop_saves_and_the_same_command_goes_on(finished_run, tmp_path):
+    workdir = copy_run(finished_run, tmp_path / "run")
+    config = smoke_config("m1")
+    config.m1.train.checkpoint_every = 100
+    dataset = load_dataset(config, workdir)
+    seen = []
+
+    def terminate(self, step, values):
+        if step == 1 and not seen:
+            seen.append(threading.current_thread())
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Writer, "scalars", terminate)
+        with pytest.raises(SystemExit, match="saved at step 1"):
+            train.train_stage(config, workdir, dataset)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    train.train_stage(config, workdir, dataset)
+    assert_same_model(workdir / "m1", finished_run / "m1")
+
+
+def test_the_step_and_the_validation_are_compiled_once(finished_run, tmp_path, caplog):
+    workdir = copy_run(finished_run, tmp_path / "run", ("mrm", "mdn"))
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        helpers.train("cunet", workdir)
+    compiled = [r.getMessage() for r in caplog.records if "Finished XLA comp" in r.getMessage()]
+    assert sum("jit(step)" in message for message in compiled) == 1, compiled
+    assert sum("jit(validate)" in message for message in compiled) == 1, compiled
+
+
+def test_a_finished_stage_is_left_alone(finished_run, capsys):
+    before = (finished_run / "m1" / "metrics.jsonl").stat().st_mtime_ns
+    helpers.train("m1", finished_run)
+    assert (finished_run / "m1" / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_a_missing_predecessor_is_named_with_the_command_that_makes_it(finished_run, tmp_path):
+    workdir = copy_run(finished_run, tmp_path / "run", ("mrm",))
+    with pytest.raises(UserError, match=r"needs a finished mdn .*configs/phantom.py:mdn"):
+        helpers.train("cunet", workdir)
+
+
+def test_other_settings_do_not_continue_a_run(finished_run):
+    config = smoke_config("mrm")
+    config.mrm.width = 64
+    with pytest.raises(UserError, match="mrm.width: 32 -> 64"):
+        helpers.train("mrm", finished_run, config)
+    config = smoke_config("mdn")
+    config.mrm.mask_ratio = 0.5
+    config.mdn.train.num_steps = 5
+    with pytest.raises(UserError, match="mrm.mask_ratio: 0.6 -> 0.5"):
+        helpers.train("mdn", finished_run, config)
+
+
+def test_another_split_does_not_continue_a_run(finished_run, tmp_path):
+    workdir = copy_run(finished_run, tmp_path / "run", ("m1",))
+    (workdir / "split.json").unlink()
+    with pytest.raises(UserError, match="split"):
+        helpers.train("m1", workdir, smoke_config("m1", split_seed=5))
+
+
+def test_more_steps_extend_a_finished_run(finished_run, tmp_path):
+    workdir = copy_run(finished_run, tmp_path / "run", ("m1",))
+    config = smoke_config("m1")
+    config.m1.train.num_steps = 5
+    helpers.train("m1", workdir, config)
+    steps = [json.loads(x)["step"] for x in (workdir / "m1/metrics.jsonl").read_text().splitlines()]
+    assert max(steps) == 5
+
+
+def test_a_run_leaves_curves_pictures_and_its_parameters(finished_run):
+    for stage in STAGES:
+        folder = finished_run / stage
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert {"loss", "gradient_norm"} <= lines[0].keys()
+        assert any("validation/loss" in line for line in lines)
+        assert list((folder / "tensorboard").glob("events*"))
+        assert "Total" in (folder / "parameters.txt").read_text()
+    assert list((finished_run / "cunet/pictures").glob("*.png"))
+
+
+def test_epochs_become_steps():
+    config = smoke_config("m1")
+    config.m1.train.update({"num_steps": 0, "num_epochs": 3})
+    assert train.resolve(config, 41).m1.train.num_steps == 3 * (41 // 4)
+    config.m1.train.num_epochs = 0
+    with pytest.raises(UserError, match="num_steps and num_epochs"):
+        train.resolve(config, 41)
+
+
+def test_statistics_of_the_representation_travel_in_the_checkpoint(finished_run):
+    model, _ = checkpoint.load_model(finished_run / "mrm")
+    assert np.ptp(model["statistics"]["deviation"]) > 0
+    inside, _ = checkpoint.load_model(finished_run / "cunet")
+    np.testing.assert_array_equal(
+        inside["frozen"]["mrm"]["statistics"]["mean"], model["statistics"]["mean"]
+    )
+    factor = inside["frozen"]["mdn"]["statistics"]["error_factor"]
+    assert np.abs(factor).max() > 0
