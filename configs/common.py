@@ -199,7 +199,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
     for name in ("cunet", "m1"):
         config[name].update({"features": (32, 32, 64, 128, 32)})
         config[name].average_decay = 0.99
-    lengths = {"mrm": (600, 16, 1e-3), "mdn": (600, 32, 1e-3), "cunet": (800, 8, 1e-3)}
+    lengths = {"mrm": (400, 16, 1e-3), "mdn": (500, 32, 1e-3), "cunet": (1300, 8, 4e-3)}
     for name, (steps, batch, rate) in (lengths | {"m1": lengths["cunet"]}).items():
         config[name].train.update(
             {"num_steps": steps, "batch_size_per_device": batch, "validate_every": 200}

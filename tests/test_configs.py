@@ -2,7 +2,9 @@
 
 import functools
 import importlib
+import itertools
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -96,19 +98,19 @@ def test_two_configs_share_nothing():
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
-def test_single_values_are_changed_on_the_command_line():
+def test_single_values_are_changed_on_the_command_line(monkeypatch):
+    line = [
+        "program",
+        "--config=configs/brats.py:cunet,size=128",
+        "--config.cunet.optimizer.learning_rate=3e-4",
+        "--config.mdn.decouple=none",
+        "--config.data.targets=('t1c',)",
+        "--config.cunet.features=(8, 8, 8)",
+    ]
+    monkeypatch.setattr(sys, "argv", line)  # where the flag looks for what is overridden
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values)
-    values(
-        [
-            "program",
-            "--config=configs/brats.py:cunet,size=128",
-            "--config.cunet.optimizer.learning_rate=3e-4",
-            "--config.mdn.decouple=none",
-            "--config.data.targets=('t1c',)",
-            "--config.cunet.features=(8, 8, 8)",
-        ]
-    )
+    values(line)
     config = values.config
     assert (config.stage, config.data.size) == ("cunet", 128)
     assert config.cunet.optimizer.learning_rate == 3e-4
@@ -224,15 +226,16 @@ def test_mrm_is_a_small_vision_transformer_with_a_linear_head():
     assert _parameters("mrm") == blocks + embedding + 2 * width + head == 21_689_216
 
 
-def test_m1_is_monais_basic_unet_but_for_biases():
+def test_m1_is_monais_basic_unet_but_for_biases_and_the_output_layer():
     """MONAI's BasicUNet for 2D images, two in and two out, has 7 904 002 parameters.
 
     It has biases before its norms, which cancel them; and one bias an output channel where
-    `UpSample` has one for each of the four places.
+    `UpSample` has one for each of the four places. Its output layer does not see the two sources.
     """
     cancelled = 2 * (64 + 64 + 128 + 256 + 512) + 2 * (256 + 128 + 64 + 64)
     places = 3 * (256 + 128 + 64 + 64)
-    assert _parameters("m1") == 7_904_002 - cancelled + places == 7_902_466
+    skip = _conv(1, 64 + 2, 64) + 2 * 2
+    assert _parameters("m1") == 7_904_002 - cancelled + places + skip == 7_906_758
 
 
 def test_c_unet_adds_a_condition_embedding_a_scale_and_the_null():
@@ -242,14 +245,12 @@ def test_c_unet_adds_a_condition_embedding_a_scale_and_the_null():
     )
     assert added == 1_102_848
     assert _parameters("cunet", "network") == _parameters("m1") + added
-    assert _parameters("cunet") == 9_005_698
+    assert _parameters("cunet") == 9_009_990
 
 
 def test_mdn_is_light_and_its_source_encoder_small():
     channels = (2, 32, 64, 128, 256, 256)
-    convolutions = sum(
-        _conv(3, i, o) + 2 * o for i, o in zip(channels[:-1], channels[1:], strict=True)
-    )
+    convolutions = sum(_conv(3, i, o) + 2 * o for i, o in itertools.pairwise(channels))
     assert _parameters("mdn", "encoder") == convolutions + (256 + 2) * 384 + 384
     assert _parameters("mdn", "denoiser") == 9_226_624  # by arithmetic in tests/methods/test_mdn
     assert _parameters("mdn") == 10_305_760

@@ -19,6 +19,7 @@ def _network(**changes):
         "fusion": "add",
         "condition_decoder": False,
         "groups": 4,
+        "source_skip": True,
     }
     return CUNet(**(settings | changes))
 
@@ -73,6 +74,21 @@ def test_images_of_the_same_size_come_out(stage, features, sources, targets):
     network = _network(stage=stage, features=features, num_targets=targets)
     _, output = _shapes(network, (3, 32, 16, sources))
     assert output.shape == (3, 32, 16, targets)
+
+
+def test_with_the_skip_the_output_layer_sees_each_pixels_own_sources(inputs, stir):
+    """GroupNorm hides a shift of all intensities from the body, but not from the output layer."""
+    sources, y = inputs
+    for skip in (True, False):
+        network = _network(source_skip=skip)
+        params = {"params": stir(network.init(jax.random.key(0), sources, y)["params"], scale=0.1)}
+        body = {k: v for k, v in params["params"].items() if not k.startswith("Conv_")}
+        body = jax.tree.map(jnp.zeros_like, body)  # all that is left is the way around the body
+        left = {"params": params["params"] | body}
+        changed = sources.at[0, 3, 5].add(1)
+        difference = network.apply(left, changed, y) - network.apply(left, sources, y)
+        places = np.argwhere(np.abs(difference).max(axis=-1) > 0).tolist()
+        assert places == ([[0, 3, 5]] if skip else [])
 
 
 def test_m1_has_no_condition_and_is_otherwise_the_same_network():
@@ -262,7 +278,7 @@ def test_one_source_three_targets_and_every_other_option_train(start, train, sam
         "cunet.condition_decoder": True,
     }
     shape = {"sources": 1, "targets": 3}
-    mrm, mrm_state, _ = start("mrm", changes, **shape)
+    _, mrm_state, _ = start("mrm", changes, **shape)
     models = {"mrm": {"params": mrm_state.params, "statistics": mrm_state.statistics}}
     _, mdn_state, _ = start("mdn", changes, models, **shape)
     models["mdn"] = {"params": stir(mdn_state.params), "statistics": mdn_state.statistics}
@@ -272,9 +288,10 @@ def test_one_source_three_targets_and_every_other_option_train(start, train, sam
     assert losses[-5:].mean() < 0.5 * losses[0]
     assert same(state.frozen, models)
     model = base.model_of(state)
-    drawn = method.translate(model, batch["source"], jax.random.key(0), 2)
+    key = jax.random.key(0)
+    drawn = jax.eval_shape(lambda *a: method.translate(*a, 2), model, batch["source"], key)
     assert drawn.shape == (2, 4, 16, 16, 3)
-    metrics, pictures = method.validate(model, batch, jax.random.key(0))
+    metrics, pictures = jax.eval_shape(method.validate, model, batch, key)
     assert {"psnr_0", "psnr_1", "psnr_2"} < set(metrics)
     assert {"source_0", "truth_2", "synthesis_2"} < set(pictures)
 

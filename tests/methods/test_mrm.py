@@ -311,5 +311,5 @@ def test_the_restoration_of_a_key_does_not_change_and_another_key_hides_other_ce
     ],
 )
 def test_what_does_not_fit_is_refused(create, changes):
-    with pytest.raises(UserError, match="cannot divide|allowed are"):
+    with pytest.raises(UserError, match=r"cannot divide|allowed are"):
         create("mrm", changes)

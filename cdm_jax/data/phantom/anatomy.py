@@ -87,8 +87,8 @@ def _vessels(
     straight = _tube(positions, [_STRAIGHT_SINUS], 2.0)
     # Two smooth fields vanish together along winding lines.
     distance = np.hypot(field(5.0), field(5.0))
-    small = np.exp(-((distance / 0.25) ** 2)) * np.clip(fluid + 0.04, 0, 1)
-    return np.max([0.9 * sinuses, 0.9 * straight, 0.8 * small], axis=0)
+    small = np.exp(-((distance / 0.32) ** 2)) * np.clip(fluid + 0.04, 0, 1)
+    return np.max([0.9 * sinuses, 0.9 * straight, 0.9 * small], axis=0)
 
 
 def _tube(

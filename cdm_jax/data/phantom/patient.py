@@ -125,7 +125,7 @@ def scan(seed: np.random.SeedSequence, body: Body, grid: Grid) -> dict[str, Floa
 
     Relaxation times vary by 3 % between patients, gains by 25 %. The bias field of the receive coil,
     which all sequences of an examination share, varies by 6 %, that of each sequence by 2 %
-    (standard deviations). Noise is 3 to 6 % of the brain's mean signal.
+    (standard deviations), and noise by a fifth around what is typical of the sequence.
     """
     tissue_seed, *seeds = seed.spawn(1 + len(physics.SEQUENCES))
     patient_rng = np.random.default_rng(tissue_seed)
@@ -136,7 +136,8 @@ def scan(seed: np.random.SeedSequence, body: Body, grid: Grid) -> dict[str, Floa
         rng = np.random.default_rng(sequence_seed)
         clean = _clean_signal(name, library, body)
         clean *= receive * np.exp(0.02 * _sampler(rng, grid, body.brain)(60.0))
-        noisy = physics.rician(rng, clean, rng.uniform(0.03, 0.06) * clean.mean())
+        sigma = rng.uniform(0.8, 1.2) * physics.SEQUENCES[name].noise * clean.mean()
+        noisy = physics.rician(rng, clean, sigma)
         gain = _SCANNER_UNITS * np.exp(0.25 * rng.standard_normal())
         images[name] = np.maximum(gain * noisy, 1.0)
     return images

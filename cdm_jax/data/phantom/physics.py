@@ -60,17 +60,19 @@ class Sequence:
         repetition_ms: TR.
         echo_ms: TE.
         inversion_ms: TI.
+        noise: Typical noise as a part of the brain's mean signal.
     """
 
     repetition_ms: float
     echo_ms: float
     inversion_ms: float | None = None
+    noise: float = 0.04
 
 
 # TI of the T2-FLAIR nulls CSF. T1 is a plain spin echo while T1c is prepared by an inversion, as
 # where a quick native T1 stands beside an inversion-prepared 3D scan after contrast agent.
 SEQUENCES = {
-    "t1": Sequence(repetition_ms=600.0, echo_ms=10.0),
+    "t1": Sequence(repetition_ms=600.0, echo_ms=10.0, noise=0.085),
     "t1c": Sequence(repetition_ms=2000.0, echo_ms=10.0, inversion_ms=900.0),
     "t2": Sequence(repetition_ms=5000.0, echo_ms=100.0),
     "t2f": Sequence(repetition_ms=9000.0, echo_ms=100.0, inversion_ms=2480.0),
