@@ -27,39 +27,51 @@ COMMANDS: dict[str, Callable[[commands.Request], None]] = {
 }
 DEFAULT_CONFIG = "configs/phantom.py:cdm"
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "config file and stage")
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; default runs/<dataset>")
-_INPUT = flags.DEFINE_string("input", None, "synthesize: a patient's folder, or one of many")
-_OUTPUT = flags.DEFINE_string("output", None, "synthesize: where the NIfTI go")
-_SAMPLES = flags.DEFINE_integer("samples", 1, "synthesize: samples to draw", lower_bound=1)
+
+def _define(argv: Sequence[str]) -> flags.FlagValues:
+    """The flags of one call, apart from absl's global ones, so that calls do not mix."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "config file and stage", flag_values=values, sys_argv=list(argv)
+    )
+    for name, text in (
+        ("workdir", "folder of the run; default runs/<dataset>"),
+        ("input", "synthesize: a patient's folder, or one of many"),
+        ("output", "synthesize: where the NIfTI go"),
+    ):
+        flags.DEFINE_string(name, None, text, flag_values=values)
+    flags.DEFINE_integer("samples", 1, "synthesize: samples", lower_bound=1, flag_values=values)
+    return values
 
 
 def _request(argv: Sequence[str]) -> tuple[str, commands.Request]:
     """Parses the command line into a command's name and what it is asked to do."""
+    name = next((argument for argument in argv[1:] if not argument.startswith("-")), "train")
     asks_config = any(argument.startswith("--config") for argument in argv)
-    name = next((a for a in argv[1:] if not a.startswith("-")), "train")
     if not asks_config and name in ("train", "prepare", "phantom"):
         argv = [*argv, f"--config={DEFAULT_CONFIG}"]
-    rest = flags.FLAGS(argv)[1:]
+    values = _define(argv)
+    rest = values(argv)[1:]
     if name not in COMMANDS or len(rest) > 1:
         raise UserError(f"unknown command '{' '.join(rest)}': allowed are {', '.join(COMMANDS)}")
-    workdir = _WORKDIR.value
+    workdir = values.workdir
     if workdir is None:
-        if _CONFIG.value is None:
+        if values.config is None:
             raise UserError(f"{name} needs --workdir=<folder of a trained run> or --config")
-        workdir = f"runs/{_CONFIG.value.data.name}"
+        workdir = f"runs/{values.config.data.name}"
     return name, commands.Request(
-        config=_CONFIG.value,
+        config=values.config,
         workdir=pathlib.Path(workdir),
-        input=pathlib.Path(_INPUT.value) if _INPUT.value else None,
-        output=pathlib.Path(_OUTPUT.value) if _OUTPUT.value else None,
-        samples=_SAMPLES.value,
+        input=pathlib.Path(values.input) if values.input else None,
+        output=pathlib.Path(values.output) if values.output else None,
+        samples=values.samples,
     )
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs one command; what the user can mend is said in one line."""
     logging.set_verbosity(logging.WARNING)
+    flags.FLAGS.mark_as_parsed()  # Grain reads absl's global flags
     try:
         name, request = _request(argv)
     except (UserError, flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError) as e:

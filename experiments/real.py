@@ -2,8 +2,8 @@
 
   python -m experiments.real --root=<folder of patients> [--workdir=runs/real]
 
-Every patient of the folder is left out once. Writes `experiments/results/real_leave_one_out.json`,
-prints the table, and leaves the synthesis of each patient in `<workdir>/<patient>/synthesis`.
+Every patient of the folder is left out once. Writes `experiments/results/real_leave_one_out.json`
+and prints its tables.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import pathlib
 
 from cdm_jax import main as command_line
 from cdm_jax.data.subjects import find_subjects
+from cdm_jax.metrics.aggregate import Record
 from cdm_jax.report.tables import results_table, to_rich
 from cdm_jax.writer import console
 from configs import real
@@ -20,16 +21,18 @@ NAME = "real_leave_one_out"
 COMMAND = "python -m experiments.real --root=<folder>"
 
 
-def leave_out(patient: str, root: pathlib.Path, workdir: pathlib.Path) -> list[dict]:
-    """Trains without one patient, evaluates and synthesises him; returns his records."""
+def leave_out(patient: str, root: pathlib.Path, workdir: pathlib.Path) -> list[Record]:
+    """Trains without one patient and evaluates on him; returns his records."""
     folder = workdir / patient
-    steps = [
-        ["train", "--config=configs/real.py:cdm", f"--config.data.root={root}",
-         f"--config.data.cache={workdir / 'cache'}", f"--config.data.test_patients=({patient!r},)"],
-    ]  # fmt: skip
-    for step in steps:
-        if command_line.main(["cdm_jax.main", *step, f"--workdir={folder}"]):
-            raise SystemExit(1)
+    arguments = [
+        "--config=configs/real.py:cdm",
+        f"--config.data.root={root}",
+        f"--config.data.cache={workdir / 'cache'}",
+        f"--config.data.test_patients=({patient!r},)",
+        f"--workdir={folder}",
+    ]
+    if command_line.main(["cdm_jax.main", "train", *arguments]):
+        raise SystemExit(1)
     return load_records(folder)
 
 
@@ -48,8 +51,8 @@ def main() -> None:
         )
         patients = sorted({subject.patient_id for subject in subjects})
         records = [r for p in patients for r in leave_out(p, options.root, options.workdir)]
-        for record in records:
-            record["split"] = "leave one out"
+        # Each left-out patient has a split of his own, which is what is meant here.
+        records = [{**record, "split": "leave-one-out"} for record in records]
         save_results(NAME, {"command": COMMAND, "records": records})
     records = load_results(NAME)["records"]
     for convention in ("volume", "paper"):

@@ -2,9 +2,9 @@
 
   python -m experiments.seeds [--seeds=0,1,2] [--workdir=runs/seeds]
 
-Each seed trains MRM, MDN, C-UNet and M1 afresh and is evaluated on the same unseen patients. A row's
-value for a patient is its mean over seeds; intervals are over patients. What is trained already is
-not trained again. Writes `experiments/results/phantom_seeds.json` and prints the table from it.
+Each seed trains MRM, MDN, C-UNet and M1 afresh and is evaluated on the same unseen patients. A
+row's value for a patient is its mean over seeds; intervals are over patients. What is trained
+already is not trained again. Writes `experiments/results/phantom_seeds.json` and prints its tables.
 """
 
 import argparse

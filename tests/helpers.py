@@ -3,11 +3,11 @@
 import pathlib
 import shutil
 
-from configs import phantom
 from ml_collections import ConfigDict
 
 from cdm_jax.data.dataset import Dataset, load_dataset
 from cdm_jax.train import train_stage
+from configs import phantom
 
 STAGES = ("mrm", "mdn", "cunet", "m1")
 
@@ -30,7 +30,9 @@ def train(stage: str, workdir: pathlib.Path, config: ConfigDict | None = None) -
     return dataset
 
 
-def copy_run(run: pathlib.Path, workdir: pathlib.Path, stages: tuple[str, ...] = ()) -> pathlib.Path:
+def copy_run(
+    run: pathlib.Path, workdir: pathlib.Path, stages: tuple[str, ...] = ()
+) -> pathlib.Path:
     """A new workdir with a run's patients, split, cache and finished stages."""
     for name in ("patients", "cache", *stages):
         shutil.copytree(run / name, workdir / name)

@@ -5,10 +5,10 @@ import sys
 
 import numpy as np
 import pytest
-from configs import phantom
 
 from cdm_jax import checkpoint
 from cdm_jax.errors import UserError
+from configs import phantom
 
 
 def test_a_config_survives_json():

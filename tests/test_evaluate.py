@@ -61,9 +61,7 @@ def test_other_settings_make_new_records(evaluated, monkeypatch):
     workdir, dataset, _ = evaluated
     asked = []
     original = evaluate._Evaluation._rows
-    monkeypatch.setattr(
-        evaluate._Evaluation, "_rows", lambda *a: asked.append(a) or original(*a)
-    )
+    monkeypatch.setattr(evaluate._Evaluation, "_rows", lambda *a: asked.append(a) or original(*a))
     config = smoke_config("cdm")
     config.evaluate.systems = ("m1",)
     config.evaluate.part = "validation"

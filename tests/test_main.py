@@ -13,16 +13,6 @@ def call(*arguments, capsys):
     return code, capsys.readouterr().err
 
 
-@pytest.fixture(autouse=True)
-def fresh_flags():
-    yield
-    from absl import flags
-
-    for name in ("config", "workdir", "input", "output", "samples"):
-        flags.FLAGS[name].unparse()
-    flags.FLAGS.mark_as_parsed()
-
-
 MISTAKES = {
     "unknown command": (["trian"], "unknown command 'trian': allowed are train, evaluate"),
     "unknown stage": (["--config=configs/brats.py:mnd"], "unknown stage 'mnd': allowed are mrm"),

@@ -16,9 +16,9 @@ from cdm_jax.synthesize import synthesize_folder
 
 MODALITIES = ("t1", "t2", "t1c", "t2f")
 GRID_FIELDS = (
-    "dim pixdim qform_code sform_code quatern_b quatern_c quatern_d qoffset_x qoffset_y qoffset_z "
-    "srow_x srow_y srow_z"
-).split()
+    *("dim", "pixdim", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z"),
+    *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,9 @@ def test_a_result_depends_neither_on_the_cohort_nor_on_the_order(
 ):
     cohort = tmp_path / "cohort"
     shutil.copytree(patient, cohort / patient.name)
-    other = next(p for p in sorted((finished_run / "patients").glob("BraTS*")) if p.name != patient.name)
+    other = next(
+        p for p in sorted((finished_run / "patients").glob("BraTS*")) if p.name != patient.name
+    )
     shutil.copytree(other, cohort / "BraTS-GLI-99999-000")
     for path in (cohort / "BraTS-GLI-99999-000").iterdir():
         path.rename(path.with_name(path.name.replace(other.name, "BraTS-GLI-99999-000")))
@@ -95,9 +97,7 @@ def test_a_result_depends_neither_on_the_cohort_nor_on_the_order(
     assert len(folders) == 2
     for name in ("t1c", "t2f", "t1c-deviation"):
         again = read_volume(tmp_path / "out" / patient.name / f"{patient.name}-{name}.nii.gz")
-        np.testing.assert_array_equal(
-            again, read_volume(written / f"{patient.name}-{name}.nii.gz")
-        )
+        np.testing.assert_array_equal(again, read_volume(written / f"{patient.name}-{name}.nii.gz"))
 
 
 def test_a_plain_unet_translates_too(finished_run, patient, tmp_path):

@@ -97,12 +97,12 @@ def test_a_missing_predecessor_is_named_with_the_command_that_makes_it(finished_
 def test_other_settings_do_not_continue_a_run(finished_run):
     config = smoke_config("mrm")
     config.mrm.width = 64
-    with pytest.raises(UserError, match="mrm.width: 32 -> 64"):
+    with pytest.raises(UserError, match=r"mrm\.width: 32 -> 64"):
         helpers.train("mrm", finished_run, config)
     config = smoke_config("mdn")
     config.mrm.mask_ratio = 0.5
     config.mdn.train.num_steps = 5
-    with pytest.raises(UserError, match="mrm.mask_ratio: 0.6 -> 0.5"):
+    with pytest.raises(UserError, match=r"mrm\.mask_ratio: 0\.6 -> 0\.5"):
         helpers.train("mdn", finished_run, config)
 
 

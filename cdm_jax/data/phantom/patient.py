@@ -123,8 +123,8 @@ def draw_body(seed: np.random.SeedSequence, grid: Grid) -> Body:
 def scan(seed: np.random.SeedSequence, body: Body, grid: Grid) -> dict[str, Float[np.ndarray, "n"]]:
     """Images the brain voxels with each sequence: signal, bias field, gain and Rician noise.
 
-    Relaxation times vary by 3 % between patients, gains by 25 %. The bias field of the receive coil,
-    which all sequences of an examination share, varies by 6 %, that of each sequence by 2 %
+    Relaxation times vary by 3 % between patients, gains by 25 %. The bias field of the receive
+    coil, which all sequences of an examination share, varies by 6 %, that of each sequence by 2 %
     (standard deviations), and noise by a fifth around what is typical of the sequence.
     """
     tissue_seed, *seeds = seed.spawn(1 + len(physics.SEQUENCES))

@@ -26,13 +26,13 @@ def lesions_in(white, **changes):
     return tumour.lesion_fractions(flat_field, make_tumour(**changes), POSITIONS, tissues, 2.0)
 
 
-def test_a_fifth_has_no_tumour_and_a_fifth_a_low_grade_one():
+def test_some_have_no_tumour_and_some_a_low_grade_one():
     templates = load_templates(3.0)
     rng = np.random.default_rng(0)
     drawn = [tumour.draw_tumour(rng, templates) for _ in range(1000)]
     kinds = collections.Counter("none" if t is None else t.low_grade for t in drawn)
-    assert kinds["none"] == pytest.approx(200, abs=50)
-    assert kinds[True] == pytest.approx(200, abs=50)
+    assert kinds["none"] == pytest.approx(120, abs=40)
+    assert kinds[True] == pytest.approx(150, abs=45)
 
 
 def test_mass_effect_pushes_outwards_without_folding_and_fades():
