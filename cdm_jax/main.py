@@ -54,11 +54,11 @@ def _request(argv: Sequence[str]) -> tuple[str, commands.Request]:
     rest = values(argv)[1:]
     if name not in COMMANDS or len(rest) > 1:
         raise UserError(f"unknown command '{' '.join(rest)}': allowed are {', '.join(COMMANDS)}")
-    workdir = values.workdir
-    if workdir is None:
-        if values.config is None:
-            raise UserError(f"{name} needs --workdir=<folder of a trained run> or --config")
-        workdir = f"runs/{values.config.data.name}"
+    # A config file that could not be loaded says so when it is first looked into: here.
+    dataset = None if values.config is None else values.config.data.name
+    if values.workdir is None and dataset is None:
+        raise UserError(f"{name} needs --workdir=<folder of a trained run> or --config")
+    workdir = values.workdir or f"runs/{dataset}"
     return name, commands.Request(
         config=values.config,
         workdir=pathlib.Path(workdir),
