@@ -28,7 +28,7 @@ def get_config(argument: str = "cdm") -> ConfigDict:
             "segmentation": "*-seg.nii.gz",
         }
     )
-    if not values.get("smoke"):
+    if values.get("small", True) and not values.get("smoke"):
         # Two patients to train on are learned by heart soon: short schedules.
         for name, steps in (("mrm", 200), ("mdn", 150), ("cunet", 400), ("m1", 400)):
             config[name].train.num_steps = steps

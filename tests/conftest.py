@@ -15,6 +15,7 @@ import jax  # noqa: E402
 from tests import helpers  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_disable_most_optimizations", True)  # most of the time goes into compiling
 flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, which pytest never parses.
 
 

@@ -149,7 +149,7 @@ class CrossConditioned:
         no patient with missing targets has), the MDN's "sampled" y, a "mix" of both, or "noised":
         the encoder's y with noise of the error that MDN makes on patients it never saw.
       sampled_share: probability of an MDN sample in a mix.
-      noise: deviation of white noise added to y, whatever its source.
+      noise: deviation of white noise added to the encoder's y (not where it is "noised" already).
       null_share: probability that a learned null replaces y.
     """
 
@@ -311,6 +311,11 @@ def create(config: Any) -> CrossConditioned:
                 f"unknown {config.stage}.{name} '{section[name]}': allowed are {', '.join(allowed)}"
             )
     halvings = len(section.features) - 2
+    if halvings < 1:
+        raise UserError(
+            f"{config.stage}.features {tuple(section.features)} are too few: give the channels of "
+            "two scales or more, then those of the last decoder stage"
+        )
     if config.data.size % 2**halvings:
         raise UserError(
             f"data.size {config.data.size} cannot be halved {halvings} times: use a multiple of "

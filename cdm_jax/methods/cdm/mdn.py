@@ -20,8 +20,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key
 
 from cdm_jax.diffusion.ddim import DDIM
-from cdm_jax.diffusion.process import corrupt, split_prediction, training_target
-from cdm_jax.diffusion.schedule import alpha_bar
+from cdm_jax.diffusion.process import PREDICTIONS, corrupt, split_prediction, training_target
+from cdm_jax.diffusion.schedule import alpha_bar, sampling_timesteps
 from cdm_jax.errors import UserError
 from cdm_jax.methods.base import (
     Batch,
@@ -310,9 +310,11 @@ def _check(config: Any) -> None:
     for name, value, allowed in (
         ("mdn.condition", config.mdn.condition, ("source", "none")),
         ("mdn.decouple", config.mdn.decouple, DECOUPLINGS),
+        ("mdn.prediction", config.mdn.prediction, PREDICTIONS),
     ):
         if value not in allowed:
             raise UserError(f"unknown {name} '{value}': allowed are {', '.join(allowed)}")
+    sampling_timesteps(config.mdn.num_timesteps, config.sampler.num_steps, config.sampler.grid)
     if config.mdn.decouple == "split" and config.mrm.joint:
         raise UserError(
             "mdn.decouple=split needs a part of y for each modality: set mrm.joint=false"

@@ -33,6 +33,7 @@ from cdm_jax.nn.embeddings import grid_positions
 from cdm_jax.nn.vit import Transformer, from_patches, to_patches
 from cdm_jax.optim import make_optimizer
 
+LOSSES = ("mse", "l1", "l2norm")
 BACKGROUND = -1.0  # of the networks' range
 
 
@@ -146,7 +147,7 @@ def masked_loss(
     elif kind == "l2norm":
         distance = jnp.sqrt(jnp.sum(difference**2, axis=-1) + 1e-12)
     else:
-        raise UserError(f"unknown mrm.loss '{kind}': allowed are mse, l1, l2norm")
+        raise UserError(f"unknown mrm.loss '{kind}': allowed are {', '.join(LOSSES)}")
     return jnp.sum(distance * hidden) / jnp.maximum(jnp.sum(hidden), 1)
 
 
@@ -294,6 +295,7 @@ def _check(config: Any, size: int) -> None:
     for name, value, allowed in (
         ("mask_fill", config.mask_fill, ("token", "zero")),
         ("normalisation", config.normalisation, ("zscore", "per_sample", "none")),
+        ("loss", config.loss, LOSSES),
     ):
         if value not in allowed:
             raise UserError(f"unknown mrm.{name} '{value}': allowed are {', '.join(allowed)}")
