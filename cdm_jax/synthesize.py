@@ -1,7 +1,6 @@
 """Patients' folders in, missing modalities out: NIfTI on the input's grid, with provenance."""
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -11,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from rich.progress import track
 
+import cdm_jax
 from cdm_jax import inference
 from cdm_jax.data.intensity import brain_mask
 from cdm_jax.data.nifti import read_volume, write_like
@@ -141,7 +141,7 @@ def _provenance(
         "subject": subject.subject_id,
         "modality": target,
         "sources": {name: _file(subject.images[name]) for name in config.data.sources},
-        "software": f"cdm_jax {importlib.metadata.version('cdm_jax')}",
+        "software": f"cdm_jax {cdm_jax.__version__}",
         "system": config[config.stage].method,
         "checkpoint": system.fingerprint,
         "split": system.provenance.split,

@@ -22,14 +22,6 @@ SECTIONS = ("mrm", "mdn", "cunet", "m1", "sampler")
 PAPER = "small=false"  # the two configs for a CPU are small by default
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Compiling takes far longer here than computing."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def _get(file, argument=None):
     get_config = importlib.import_module(f"configs.{file}").get_config
     return get_config() if argument is None else get_config(argument)

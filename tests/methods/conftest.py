@@ -35,14 +35,6 @@ def _configure(stage, changes=None):
     return config
 
 
-@pytest.fixture(scope="package", autouse=True)
-def quick_compilation():
-    """Compiling takes far longer here than computing."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="session")
 def create():
     """`create(stage, {"mrm.joint": False})`: a tiny stage with these settings changed."""
