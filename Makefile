@@ -19,7 +19,7 @@ demo: $(READY)
 	$(BIN)/python -m experiments.demo --config=$(CONFIG) --workdir=$(RUN)
 
 test: $(READY)
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow'
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
