@@ -2,8 +2,8 @@
 
   python -m experiments.real --root=<folder of patients> [--workdir=runs/real]
 
-Every patient of the folder is left out once. Writes `experiments/results/real_leave_one_out.json`
-and prints its tables.
+Every patient of the folder is left out once, or those of `--patients`. Writes
+`experiments/results/real_leave_one_out.json` and prints its tables.
 """
 
 import argparse
@@ -40,6 +40,7 @@ def main() -> None:
     """Runs what is missing, writes the record, prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--root", type=pathlib.Path, help="folder of patients")
+    parser.add_argument("--patients", help="those to leave out, comma-separated; default all")
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/real"))
     options = parser.parse_args()
     if options.root:
@@ -50,6 +51,8 @@ def main() -> None:
             patterns=data.patterns.to_dict(),
         )
         patients = sorted({subject.patient_id for subject in subjects})
+        if options.patients:
+            patients = options.patients.split(",")
         records = [r for p in patients for r in leave_out(p, options.root, options.workdir)]
         # Each left-out patient has a split of his own, which is what is meant here.
         records = [{**record, "split": "leave-one-out"} for record in records]
