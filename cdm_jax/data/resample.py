@@ -56,5 +56,6 @@ def _resize(
     resized = np.empty((len(squares), size, size), np.float32)
     for index, square in enumerate(squares):
         # Two-dimensional float32 arrays become Pillow's mode "F".
-        resized[index] = Image.fromarray(square).resize((size, size), Image.Resampling.LANCZOS)
+        image = Image.fromarray(square).resize((size, size), Image.Resampling.LANCZOS)
+        resized[index] = np.asarray(image)
     return resized
