@@ -14,8 +14,6 @@ from cdm_jax.synthesize import synthesize_folder
 from cdm_jax.train import train_stage
 from cdm_jax.writer import console
 
-PIPELINE = ("mrm", "mdn", "cunet", "m1")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
@@ -40,8 +38,8 @@ def _config(request: Request) -> ConfigDict:
     """The config asked for, or that of the run in the workdir."""
     if request.config is not None:
         return request.config
-    for stage in ("cunet", "m1"):
-        saved = checkpoint.provenance(request.workdir / stage)
+    for folder in sorted(request.workdir.glob(f"*/{checkpoint.FOLDER}")):
+        saved = checkpoint.provenance(folder.parent)
         if saved is not None:
             return saved.config
     raise UserError(f"no trained run in {request.workdir}: train one, or give --config")
@@ -53,18 +51,16 @@ def _cache_compilations(request: Request) -> None:
 
 
 def train(request: Request) -> None:
-    """Trains a stage; "cdm" trains all in order, leaves out what is finished, and evaluates."""
+    """Trains a stage; or a system's stages in order, but for what is finished, and scores it."""
     config = _config(request)
     _cache_compilations(request)
     dataset = data.load_dataset(config, request.workdir)
-    if config.stage != "cdm":
-        train_stage(config, request.workdir, dataset)
-        return
-    for stage in PIPELINE:
+    for stage in config.pipeline or (config.stage,):
         stage_config = config.copy_and_resolve_references()
         stage_config.stage = stage
         train_stage(stage_config, request.workdir, dataset)
-    evaluate_run(config, request.workdir, dataset)
+    if config.pipeline:
+        evaluate_run(config, request.workdir, dataset)
 
 
 def evaluate(request: Request) -> None:

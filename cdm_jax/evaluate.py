@@ -1,7 +1,7 @@
 """Trained systems and untrained rows over test patients: one JSON record a subject.
 
 A record is written when its subject is done and found again by its fingerprints, so an interrupted
-evaluation goes on where it was.
+evaluation goes on where it was, and a system evaluated later joins the records of the others.
 """
 
 import hashlib
@@ -118,20 +118,28 @@ class _Evaluation:
             stage: _load(stage, config, workdir, dataset) for stage in config.evaluate.systems
         }
         self._compiled = {
-            stage: system.compile(rows_of(stage, system.method, config.evaluate.num_samples))
+            stage: system.compile(rows_of(stage, system.method, self._num_samples(stage)))
             for stage, system in self._systems.items()
         }
         self._untrained: Untrained = fit_untrained(dataset.train, config.data.copies)
 
+    def _num_samples(self, stage: str) -> int:
+        """Samples for the mean's row; a system whose samples are dear has a number of its own."""
+        return self._config[stage].get("num_samples", self._config.evaluate.num_samples)
+
     def _identity(self, subject: PreparedSubject) -> dict[str, Any]:
-        settings = {name: checkpoint.plain(self._config[name]) for name in ("evaluate", "sampler")}
-        text = json.dumps(settings | {"seed": self._config.seed}, sort_keys=True)
+        """What all rows of a record have in common."""
+        settings = checkpoint.plain(self._config.sampler) | {
+            "num_samples": self._config.evaluate.num_samples,
+            "copies": checkpoint.plain(self._config.data.copies),
+            "seed": self._config.seed,
+        }
+        text = json.dumps(settings, sort_keys=True)
         return {
             "subject": subject.subject_id,
             "patient": subject.patient_id,
             "split": self._dataset.split_hash,
             "conventions": {n: fingerprint(n) for n in self._config.evaluate.conventions},
-            "checkpoint": {stage: s.fingerprint for stage, s in self._systems.items()},
             "config": hashlib.sha256(text.encode()).hexdigest()[:12],
             "size": self._config.data.size,
         }
@@ -139,21 +147,37 @@ class _Evaluation:
     def record(
         self, subject: PreparedSubject, other: PreparedSubject, folder: pathlib.Path
     ) -> Record:
-        """The subject's record: read back if it is up to date, else computed and written."""
+        """The subject's record: what is up to date is read back, the rest computed and written."""
         path = folder / f"{subject.subject_id}.json"
         identity = self._identity(subject)
-        if path.exists():
-            known = json.loads(path.read_text())
-            if {name: known.get(name) for name in identity} == identity:
-                return known
-        scores = self._scores(subject, self._rows(subject, other))
-        record = json_ready(identity | {"rows": scores})
+        known = json.loads(path.read_text()) if path.exists() else {}
+        if {name: known.get(name) for name in identity} != identity:
+            known = {}
+        done = known.get("checkpoint", {})
+        wanted = {stage: system.fingerprint for stage, system in self._systems.items()}
+        missing = [stage for stage in wanted if done.get(stage) != wanted[stage]]
+        if known and not missing:
+            return known
+        kept = {
+            name: scores
+            for name, scores in known.get("rows", {}).items()
+            if name.split("/")[0] not in missing
+        }
+        scores = kept | self._scores(subject, self._rows(subject, other, missing, bool(known)))
+        record = json_ready(identity | {"checkpoint": done | wanted, "rows": scores})
         temporary = path.with_suffix(".partial")
         temporary.write_text(json.dumps(record, indent=1))
         os.replace(temporary, path)
         return record
 
-    def _rows(self, subject: PreparedSubject, other: PreparedSubject) -> Rows:
+    def _rows(
+        self,
+        subject: PreparedSubject,
+        other: PreparedSubject,
+        stages: Sequence[str],
+        trained_only: bool,
+    ) -> Rows:
+        """Predictions of these systems, with the untrained rows unless `trained_only`."""
         num_sources = len(subject.sources)
         slices = np.asarray(subject.slices)
         matched = np.linspace(0, len(other.slice_indices) - 1, len(slices)).round().astype(int)
@@ -163,11 +187,13 @@ class _Evaluation:
             "other": other.slices[matched][..., :num_sources],
         }
         unit = slices.astype(np.float32) / FULL_SCALE
-        rows = dict(self._untrained.rows(unit[..., :num_sources]))
-        rows["resampled_truth"] = unit[..., num_sources:]
+        rows = {}
+        if not trained_only:
+            rows = dict(self._untrained.rows(unit[..., :num_sources]))
+            rows["resampled_truth"] = unit[..., num_sources:]
         key = inference.subject_key(self._config.seed, subject.subject_id)
-        for stage, system in self._systems.items():
-            rows |= system.volumes(self._compiled[stage], stored, key)
+        for stage in stages:
+            rows |= self._systems[stage].volumes(self._compiled[stage], stored, key)
         return rows
 
     def _scores(self, subject: PreparedSubject, rows: Rows) -> dict[str, Any]:
@@ -238,7 +264,7 @@ def _segmentation(
 def _show(records: Sequence[Record], config: ConfigDict, folder: pathlib.Path) -> None:
     """Prints a table for each convention and writes them as Markdown beside the records."""
     settings = config.evaluate
-    reference = settings.reference if settings.reference in settings.systems else None
+    reference = settings.reference if settings.reference in records[0]["rows"] else None
     tables = [
         results_table(records, convention, reference=reference)
         for convention in settings.conventions

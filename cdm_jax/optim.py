@@ -21,9 +21,10 @@ def _schedule(config: Any, num_steps: int) -> optax.Schedule:
         main = optax.constant_schedule(peak)
     elif config.schedule == "cosine":
         main = optax.cosine_decay_schedule(peak, max(1, num_steps - warmup))
-    else:  # constant for the first half, then linearly to zero (Isola et al. 2017)
-        half = max(1, (num_steps - warmup) // 2)
-        main = optax.linear_schedule(peak, 0.0, half, transition_begin=half)
+    else:  # constant, then linearly to zero (Isola et al. 2017: from half of the run)
+        constant = int((num_steps - warmup) * config.decay_from)
+        falling = max(1, num_steps - warmup - constant)
+        main = optax.linear_schedule(peak, 0.0, falling, transition_begin=constant)
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), main], [warmup])
 
 
@@ -31,7 +32,8 @@ def make_optimizer(config: Any, num_steps: int) -> optax.GradientTransformation:
     """Adam as the paper states it: rate 1e-4, "decay rate" 1e-5.
 
     Args:
-      config: `learning_rate`, `betas`, `weight_decay`, `decay`, `schedule`, `warmup_steps`, `clip`.
+      config: `learning_rate`, `betas`, `weight_decay`, `decay`, `schedule`, `decay_from`,
+        `warmup_steps`, `clip`.
         `decay` is "coupled" (L2 added to the gradient: what PyTorch's Adam does, the paper's
         framework) or "decoupled" (AdamW); `clip` bounds the gradient's global norm, 0 is off.
       num_steps: length of the run, for the schedules that end with it.

@@ -229,6 +229,7 @@ def _training_iterator(run: Run) -> Any:
         batch_size=run.batch_size // jax.process_count(),
         seed=run.config.seed,
         flips=run.config.data.flips,
+        paired=run.method.paired,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -325,7 +326,8 @@ def _finish(run: Run, state: base.State, writer: Writer) -> base.State:
         run.keys[2],
     )
     state = jax.device_put(state, parallel.replicated(run.mesh))
-    numbers = {f"final/{k}": v for k, v in state.statistics.items() if np.ndim(v) == 0}
+    statistics = state.statistics.items()
+    numbers = {f"final/{k}": v for k, v in statistics if isinstance(v, jax.Array) and v.ndim == 0}
     if numbers:
         writer.scalars(run.length.num_steps, numbers)
         console.print(", ".join(f"{name} {float(v):.3f}" for name, v in numbers.items()))

@@ -3,12 +3,19 @@
 `--config=configs/brats.py:cunet,size=128` calls `get_config("cunet,size=128")`: a stage, then
 values.
 
-Stages:
-  mrm     the representation model
-  mdn     the diffusion over representations
-  cunet   the synthesis conditioned on them
-  m1      the plain UNet: C-UNet without the condition (Table III)
-  cdm     mrm, mdn, cunet and m1 in order, then the evaluation
+Stages of CDM:
+  mrm        the representation model
+  mdn        the diffusion over representations
+  cunet      the synthesis conditioned on them
+  mdn_joint  M2's diffusion: no decoupling, as many parameters (Table III)
+
+Systems, each trained with all its stages in order and then evaluated:
+  cdm        mrm, mdn, cunet, and m1 to compare with
+  m1         the plain UNet: C-UNet without the condition (Table III)
+  m1_1x1     M1 with the Condition Embedding's 1x1 branch kept: the same capacity
+  m2         the condition without decoupling (Table III)
+  pix2pix, cyclegan, gcgan, cut, reggan, resvit, diffusion, rcg
+  all        every one of them
 
 Values: `size` (pixels), `seed`, `small` (networks and schedule for a CPU), `smoke` (seconds; for
 tests).
@@ -16,7 +23,26 @@ tests).
 
 from ml_collections import ConfigDict
 
-STAGES = ("mrm", "mdn", "cunet", "m1", "cdm")
+from configs import baselines, cdm
+
+SYSTEMS = {
+    "cdm": ("mrm", "mdn", "cunet", "m1"),
+    "m1": ("m1",),
+    "m1_1x1": ("m1_1x1",),
+    "m2": ("mrm", "mdn_joint", "m2"),
+    "pix2pix": ("pix2pix",),
+    "cyclegan": ("cyclegan",),
+    "gcgan": ("gcgan",),
+    "cut": ("cut",),
+    "reggan": ("reggan",),
+    "resvit": ("resvit_cnn", "resvit"),
+    "diffusion": ("diffusion",),
+    "rcg": ("mrm", "rdm", "rcg"),
+}
+SYSTEMS["all"] = tuple(dict.fromkeys(stage for stages in SYSTEMS.values() for stage in stages))
+PARTS = ("mrm", "mdn", "mdn_joint", "cunet", "resvit_cnn", "rdm")  # stages that are not systems
+STAGES = (*PARTS, *SYSTEMS)
+CUNETS = ("cunet", "m1", "m1_1x1", "m2")
 TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -44,107 +70,6 @@ def parse(argument: str) -> tuple[str, dict[str, int | bool]]:
     return stage, values
 
 
-def _training(**changes) -> ConfigDict:
-    """How long a stage trains. `num_steps` 0 means: as many as `num_epochs` take."""
-    return ConfigDict(
-        {
-            "batch_size_per_device": 12,
-            "num_epochs": 100,
-            "num_steps": 0,
-            "log_every": 50,
-            "validate_every": 2_000,
-            "checkpoint_every": 2_000,
-        }
-        | changes
-    )
-
-
-def _optimizer(**changes) -> ConfigDict:
-    """Adam 1e-4 with a "decay rate" of 1e-5, read as PyTorch's coupled weight decay."""
-    return ConfigDict(
-        {
-            "learning_rate": 1e-4,
-            "betas": (0.9, 0.999),
-            "weight_decay": 1e-5,
-            "decay": "coupled",
-            "schedule": "constant",
-            "warmup_steps": 0,
-            "clip": 0.0,
-        }
-        | changes
-    )
-
-
-def _mrm() -> ConfigDict:
-    """SimMIM's ViT-S/16 with cells of 32 pixels, 60 % hidden."""
-    return ConfigDict(
-        {
-            "method": "cdm.mrm",
-            "patch": 16,
-            "width": 384,
-            "depth": 12,
-            "heads": 6,
-            "mask_cell": 32,
-            "mask_ratio": 0.6,
-            "mask_fill": "token",
-            "loss": "mse",
-            "foreground_only": False,
-            "joint": True,
-            "pool": 1,
-            "normalisation": "zscore",
-            "average_decay": 0.0,
-            "train": _training(),
-            "optimizer": _optimizer(),
-        }
-    )
-
-
-def _mdn() -> ConfigDict:
-    """Two streams of four blocks over y, conditioned on the sources."""
-    return ConfigDict(
-        {
-            "method": "cdm.mdn",
-            "condition": "source",
-            "decouple": "streams",
-            "width": 512,
-            "blocks": 4,
-            "prediction": "x0",
-            "schedule": "linear",
-            "num_timesteps": 1000,
-            "average_decay": 0.999,
-            "encoder": {"features": (32, 64, 128, 256, 256), "width": 384, "dropout": 0.3},
-            "augmentation": {"shift": 8, "gain": 0.1, "noise": 0.05},
-            "train": _training(),
-            "optimizer": _optimizer(),
-        }
-    )
-
-
-def _cunet(**changes) -> ConfigDict:
-    """The UNet of the first author's public code (MONAI's BasicUNet), conditioned."""
-    return ConfigDict(
-        {
-            "method": "cdm.cunet",
-            "features": (64, 64, 128, 256, 512, 64),
-            "stage": "hybrid",
-            "condition": "on",
-            "fusion": "add",
-            "condition_decoder": False,
-            "groups": 8,
-            "source_skip": True,
-            "loss": "mse",
-            "representation": "noised",
-            "sampled_share": 0.5,
-            "noise": 0.0,
-            "null_share": 0.1,
-            "average_decay": 0.0,
-            "train": _training(),
-            "optimizer": _optimizer(),
-        }
-        | changes
-    )
-
-
 def base(stage: str) -> ConfigDict:
     """The paper's setting: T1, T2 -> T1c, T2f at 256x256, batch 12 a device, 100 epochs."""
     return ConfigDict(
@@ -170,15 +95,20 @@ def base(stage: str) -> ConfigDict:
                 "cache": "",
                 "num_workers": 0,
             },
-            "mrm": _mrm(),
-            "mdn": _mdn(),
-            "cunet": _cunet(),
-            "m1": _cunet(condition="none"),
+            "pipeline": SYSTEMS.get(stage, ()),
+            "mrm": cdm.mrm(),
+            "mdn": cdm.mdn(),
+            "mdn_joint": cdm.mdn(decouple="none", width=760),
+            "cunet": cdm.cunet(),
+            "m1": cdm.cunet(condition="none"),
+            "m1_1x1": cdm.cunet(condition="keep_1x1"),
+            "m2": cdm.cunet(sampler="mdn_joint"),
+            **{name: section() for name, section in baselines.SECTIONS.items()},
             "sampler": {"num_steps": 30, "eta": 0.0, "grid": "ends"},
             "evaluate": {
                 "part": "test",
-                "systems": ("cunet", "m1"),
-                "reference": "m1",  # the row against which the others are tested
+                "systems": _translators(stage),
+                "reference": "cunet" if stage == "all" else "m1",  # row to test the others against
                 "conventions": ("paper", "volume"),
                 "num_samples": 8,
                 "batch_size": 12,
@@ -189,26 +119,41 @@ def base(stage: str) -> ConfigDict:
     )
 
 
+def _translators(stage: str) -> tuple[str, ...]:
+    """The systems that an evaluation of this stage scores."""
+    stages = SYSTEMS.get(stage, SYSTEMS["cdm"])
+    return tuple(name for name in stages if name == "cunet" or name not in PARTS)
+
+
 def shrink(config: ConfigDict) -> ConfigDict:
     """Networks and schedules with which all stages train on two CPU cores in minutes at 64x64."""
     config.data.size = 64
     config.mrm.update({"patch": 8, "width": 128, "depth": 4, "heads": 4, "mask_cell": 8})
-    config.mdn.update({"width": 256, "blocks": 2})
-    config.mdn.encoder.update({"features": (16, 32, 64, 64), "width": 128})
-    config.mdn.augmentation.update({"shift": 2})
-    for name in ("cunet", "m1"):
-        config[name].update({"features": (32, 32, 64, 128, 32)})
-        config[name].average_decay = 0.99
-    lengths = {"mrm": (400, 16, 1e-3), "mdn": (500, 32, 1e-3), "cunet": (1300, 8, 4e-3)}
-    for name, (steps, batch, rate) in (lengths | {"m1": lengths["cunet"]}).items():
-        config[name].train.update(
-            {"num_steps": steps, "batch_size_per_device": batch, "validate_every": 200}
-        )
-        config[name].train.checkpoint_every = 200
-        config[name].optimizer.update(
-            {"learning_rate": rate, "schedule": "cosine", "warmup_steps": 20, "clip": 1.0}
-        )
+    for name, width in (("mdn", 256), ("mdn_joint", 354)):
+        config[name].update({"width": width, "blocks": 2})
+        config[name].encoder.update({"features": (16, 32, 64, 64), "width": 128})
+        config[name].augmentation.update({"shift": 2})
+        _lengthen(config[name], 500, 32, 1e-3)
+    for name in CUNETS:
+        config[name].update({"features": (32, 32, 64, 128, 32), "average_decay": 0.99})
+        _lengthen(config[name], 1300, 8, 4e-3)
+    _lengthen(config.mrm, 400, 16, 1e-3)
+    for name, changes in baselines.SMALL.items():
+        section = config[name]
+        section.update(changes)
+        # As many slices as C-UNet sees; the official rate, at eight slices instead of one, times
+        # the square root of eight.
+        _lengthen(section, 1300, 8, section.optimizer.learning_rate * 8**0.5)
+        section.optimizer.schedule = "linear_decay"
     return config
+
+
+def _lengthen(section: ConfigDict, steps: int, batch: int, rate: float) -> None:
+    section.train.update({"num_steps": steps, "batch_size_per_device": batch})
+    section.train.update({"validate_every": 200, "checkpoint_every": 200})
+    section.optimizer.update(
+        {"learning_rate": rate, "schedule": "cosine", "warmup_steps": 20, "clip": 1.0}
+    )
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
@@ -216,15 +161,18 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config = shrink(config)
     config.data.size = 32
     config.mrm.update({"width": 32, "depth": 1, "heads": 2})
-    config.mdn.update({"width": 32, "blocks": 1})
-    config.mdn.encoder.update({"features": (8, 8), "width": 16})
+    for name in ("mdn", "mdn_joint"):
+        config[name].update({"width": 32, "blocks": 1})
+        config[name].encoder.update({"features": (8, 8), "width": 16})
     config.sampler.num_steps = 4
     config.evaluate.num_samples = 2
-    for name in ("mrm", "mdn", "cunet", "m1"):
+    for name in CUNETS:
+        config[name].update({"features": (8, 8, 16, 8)})
+    for name, changes in baselines.SMOKE.items():
+        config[name].update(changes)
+    for name in SYSTEMS["all"]:
         changes = {"num_steps": 4, "batch_size_per_device": 4, "log_every": 2}
         config[name].train.update(changes | {"validate_every": 2, "checkpoint_every": 2})
-    for name in ("cunet", "m1"):
-        config[name].update({"features": (8, 8, 16, 8)})
     return config
 
 

@@ -18,6 +18,22 @@ def load_records(workdir: pathlib.Path, part: str = "test") -> list[Record]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
 
+def main_values(record: Record) -> Record:
+    """A record without what the printed tables do not show: tumour regions and counts."""
+    shown = ("psnr", "ssim", "mae")
+    rows = {
+        row: {
+            convention: {
+                target: {metric: scores[metric] for metric in shown}
+                for target, scores in targets.items()
+            }
+            for convention, targets in conventions.items()
+        }
+        for row, conventions in record["rows"].items()
+    }
+    return {**record, "rows": rows}
+
+
 def save_results(name: str, content: Mapping[str, Any]) -> pathlib.Path:
     """Writes `experiments/results/<name>.json`, numbers rounded to what they mean."""
     path = RESULTS / f"{name}.json"

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from cdm_jax import main as command_line
 from cdm_jax.metrics.aggregate import Record, compare, per_patient, summarise
 from cdm_jax.writer import console
-from experiments.records import load_records, load_results, save_results
+from experiments.records import load_records, load_results, main_values, save_results
 
 NAME = "phantom_seeds"
 COMMAND = "python -m experiments.seeds"
@@ -32,7 +32,7 @@ def run_seed(seed: int, workdir: pathlib.Path) -> list[Record]:
     folder = workdir / f"seed_{seed}"
     if command_line.main(["cdm_jax.main", "train", config, f"--workdir={folder}", *overrides]):
         raise SystemExit(1)
-    return load_records(folder)
+    return [main_values(record) for record in load_records(folder)]
 
 
 def over_seeds(

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from cdm_jax.data.dataset import Dataset, load_dataset
 from cdm_jax.train import train_stage
 from configs import phantom
+from configs.common import SYSTEMS
 
 STAGES = ("mrm", "mdn", "cunet", "m1")
 
@@ -17,7 +18,7 @@ def smoke_config(stage: str, **data) -> ConfigDict:
     config = phantom.get_config(f"{stage},smoke")
     config.data.update(data)
     config.data.num_workers = 1
-    for name in STAGES:
+    for name in SYSTEMS["all"]:
         config[name].train.log_every = 1
     return config
 

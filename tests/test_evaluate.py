@@ -69,6 +69,28 @@ def test_other_settings_make_new_records(evaluated, monkeypatch):
     assert len(asked) == len(dataset.validation)
 
 
+def test_a_system_evaluated_later_joins_the_records_of_the_others(evaluated, tmp_path, monkeypatch):
+    workdir, dataset, records = evaluated
+    later = copy_run(workdir, tmp_path / "run", STAGES)
+    config = smoke_config("m1")
+    assert config.evaluate.systems == ("m1",)
+    first = evaluate.evaluate_run(config, later, dataset)
+    assert all("cunet" not in record["rows"] for record in first)
+    asked = []
+    original = evaluate._Evaluation._rows
+
+    def watched(self, subject, other, stages, trained_only):
+        asked.append((stages, trained_only))
+        return original(self, subject, other, stages, trained_only)
+
+    monkeypatch.setattr(evaluate._Evaluation, "_rows", watched)
+    joined = evaluate.evaluate_run(smoke_config("cdm"), later, dataset)
+    assert asked == [(["cunet"], True)] * len(dataset.test)
+    for ours, whole in zip(joined, records, strict=True):
+        assert json.loads(json.dumps(ours["rows"])) == json.loads(json.dumps(whole["rows"]))
+        assert ours["checkpoint"] == whole["checkpoint"]
+
+
 def test_a_system_of_another_split_is_refused(evaluated, tmp_path):
     workdir, _, _ = evaluated
     other = copy_run(workdir, tmp_path / "run", STAGES)

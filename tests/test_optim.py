@@ -23,6 +23,7 @@ def _config(**changes):
             "weight_decay": 0.0,
             "decay": "coupled",
             "schedule": "constant",
+            "decay_from": 0.5,
             "warmup_steps": 0,
             "clip": 0.0,
         }

@@ -13,6 +13,7 @@ from cdm_jax import checkpoint, train
 from cdm_jax.data.dataset import load_dataset
 from cdm_jax.errors import UserError
 from cdm_jax.writer import Writer
+from configs.common import SYSTEMS
 from tests import helpers
 from tests.helpers import STAGES, copy_run, smoke_config
 
@@ -34,6 +35,23 @@ def test_a_killed_run_continues_to_bit_identical_parameters(
     stage, finished_run, tmp_path, monkeypatch
 ):
     workdir = copy_run(finished_run, tmp_path / "run", BEFORE[stage])
+    kill_and_continue(stage, workdir, finished_run, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", [s for s in SYSTEMS if s not in ("cdm", "m1", "all")])
+def test_a_killed_run_of_any_other_system_does_so_too(system, finished_run, tmp_path, monkeypatch):
+    *before, stage = SYSTEMS[system]
+    whole = copy_run(finished_run, tmp_path / "whole", tuple(s for s in before if s in STAGES))
+    for needed in (s for s in before if s not in STAGES):
+        helpers.train(needed, whole)
+    workdir = copy_run(whole, tmp_path / "run", tuple(before))
+    helpers.train(stage, whole)
+    kill_and_continue(stage, workdir, whole, monkeypatch)
+
+
+def kill_and_continue(stage, workdir, whole, monkeypatch):
+    """Trains a stage with a break, and compares it with that of the run without one."""
     write = Writer.scalars
 
     def die_at_step_three(self, step, values):
@@ -47,9 +65,9 @@ def test_a_killed_run_continues_to_bit_identical_parameters(
     monkeypatch.undo()
     assert not checkpoint.finished(workdir / stage)
     helpers.train(stage, workdir)
-    assert_same_model(workdir / stage, finished_run / stage)
+    assert_same_model(workdir / stage, whole / stage)
     lines = (workdir / stage / "metrics.jsonl").read_text()
-    assert lines == (finished_run / stage / "metrics.jsonl").read_text()
+    assert lines == (whole / stage / "metrics.jsonl").read_text()
 
 
 def test_a_request_to_stop_saves_and_the_same_command_goes_on(finished_run, tmp_path):

@@ -68,6 +68,7 @@ def training_batches(
     batch_size: int,
     seed: int,
     flips: bool,
+    paired: bool = True,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.IterDataset[Item]:
@@ -82,6 +83,8 @@ def training_batches(
         batch_size: slices in a batch of this process; every batch is full.
         seed: decides the order and the flips.
         flips: whether half of the slices, at random, are mirrored left to right.
+        paired: whether sources and targets are of the same slices; if not, the targets are those
+            of other slices, shuffled by themselves.
         process_index: which of the processes this is.
         process_count: how many processes share the slices.
 
@@ -95,6 +98,9 @@ def training_batches(
             "start at most one process a slice"
         )
     slices = grain.MapDataset.source(source).seed(seed).shuffle()
+    if not paired:
+        others = grain.MapDataset.source(source).seed(seed + 1).shuffle()
+        slices = grain.experimental.ZipMapDataset([slices, others]).map(_unpair)
     if flips:
         slices = slices.random_map(_flip)
     batches = slices[process_index::process_count].repeat().batch(batch_size, drop_remainder=True)
@@ -151,3 +157,8 @@ def _flip(item: Item, rng: np.random.Generator) -> Item:
     if rng.random() < 0.5:
         return item
     return {name: slices[:, ::-1] for name, slices in item.items()}
+
+
+def _unpair(items: tuple[Item, Item]) -> Item:
+    """The sources of one slice beside the targets of another."""
+    return {"source": items[0]["source"], "target": items[1]["target"]}

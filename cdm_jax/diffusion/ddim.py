@@ -34,6 +34,8 @@ class DDIM:
       eta: 0 is deterministic, 1 has the variance of DDPM's posterior (Song et al. 2021, Eq. 16).
       grid: which timesteps are visited, see `sampling_timesteps`.
       prediction: what the network outputs: x0, noise or velocity.
+      clip: bound of |x0| for data of a known range, None for none. From a predicted noise, x0 is
+        found by dividing by sqrt(alpha_bar), which is 1/160 at first: small errors become huge.
     """
 
     alpha_bar: tuple[float, ...]
@@ -41,6 +43,7 @@ class DDIM:
     eta: float = 0.0
     grid: str = "ends"
     prediction: str = "x0"
+    clip: float | None = None
 
     def steps(self) -> Step:
         """The table over which the scan runs, from the noisiest step to the last."""
@@ -53,6 +56,13 @@ class DDIM:
             jnp.asarray(timesteps),
             *(jnp.asarray(a, jnp.float32) for a in (now, after, sigma)),
         )
+
+    def _split(self, prediction: Array, x: Array, signal: Array) -> tuple[Array, Array]:
+        """Estimates of (x0, noise); from a clipped x0, the noise that explains x with it."""
+        x0, direction = split_prediction(self.prediction, prediction, x, signal)
+        if self.clip is None:
+            return x0, direction
+        return split_prediction("x0", jnp.clip(x0, -self.clip, self.clip), x, signal)
 
     def sample(
         self, predict: Predict, noise: Float[Array, "b *d"], key: Key[Array, ""]
@@ -71,7 +81,7 @@ class DDIM:
         def advance(x: Array, inputs: tuple[Step, Array]) -> tuple[Array, None]:
             step, step_key = inputs
             prediction = predict(x, jnp.broadcast_to(step.timestep, x.shape[:1]))
-            x0, direction = split_prediction(self.prediction, prediction, x, step.alpha_bar)
+            x0, direction = self._split(prediction, x, step.alpha_bar)
             # Song et al. 2021, Eq. 12.
             x = jnp.sqrt(step.alpha_bar_next) * x0
             x += jnp.sqrt(1 - step.alpha_bar_next - step.sigma**2) * direction

@@ -30,10 +30,12 @@ class State(flax.struct.PyTreeNode):
     Attributes:
       step: number of updates done, an int32 scalar.
       params: what is trained, a nested dict.
-      optimizer: the optimiser's state (or a dict of several).
+      optimizer: the optimiser's state, or one for each player of an adversarial system.
       average: exponential moving average of `params`, or an empty dict.
       frozen: `{stage: Model}` of the stages that this one builds on, so that a checkpoint is whole.
-      statistics: arrays measured once training has ended, such as a mean over the training set.
+      statistics: arrays that inference needs and no gradient moves: running means of BatchNorm,
+        or what `finish` measured over the training set.
+      memory: what only training carries along, such as a pool of past images.
     """
 
     # Types are loose since JAX and Orbax make states of shapes and of other placeholders as well.
@@ -43,6 +45,7 @@ class State(flax.struct.PyTreeNode):
     average: PyTree
     frozen: PyTree
     statistics: PyTree
+    memory: PyTree
 
 
 def model_of(state: State) -> Model:
@@ -57,11 +60,16 @@ class Method(Protocol):
 
     Attributes:
       depends_on: stages whose finished models `init` takes.
+      paired: whether a batch's sources and targets are of the same slices.
     """
 
     @property
     def depends_on(self) -> tuple[str, ...]:
         """Stages that must be finished before this one starts."""
+
+    @property
+    def paired(self) -> bool:
+        """Whether it trains on pairs, or on sources and targets of different slices."""
 
     def init(self, key: Key[Array, ""], batch: Batch, frozen: Model) -> State:
         """A fresh state for batches of this shape."""
@@ -103,6 +111,48 @@ class Translator(Method, Protocol):
         """Further named ways to translate that an evaluation shows beside the honest one."""
 
 
+class Stage:
+    """Defaults of a `Method`: it builds on no other stage, learns from pairs, measures nothing."""
+
+    depends_on: tuple[str, ...] = ()
+    paired: bool = True
+
+    def finish(
+        self,
+        state: State,
+        train: Callable[[], Iterable[Batch]],
+        validation: Callable[[], Iterable[Batch]],
+        key: Key[Array, ""],
+    ) -> State:
+        """The state as it is."""
+        return state
+
+
+class TranslatorStage(Stage):
+    """Defaults of a `Translator`: deterministic, without audits; a subclass adds `translate`."""
+
+    stochastic: bool = False
+
+    def audits(self, num_samples: int) -> dict[str, Translate]:
+        """No further rows."""
+        return {}
+
+    def validate(
+        self: "Translator", model: Model, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Metrics, Pictures]:
+        """Error of one translation, and sources, truth and synthesis side by side."""
+        prediction = to_unit_range(self.translate(model, batch["source"], key, 1)[0])
+        source, truth = to_unit_range(batch["source"]), to_unit_range(batch["target"])
+        error = jnp.mean((prediction - truth) ** 2, axis=(1, 2))
+        psnr = -10 * jnp.log10(jnp.maximum(error, 1e-10)).mean(axis=0)
+        metrics = {"loss": error.mean()} | {f"psnr_{t}": psnr[t] for t in range(psnr.shape[0])}
+        pictures = {f"source_{s}": source[..., s] for s in range(source.shape[-1])}
+        for t in range(truth.shape[-1]):
+            pictures[f"truth_{t}"] = truth[..., t]
+            pictures[f"synthesis_{t}"] = prediction[..., t]
+        return metrics, pictures
+
+
 def create(config: Any) -> Method:
     """Builds the system of the config's stage: `config[stage].method` names its module."""
     section = config[config.stage]
@@ -140,6 +190,7 @@ def new_state(
         average=jax.tree.map(jnp.array, params) if averaged else {},
         frozen=frozen,
         statistics=statistics or {},
+        memory={},
     )
 
 

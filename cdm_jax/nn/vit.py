@@ -1,7 +1,11 @@
 """The vision transformer: patches and pre-norm blocks (Dosovitskiy et al. 2021)."""
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 LAYER_NORM_EPSILON = 1e-6
 
@@ -24,26 +28,52 @@ def from_patches(
     return cut.reshape(b, rows * patch, columns * patch, m)
 
 
+def _initial_values(initial: str, width: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """How the attention's and the perceptron's layers begin; see `TransformerBlock`."""
+    if initial == "flax":
+        return {}, {}
+    bound = width**-0.5
+
+    def uniform(key: Key[Array, ""], shape: Any, dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    scaled = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+    attention = {"kernel_init": scaled, "bias_init": uniform}
+    perceptron = {
+        "kernel_init": nn.initializers.xavier_uniform(),
+        "bias_init": nn.initializers.normal(1e-6),
+    }
+    return attention, perceptron
+
+
 class TransformerBlock(nn.Module):
     """Self-attention and a two-layer perceptron, each after LayerNorm and beside a residual.
 
     Attributes:
       heads: number of attention heads.
       expansion: hidden width of the perceptron over the token width.
+      dropout: share of the perceptron's hidden and output features dropped in training.
+      initial: initial values: "flax" (its defaults), or "pytorch": PyTorch's default for the
+        attention, Xavier with biases next to zero for the perceptron, as ViT's PyTorch ports have.
     """
 
     heads: int
     expansion: int = 4
+    dropout: float = 0.0
+    initial: str = "flax"
 
     @nn.compact
-    def __call__(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        """Tokens in, tokens of the same shape out."""
+    def __call__(self, tokens: Float[Array, "b n d"], train: bool = False) -> Float[Array, "b n d"]:
+        """Tokens in, tokens of the same shape out; training takes a "dropout" key."""
         width = tokens.shape[-1]
+        attention, perceptron = _initial_values(self.initial, width)
+        drop = nn.Dropout(self.dropout, deterministic=not train)
         h = nn.LayerNorm(LAYER_NORM_EPSILON)(tokens)
-        tokens += nn.MultiHeadDotProductAttention(self.heads)(h, h)
+        tokens += nn.MultiHeadDotProductAttention(self.heads, **attention)(h, h)
         h = nn.LayerNorm(LAYER_NORM_EPSILON)(tokens)
-        h = nn.Dense(self.expansion * width)(h)
-        return tokens + nn.Dense(width)(nn.gelu(h, approximate=False))
+        h = nn.Dense(self.expansion * width, **perceptron)(h)
+        h = drop(nn.gelu(h, approximate=False))
+        return tokens + drop(nn.Dense(width, **perceptron)(h))
 
 
 class Transformer(nn.Module):
@@ -52,14 +82,19 @@ class Transformer(nn.Module):
     Attributes:
       depth: number of blocks.
       heads: attention heads a block.
+      dropout: see `TransformerBlock`.
+      initial: see `TransformerBlock`.
     """
 
     depth: int
     heads: int
+    dropout: float = 0.0
+    initial: str = "flax"
 
     @nn.compact
-    def __call__(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    def __call__(self, tokens: Float[Array, "b n d"], train: bool = False) -> Float[Array, "b n d"]:
         """Tokens in, normalised tokens of the same shape out."""
         for _ in range(self.depth):
-            tokens = TransformerBlock(self.heads)(tokens)
+            block = TransformerBlock(self.heads, dropout=self.dropout, initial=self.initial)
+            tokens = block(tokens, train)
         return nn.LayerNorm(LAYER_NORM_EPSILON)(tokens)

@@ -74,6 +74,18 @@ def assert_same(actual: list, expected: list) -> None:
         jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+def test_unpaired_batches_hold_every_source_and_every_target_but_not_of_the_same_slices(prepared):
+    stream = training_batches(prepared, batch_size=1, seed=0, flips=False, paired=False)
+    batches = take(stream, 2 * len(EVERY_SLICE))
+    sources = [int(batch["source"].min()) for batch in batches]
+    targets = [int(batch["target"].min()) - 20_000 for batch in batches]
+    for epoch in (slice(0, 12), slice(12, 24)):
+        assert sorted(sources[epoch]) == sorted(targets[epoch]) == EVERY_SLICE
+    together = sum(s == t for s, t in zip(sources, targets, strict=True))
+    assert together < len(batches) // 2
+    assert targets[:12] != targets[12:]
+
+
 def test_the_source_lists_only_training_slices(prepared):
     source = SliceSource(prepared)
     assert [int(source[k]["source"].min()) for k in range(len(source))] == EVERY_SLICE

@@ -85,6 +85,31 @@ def test_one_step_of_eta_one_draws_from_the_ddpm_posterior():
     assert found.var() == pytest.approx(beta * (1 - early) / (1 - late), rel=0.02)
 
 
+def test_a_clipped_estimate_keeps_to_the_range_and_explains_the_noised_image():
+    """Wherever x0 is clipped, the noise is what x_t holds beside it (Dhariwal & Nichol's code)."""
+    early, late, bound = 0.9, 0.5, 2.0
+    x_t = np.asarray([[3.0], [0.2], [-3.0]])
+
+    def predict(x, t):  # no noise at first: x0 = x_t / sqrt(late), which is out of range
+        return jnp.where(t[:, None] == 1, 0.0, 3.0)
+
+    ddim = DDIM(alpha_bar=(early, late), num_steps=2, prediction="noise", clip=bound)
+    found = ddim.sample(predict, jnp.asarray(x_t, jnp.float32), jax.random.key(0))
+    clean = np.clip(x_t / np.sqrt(late), -bound, bound)
+    noise = (x_t - np.sqrt(late) * clean) / np.sqrt(1 - late)
+    between = np.sqrt(early) * clean + np.sqrt(1 - early) * noise
+    last = (between - np.sqrt(1 - early) * 3) / np.sqrt(early)
+    assert abs(last[0, 0]) < bound < abs(last[2, 0])
+    np.testing.assert_allclose(found, np.clip(last, -bound, bound), atol=1e-5)
+
+
+def test_a_bound_that_is_never_reached_changes_nothing():
+    noise = jnp.linspace(-1, 1, 5)[:, None]
+    free = _sample(noise, kind="noise", num_steps=20)
+    bounded = _sample(noise, kind="noise", num_steps=20, clip=100.0)
+    np.testing.assert_allclose(bounded, free, rtol=1e-3, atol=1e-3)
+
+
 def test_sampling_is_one_loop_whatever_the_number_of_steps():
     def size(num_steps):
         ddim = DDIM(alpha_bar=tuple(TABLE.tolist()), num_steps=num_steps)

@@ -5,7 +5,7 @@ every scale through a Condition Embedding. Without the condition it is the plain
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,15 +19,15 @@ from cdm_jax.methods.base import (
     Batch,
     Metrics,
     Model,
-    Pictures,
     State,
     Translate,
+    TranslatorStage,
     apply,
     gradient_step,
     new_state,
-    to_unit_range,
 )
 from cdm_jax.methods.cdm import mdn
+from cdm_jax.methods.cdm.source import disturb
 from cdm_jax.nn.unet import NEGATIVE_SLOPE, ConvBlock, UpSample
 from cdm_jax.optim import make_optimizer
 
@@ -44,7 +44,8 @@ class ConditionEmbedding(nn.Module):
     """Fuses features with the representation at one scale.
 
     Features go through LayerNorm, SiLU and a 1x1 convolution, y through a perceptron of two linear
-    layers with SiLU between; a residual carries the intensities that LayerNorm removes.
+    layers with SiLU between; a residual carries the intensities that LayerNorm removes. The last
+    linear layer starts at zero, so that training starts from the plain UNet M1.
 
     Attributes:
       fusion: "add" (default), "concat" (then a 1x1 convolution) or "film" (y scales and shifts).
@@ -62,7 +63,8 @@ class ConditionEmbedding(nn.Module):
         if y is None:
             return x + nn.Conv(features, (1, 1))(h)
         outputs = 2 * features if self.fusion == "film" else features
-        code = nn.Dense(outputs)(nn.silu(nn.Dense(features)(y)))[:, None, None]
+        code = nn.Dense(outputs, kernel_init=nn.initializers.zeros)(nn.silu(nn.Dense(features)(y)))
+        code = code[:, None, None]
         if self.fusion == "concat":
             code = jnp.broadcast_to(code, h.shape)
             return x + nn.Conv(features, (1, 1))(jnp.concatenate([h, code], axis=-1))
@@ -136,12 +138,13 @@ class CUNet(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CrossConditioned:
+class CrossConditioned(TranslatorStage):
     """C-UNet as a training stage, and CDM as a translator.
 
     Attributes:
       network: the UNet.
       sampler: the MDN stage that makes representations, or None without a condition.
+      sampler_stage: its name in the config, such as "mdn".
       optimizer: of all parameters.
       average_decay: decay of the moving average of parameters, 0 for none.
       loss: "mse" (Eq. 4) or "l1".
@@ -151,10 +154,12 @@ class CrossConditioned:
       sampled_share: probability of an MDN sample in a mix.
       noise: deviation of white noise added to the encoder's y (not where it is "noised" already).
       null_share: probability that a learned null replaces y.
+      augmentation: strengths of the disturbances of the sources, see `source.disturb`.
     """
 
     network: CUNet
     sampler: mdn.MDN | None
+    sampler_stage: str
     optimizer: optax.GradientTransformation
     average_decay: float
     loss: str
@@ -162,14 +167,15 @@ class CrossConditioned:
     sampled_share: float
     noise: float
     null_share: float
+    augmentation: Any
 
     @property
-    def depends_on(self) -> tuple[str, ...]:
+    def depends_on(self) -> tuple[str, ...]:  # type: ignore[override]
         """MRM and MDN, or nothing without the condition."""
-        return ("mrm", "mdn") if self.sampler else ()
+        return ("mrm", self.sampler_stage) if self.sampler else ()
 
     @property
-    def stochastic(self) -> bool:
+    def stochastic(self) -> bool:  # type: ignore[override]
         """Whether two keys give two results."""
         return self.sampler is not None
 
@@ -195,9 +201,9 @@ class CrossConditioned:
         noise = jax.random.normal(noise_key, truth.shape)
         y = truth + self.noise * noise
         if self.representation == "noised":
-            y = truth + noise @ frozen["mdn"]["statistics"]["error_factor"].T
+            y = truth + noise @ frozen[self.sampler_stage]["statistics"]["error_factor"].T
         if self.representation in ("sampled", "mix"):
-            sampled = self.sampler.sample(frozen["mdn"], batch["source"], sample_key)
+            sampled = self.sampler.sample(frozen[self.sampler_stage], batch["source"], sample_key)
             share = self.sampled_share if self.representation == "mix" else 1.0
             chosen = jax.random.bernoulli(mix_key, share, (b, 1))
             y = jnp.where(chosen, jax.lax.stop_gradient(sampled), y)
@@ -206,10 +212,12 @@ class CrossConditioned:
 
     def update(self, state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
         """One step of regression of the targets (Eq. 4)."""
+        y_key, disturb_key = jax.random.split(key)
+        sources = disturb(disturb_key, batch["source"], self.augmentation)
 
         def loss(params: Any) -> tuple[Array, Metrics]:
-            y = self._training_y(state.frozen, params, batch, key)
-            difference = self._paint({"params": params}, batch["source"], y) - batch["target"]
+            y = self._training_y(state.frozen, params, batch, y_key)
+            difference = self._paint({"params": params}, sources, y) - batch["target"]
             error = difference**2 if self.loss == "mse" else jnp.abs(difference)
             return jnp.mean(error), {}
 
@@ -231,7 +239,7 @@ class CrossConditioned:
         """
         if self.sampler is None:
             return self._paint(model, sources, None)[None]
-        y = self.sampler.samples(model["frozen"]["mdn"], sources, key, num_samples)
+        y = self.sampler.samples(model["frozen"][self.sampler_stage], sources, key, num_samples)
         return jax.lax.map(lambda one: self._paint(model, sources, one), y)
 
     def audits(self, num_samples: int) -> dict[str, Translate]:
@@ -244,7 +252,7 @@ class CrossConditioned:
         """
         if self.sampler is None:
             return {}
-        sampler = self.sampler
+        sampler, stage = self.sampler, self.sampler_stage
 
         def given(represent: Callable[[Model, Batch, Array], Array]) -> Translate:
             return lambda model, batch, key: self._paint(
@@ -252,7 +260,7 @@ class CrossConditioned:
             )
 
         def sampled_mean(model: Model, batch: Batch, key: Array) -> Array:
-            drawn = sampler.samples(model["frozen"]["mdn"], batch["source"], key, num_samples)
+            drawn = sampler.samples(model["frozen"][stage], batch["source"], key, num_samples)
             return drawn.mean(axis=0)
 
         def repeated(batch: Batch, value: Array) -> Array:
@@ -269,33 +277,10 @@ class CrossConditioned:
             "mean": given(lambda model, batch, key: repeated(batch, 0 * model["params"]["null"])),
             "shuffled": given(
                 lambda model, batch, key: sampler.sample(
-                    model["frozen"]["mdn"], batch["other"], key
+                    model["frozen"][stage], batch["other"], key
                 )
             ),
         }
-
-    def validate(self, model: Model, batch: Batch, key: Key[Array, ""]) -> tuple[Metrics, Pictures]:
-        """Error of the honest translation, and sources, truth and synthesis side by side."""
-        prediction = to_unit_range(self.translate(model, batch["source"], key, 1)[0])
-        source, truth = to_unit_range(batch["source"]), to_unit_range(batch["target"])
-        error = jnp.mean((prediction - truth) ** 2, axis=(1, 2))
-        psnr = -10 * jnp.log10(jnp.maximum(error, 1e-10)).mean(axis=0)
-        metrics = {"loss": error.mean()} | {f"psnr_{t}": psnr[t] for t in range(psnr.shape[0])}
-        pictures = {f"source_{s}": source[..., s] for s in range(source.shape[-1])}
-        for t in range(truth.shape[-1]):
-            pictures[f"truth_{t}"] = truth[..., t]
-            pictures[f"synthesis_{t}"] = prediction[..., t]
-        return metrics, pictures
-
-    def finish(
-        self,
-        state: State,
-        train: Callable[[], Iterable[Batch]],
-        validation: Callable[[], Iterable[Batch]],
-        key: Key[Array, ""],
-    ) -> State:
-        """Nothing to measure: C-UNet is the last stage."""
-        return state
 
 
 def create(config: Any) -> CrossConditioned:
@@ -333,7 +318,8 @@ def create(config: Any) -> CrossConditioned:
     )
     return CrossConditioned(
         network=network,
-        sampler=mdn.create(config) if section.condition == "on" else None,
+        sampler=mdn.create(config, section.sampler) if section.condition == "on" else None,
+        sampler_stage=section.sampler,
         optimizer=make_optimizer(section.optimizer, section.train.num_steps),
         average_decay=section.average_decay,
         loss=section.loss,
@@ -341,4 +327,5 @@ def create(config: Any) -> CrossConditioned:
         sampled_share=section.sampled_share,
         noise=section.noise,
         null_share=section.null_share,
+        augmentation=section.augmentation,
     )

@@ -28,6 +28,7 @@ from cdm_jax.methods.base import (
     Metrics,
     Model,
     Pictures,
+    Stage,
     State,
     apply,
     gradient_step,
@@ -131,12 +132,12 @@ class Denoiser(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MDN:
+class MDN(Stage):
     """The diffusion over representations as a training stage.
 
     Attributes:
       representation: the MRM stage, whose y this one learns.
-      denoiser: the network.
+      denoiser: the network, from (y_t, t, the sources' code or None) to its prediction.
       encoder: the network that encodes the sources, or None for the unconditional letter.
       optimizer: of all parameters.
       average_decay: decay of the moving average of parameters, 0 for none.
@@ -146,7 +147,7 @@ class MDN:
     """
 
     representation: mrm.MRM
-    denoiser: Denoiser
+    denoiser: nn.Module
     encoder: SourceEncoder | None
     optimizer: optax.GradientTransformation
     average_decay: float
@@ -305,26 +306,28 @@ def explained_variance(
     return 1 - jnp.sum((truth - estimate) ** 2) / jnp.maximum(spread, 1e-12)
 
 
-def _check(config: Any) -> None:
+def _check(config: Any, stage: str) -> None:
     """Refuses options that do not exist or do not fit together."""
+    section = config[stage]
     for name, value, allowed in (
-        ("mdn.condition", config.mdn.condition, ("source", "none")),
-        ("mdn.decouple", config.mdn.decouple, DECOUPLINGS),
-        ("mdn.prediction", config.mdn.prediction, PREDICTIONS),
+        ("condition", section.condition, ("source", "none")),
+        ("decouple", section.decouple, DECOUPLINGS),
+        ("prediction", section.prediction, PREDICTIONS),
     ):
         if value not in allowed:
-            raise UserError(f"unknown {name} '{value}': allowed are {', '.join(allowed)}")
-    sampling_timesteps(config.mdn.num_timesteps, config.sampler.num_steps, config.sampler.grid)
-    if config.mdn.decouple == "split" and config.mrm.joint:
+            raise UserError(f"unknown {stage}.{name} '{value}': allowed are {', '.join(allowed)}")
+    sampling_timesteps(section.num_timesteps, config.sampler.num_steps, config.sampler.grid)
+    if section.decouple == "split" and config.mrm.joint:
         raise UserError(
-            "mdn.decouple=split needs a part of y for each modality: set mrm.joint=false"
+            f"{stage}.decouple=split needs a part of y for each modality: set mrm.joint=false"
         )
 
 
-def create(config: Any) -> MDN:
-    """The stage described by `config.mdn`, `config.sampler` and `config.mrm`."""
-    _check(config)
-    section = config.mdn
+def create(config: Any, stage: str = "") -> MDN:
+    """The stage of this name (by default the config's own), over the y of `config.mrm`."""
+    stage = stage or config.stage
+    _check(config, stage)
+    section = config[stage]
     representation = mrm.create(config)
     denoiser = Denoiser(
         representation_width=representation.representation_width,

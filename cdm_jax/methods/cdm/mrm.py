@@ -23,6 +23,7 @@ from cdm_jax.methods.base import (
     Metrics,
     Model,
     Pictures,
+    Stage,
     State,
     apply,
     gradient_step,
@@ -152,7 +153,7 @@ def masked_loss(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MRM:
+class MRM(Stage):
     """The representation model as a training stage.
 
     Attributes:
@@ -182,8 +183,6 @@ class MRM:
     joint: bool
     pool: int
     normalisation: str
-
-    depends_on = ()
 
     @property
     def representation_width(self) -> int:

@@ -1,0 +1,1 @@
+"""The systems that the paper compares CDM with, one file each."""

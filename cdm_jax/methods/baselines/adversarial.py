@@ -1,0 +1,118 @@
+"""What the adversarial systems share: two players, each with its own optimiser."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from cdm_jax.methods.base import Model, State, TranslatorStage
+
+PLAYERS = ("generator", "discriminator")
+
+
+def score(module: nn.Module, params: PyTree, images: Float[Array, "b h w _"]) -> Array:
+    """A discriminator's scores; running means that a BatchNorm would keep are dropped."""
+    return module.apply({"params": params}, images, mutable=["batch_stats"])[0]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adversarial(TranslatorStage):
+    """A system whose generator translates in one pass.
+
+    Attributes:
+      optimizer: of each player, with a state of its own for each.
+    """
+
+    optimizer: optax.GradientTransformation
+
+    def generate(self, model: Model, sources: Float[Array, "b h w s"]) -> Float[Array, "b h w t"]:
+        """Source images to target images, both in [-1, 1], as a trained system does."""
+        raise NotImplementedError
+
+    def translate(
+        self, model: Model, sources: Float[Array, "b h w s"], key: Key[Array, ""], num_samples: int
+    ) -> Float[Array, "1 b h w t"]:
+        """The one translation that there is, whatever the key."""
+        return self.generate(model, sources)[None]
+
+    def start(
+        self, params: dict[str, PyTree], *, statistics: Model | None = None, memory: Any = None
+    ) -> State:
+        """A state at step 0; `params` holds the networks of each of `PLAYERS`."""
+        return State(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            optimizer={player: self.optimizer.init(params[player]) for player in PLAYERS},
+            average={},
+            frozen={},
+            statistics=statistics or {},
+            memory=memory or {},
+        )
+
+    def play(
+        self,
+        state: State,
+        player: str,
+        loss: Callable[[PyTree], tuple[Float[Array, ""], Any]],
+    ) -> tuple[State, Float[Array, ""], Any]:
+        """One step of one player on `loss(its params) -> (loss, anything)`; the other stands still.
+
+        Returns:
+          The state (its step number unchanged), the loss, and the second thing that it returned.
+        """
+        (value, extra), gradient = jax.value_and_grad(loss, has_aux=True)(state.params[player])
+        changes, optimizer = self.optimizer.update(
+            gradient, state.optimizer[player], state.params[player]
+        )
+        params = optax.apply_updates(state.params[player], changes)
+        state = state.replace(
+            params={**state.params, player: params},
+            optimizer={**state.optimizer, player: optimizer},
+        )
+        return state, value, extra
+
+
+class Pool(NamedTuple):
+    """Past synthetic images, which a discriminator is shown beside new ones (Shrivastava 2017).
+
+    Attributes:
+      images: the stored ones; only the first `filled` are in use.
+      filled: how many there are.
+    """
+
+    images: Float[Array, "n h w c"]
+    filled: Int[Array, ""]
+
+
+def empty_pool(size: int, like: Float[Array, "b h w c"]) -> Pool:
+    """A pool for `size` images of this shape."""
+    return Pool(jnp.zeros((size, *like.shape[1:]), like.dtype), jnp.zeros((), jnp.int32))
+
+
+def exchange(
+    pool: Pool, images: Float[Array, "b h w c"], key: Key[Array, ""]
+) -> tuple[Pool, Float[Array, "b h w c"]]:
+    """Stores images, one after the other, and returns those that the discriminator is to see.
+
+    While the pool fills up, each image is stored and returned. Afterwards, with equal chance, it is
+    returned and not stored, or takes the place of a random stored one, which is returned.
+    """
+    size = pool.images.shape[0]
+
+    def one(pool: Pool, item: tuple[Array, Array]) -> tuple[Pool, Array]:
+        image, key = item
+        swap_key, place_key = jax.random.split(key)
+        filling = pool.filled < size
+        swap = jax.random.bernoulli(swap_key) & ~filling
+        place = jnp.where(filling, pool.filled, jax.random.randint(place_key, (), 0, size))
+        shown = jnp.where(swap, pool.images[place], image)
+        stored = jnp.where(filling | swap, image, pool.images[place])
+        full = Pool(pool.images.at[place].set(stored), jnp.minimum(pool.filled + 1, size))
+        return full, shown
+
+    return jax.lax.scan(one, pool, (images, jax.random.split(key, len(images))))

@@ -1,0 +1,143 @@
+"""GcGAN (Fu et al. 2019): a generator that commutes with a rotation or a flip, without pairs."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Key, PyTree
+
+from cdm_jax.errors import UserError
+from cdm_jax.methods.base import Batch, Metrics, Model, State, apply
+from cdm_jax.methods.baselines.options import check_resnet
+from cdm_jax.methods.baselines.pooled import Images, Pooled
+from cdm_jax.nn.patchgan import PatchGAN
+from cdm_jax.nn.resnet import ResNetGenerator
+from cdm_jax.optim import make_optimizer
+
+Transform = Callable[[Float[Array, "b _ _ c"]], Float[Array, "b _ _ c"]]
+
+
+def _turn(times: int) -> Transform:
+    """Rotates by this many right angles, counted counterclockwise."""
+    return lambda images: jnp.rot90(images, times, axes=(1, 2))
+
+
+def _upside_down(images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    return jnp.flip(images, axis=1)
+
+
+# Each transformation and its inverse; the official rotation is clockwise.
+GEOMETRIES: dict[str, tuple[Transform, Transform]] = {
+    "rotation": (_turn(-1), _turn(1)),
+    "flip": (_upside_down, _upside_down),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GcGAN(Pooled):
+    """One generator for images as they are and transformed; a discriminator and a pool for each.
+
+    Attributes:
+      generator: source images to target images.
+      geometry: "rotation" by 90 degrees clockwise, or an upside-down "flip".
+      geometry_weight: of the distance between the translation and the one by way of the
+        transformation, in both frames.
+      identity_weight: of the distance between targets and what the generator makes of them, in
+        both frames; 0 leaves these passes out.
+    """
+
+    generator: nn.Module
+    geometry: str
+    geometry_weight: float
+    identity_weight: float
+
+    def init(self, key: Key[Array, ""], batch: Batch, frozen: Model) -> State:
+        """Fresh networks and empty pools."""
+        generator_key, discriminator_key = jax.random.split(key)
+        generator = self.generator.init(generator_key, batch["source"])["params"]
+        return self.begin(discriminator_key, generator, self._frames(batch["target"]))
+
+    def _frames(self, images: Float[Array, "b h w c"]) -> Images:
+        """The images as they are and transformed."""
+        transform, _ = GEOMETRIES[self.geometry]
+        return {"plain": images, "transformed": transform(images)}
+
+    def _generator_loss(
+        self, params: PyTree, state: State, batch: Batch
+    ) -> tuple[Float[Array, ""], tuple[Images, Metrics]]:
+        """The weighted sum, the synthetic images, and its parts."""
+
+        def generate(images: Array) -> Array:
+            return apply(self.generator, params, images)
+
+        synthetic = {
+            frame: generate(images) for frame, images in self._frames(batch["source"]).items()
+        }
+        adversarial = self.persuasion(state, synthetic)
+        geometry = self._inconsistency(synthetic)
+        loss = adversarial + self.geometry_weight * geometry
+        if self.identity_weight:
+            for targets in self._frames(batch["target"]).values():
+                loss += self.identity_weight * jnp.abs(generate(targets) - targets).mean()
+        return loss, (synthetic, {"adversarial": adversarial, "geometry": geometry})
+
+    def _inconsistency(self, synthetic: Images) -> Float[Array, ""]:
+        """Distance of each frame's images from the other's, brought over.
+
+        What is brought over is held fixed, as in the official code: the value is the paper's, the
+        gradient half of it.
+        """
+        transform, back = GEOMETRIES[self.geometry]
+        plain, transformed = synthetic["plain"], synthetic["transformed"]
+        fixed = jax.lax.stop_gradient
+        distance = jnp.abs(plain - back(fixed(transformed))).mean()
+        return distance + jnp.abs(transformed - transform(fixed(plain))).mean()
+
+    def update(self, state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
+        """A step of the generator, then one of both discriminators."""
+        state, loss, (synthetic, metrics) = self.play(
+            state, "generator", lambda params: self._generator_loss(params, state, batch)
+        )
+        real = self._frames(batch["target"])
+        # The images from before the generator's step: the official code makes them once a step.
+        state, discriminator_loss = self.discriminate(state, real, synthetic, key)
+        metrics |= {"loss": loss, "discriminator_loss": discriminator_loss}
+        return state.replace(step=state.step + 1), metrics
+
+    def generate(self, model: Model, sources: Float[Array, "b h w s"]) -> Float[Array, "b h w t"]:
+        """Source images to target images, both in [-1, 1]."""
+        return apply(self.generator, model["params"]["generator"], sources)
+
+
+def create(config: Any) -> GcGAN:
+    """The stage described by `config[config.stage]`.
+
+    Raises:
+      UserError: a geometry that does not exist, or a size or a number of modalities that does not
+        fit.
+    """
+    check_resnet(config)
+    section = config[config.stage]
+    if section.geometry not in GEOMETRIES:
+        raise UserError(
+            f"unknown {config.stage}.geometry '{section.geometry}': allowed are "
+            f"{', '.join(GEOMETRIES)}"
+        )
+    return GcGAN(
+        generator=ResNetGenerator(
+            width=section.width,
+            blocks=section.blocks,
+            num_targets=len(config.data.targets),
+            initial="xavier",
+        ),
+        discriminator=PatchGAN(section.width, initial="xavier"),
+        optimizer=make_optimizer(section.optimizer, section.train.num_steps),
+        geometry=section.geometry,
+        geometry_weight=section.geometry_weight,
+        identity_weight=section.identity_weight,
+        pool=section.pool,
+        paired=not section.unpaired,
+    )

@@ -1,0 +1,104 @@
+"""RDM, the representation diffusion model of RCG (Li et al. 2024), over the frozen MRM's y.
+
+Unconditional: a sample is the representation of some brain. The publication's y is that of a
+network pretrained on natural images, standardised slice by slice; here it is CDM's own, so that the
+two differ in what is done with it alone. `mrm.normalisation=per_sample` is the publication's.
+"""
+
+from typing import Any
+
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from cdm_jax.diffusion.ddim import DDIM
+from cdm_jax.diffusion.schedule import alpha_bar, sampling_timesteps
+from cdm_jax.methods.cdm import mdn, mrm
+from cdm_jax.nn.adm import Linear
+from cdm_jax.nn.embeddings import sinusoidal
+from cdm_jax.optim import make_optimizer
+
+
+def zero_linear(features: int) -> nn.Dense:
+    """A linear layer that starts as zero."""
+    return nn.Dense(features, kernel_init=nn.initializers.zeros)
+
+
+class ResidualBlock(nn.Module):
+    """LayerNorm, SiLU and linear twice beside a residual, timestep and context added in between."""
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b w"], time: Float[Array, "b e"], context: Float[Array, "b c"] | None
+    ) -> Float[Array, "b w"]:
+        """Refines x given the embedded timestep and, where there is one, a context."""
+        width = x.shape[-1]
+        h = Linear(width)(nn.silu(nn.LayerNorm()(x))) + Linear(width)(nn.silu(time))
+        if context is not None:
+            h += Linear(width)(nn.silu(context))
+        return x + zero_linear(width)(nn.silu(nn.LayerNorm()(h)))
+
+
+class SimpleMLP(nn.Module):
+    """The network.
+
+    Attributes:
+      representation_width: length of y.
+      width: features of the residual blocks, and of the sinusoids of the timestep.
+      blocks: residual blocks.
+      time_width: features of the embedded timestep.
+    """
+
+    representation_width: int
+    width: int
+    blocks: int
+    time_width: int
+
+    @nn.compact
+    def __call__(
+        self,
+        y_t: Float[Array, "b d"],
+        t: Int[Array, "b"],
+        context: Float[Array, "b c"] | None = None,
+    ) -> Float[Array, "b d"]:
+        """The prediction for y_t at timestep t."""
+        time = nn.silu(Linear(self.time_width)(sinusoidal(t, self.width)))
+        time = Linear(self.time_width)(time)
+        x = Linear(self.width)(y_t)
+        for _ in range(self.blocks):
+            x = ResidualBlock()(x, time, context)
+        return zero_linear(self.representation_width)(nn.silu(nn.LayerNorm()(x)))
+
+
+def create(config: Any, stage: str = "") -> mdn.MDN:
+    """The stage of this name (by default the config's own), over the y of `config.mrm`.
+
+    It differs from CDM's MDN in its network, its schedule, its sampler and in seeing no patient.
+
+    Raises:
+      UserError: options or sizes that do not fit.
+    """
+    section = config[stage or config.stage]
+    sampler = section.sampler
+    sampling_timesteps(section.num_timesteps, sampler.num_steps, sampler.grid)
+    representation = mrm.create(config)
+    return mdn.MDN(
+        representation=representation,
+        denoiser=SimpleMLP(
+            representation_width=representation.representation_width,
+            width=section.width,
+            blocks=section.blocks,
+            time_width=section.time_width,
+        ),
+        encoder=None,
+        optimizer=make_optimizer(section.optimizer, section.train.num_steps),
+        average_decay=section.average_decay,
+        sampler=DDIM(
+            alpha_bar=tuple(alpha_bar(section.schedule, section.num_timesteps).tolist()),
+            num_steps=sampler.num_steps,
+            eta=sampler.eta,
+            grid=sampler.grid,
+            prediction="x0",
+        ),
+        augmentation=None,
+        num_samples=config.evaluate.num_samples,
+    )

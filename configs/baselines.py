@@ -1,0 +1,231 @@
+"""The sections of the systems that the paper compares CDM with: their official settings.
+
+Weights, optimisers and the share of steps at a constant rate are those of the official code;
+every system trains for the paper's 100 epochs at 12 slices a device, with flips and no other
+augmentation unless it is part of the method. `SMALL` holds what shrinks for a CPU at 64x64, `SMOKE`
+what makes seconds of it.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.lengths import optimizer, training
+
+
+def _gan(method: str, **settings) -> ConfigDict:
+    """An adversarial system: Adam 2e-4 with beta_1 = 0.5, falling to zero in its second half."""
+    official = {
+        "learning_rate": 2e-4,
+        "betas": (0.5, 0.999),
+        "weight_decay": 0.0,
+        "schedule": "linear_decay",
+    }
+    changes = settings.pop("optimizer", {})
+    return ConfigDict(
+        {
+            "method": f"baselines.{method}",
+            "width": 64,
+            **settings,
+            "train": training(),
+            "optimizer": optimizer(**(official | changes)),
+        }
+    )
+
+
+def pix2pix() -> ConfigDict:
+    """Isola et al. 2017: UNet of eight halvings, 70x70 PatchGAN, 100 L1."""
+    return _gan("pix2pix", halvings=8, dropout=0.5, l1_weight=100.0)
+
+
+def cyclegan() -> ConfigDict:
+    """Zhu et al. 2017: two ResNet-9, two PatchGANs, cycle 10, identity 5, a pool of 50."""
+    return _gan(
+        "cyclegan",
+        blocks=9,
+        cycle_weight=10.0,
+        identity_weight=5.0,
+        pool=50,
+        unpaired=True,
+    )
+
+
+def gcgan() -> ConfigDict:
+    """Fu et al. 2019: one generator, geometry consistency 20, identity 5, a pool of 50 each."""
+    return _gan(
+        "gcgan",
+        blocks=9,
+        geometry="rotation",
+        geometry_weight=20.0,
+        identity_weight=5.0,
+        pool=50,
+        unpaired=True,
+    )
+
+
+def cut() -> ConfigDict:
+    """Park et al. 2020: anti-aliased ResNet-9, PatchNCE over five layers and on the targets.
+
+    FastCUT: `cut.identity=false`, `cut.contrast_weight=10`, `cut.flip_equivariance=true`,
+    `cut.optimizer.decay_from=0.75`.
+    """
+    return _gan(
+        "cut",
+        blocks=9,
+        projection=256,
+        patches=256,
+        temperature=0.07,
+        contrast_weight=1.0,
+        identity=True,
+        flip_equivariance=False,
+        unpaired=True,
+    )
+
+
+def reggan() -> ConfigDict:
+    """Kong et al. 2021: NC+R; `reggan.cycle=true` is C+R, which alone has a cycle and a pool."""
+    return _gan(
+        "reggan",
+        blocks=9,
+        cycle=False,
+        cycle_weight=10.0,
+        pool=50,
+        registration=(32, 64, 64, 64, 64, 64, 64),
+        correction_weight=20.0,
+        smoothness_weight=10.0,
+        misalignment={"degrees": 1.0, "shift": 0.02, "scale": 0.02},
+        optimizer={"learning_rate": 1e-4, "schedule": "constant"},
+    )
+
+
+def resvit_cnn() -> ConfigDict:
+    """Dalmaz et al. 2022, first stage: the network without its transformer."""
+    return _gan("resvit", transformer=False, **_resvit())
+
+
+def resvit() -> ConfigDict:
+    """Dalmaz et al. 2022, second stage: with the shared transformer, from the first one's weights.
+
+    `resvit.pretrained` is the path of the public R50+ViT-B_16 .npz; without it the transformer
+    starts from random weights, and the run says so.
+    """
+    return _gan("resvit", transformer=True, optimizer={"learning_rate": 1e-3}, **_resvit())
+
+
+def _resvit() -> dict:
+    return {
+        "blocks": 9,
+        "transformer_blocks": (1, 6),
+        "hidden": 768,
+        "layers": 12,
+        "heads": 12,
+        "dropout": 0.1,
+        "l1_weight": 100.0,
+        "pretrained": "",
+    }
+
+
+def _unet() -> dict:
+    """The guided-diffusion UNet with 192 channels (311 million parameters).
+
+    `attention` names sides of feature maps in pixels, for images of `data.size`.
+    """
+    return {
+        "width": 192,
+        "multipliers": (1, 1, 2, 2, 4, 4),
+        "blocks": 2,
+        "attention": (32, 16, 8),
+        "heads": 4,
+        "resblock_updown": True,
+        "dropout": 0.0,
+    }
+
+
+def diffusion() -> ConfigDict:
+    """Dhariwal & Nichol 2021 with the sources concatenated; noise-prediction, DDIM as CDM's.
+
+    128 channels: `diffusion.width=128`, `diffusion.attention="(16,8)"`,
+    `diffusion.resblock_updown=false`. 64 channels: `diffusion.width=64`,
+    `diffusion.attention="(16,)"`.
+    """
+    return ConfigDict(
+        {
+            "method": "baselines.diffusion",
+            **_unet(),
+            "prediction": "noise",
+            "schedule": "linear",
+            "num_timesteps": 1000,
+            "average_decay": 0.9999,
+            "train": training(),
+            "optimizer": optimizer(weight_decay=0.0),
+        }
+    )
+
+
+def rdm() -> ConfigDict:
+    """Li et al. 2024, first part: the diffusion over the frozen MRM encoder's y, unconditional."""
+    return ConfigDict(
+        {
+            "method": "baselines.rdm",
+            "width": 1536,
+            "blocks": 12,
+            "time_width": 256,
+            "num_timesteps": 1000,
+            "schedule": "scaled_linear",
+            "sampler": {"num_steps": 250, "eta": 1.0, "grid": "stride"},
+            "average_decay": 0.9999,
+            "train": training(),
+            "optimizer": optimizer(learning_rate=5.12e-4, weight_decay=0.01, decay="decoupled"),
+        }
+    )
+
+
+def rcg() -> ConfigDict:
+    """Li et al. 2024, second part: pixels from a sampled y (the ADM variant), no source image."""
+    return ConfigDict(
+        {
+            "method": "baselines.rcg",
+            **_unet(),
+            "null_share": 0.1,
+            "prediction": "noise",
+            "schedule": "linear",
+            "num_timesteps": 1000,
+            "average_decay": 0.9999,
+            "train": training(),
+            "optimizer": optimizer(weight_decay=0.0),
+        }
+    )
+
+
+SECTIONS = {
+    section.__name__: section
+    for section in (pix2pix, cyclegan, gcgan, cut, reggan, resvit_cnn, resvit, diffusion, rdm, rcg)
+}
+
+_SMALL_RESVIT = {"width": 16, "hidden": 96, "layers": 2, "heads": 4}
+_SMALL_UNET = {"width": 32, "multipliers": (1, 2, 2), "blocks": 1, "attention": (16,), "heads": 2}
+SMALL: dict[str, dict] = {
+    "pix2pix": {"width": 32, "halvings": 6},
+    "cyclegan": {"width": 16, "blocks": 6},
+    "gcgan": {"width": 16, "blocks": 6},
+    "cut": {"width": 16, "blocks": 6, "projection": 64},
+    "reggan": {"width": 16, "blocks": 6, "registration": (16, 32, 32, 32, 32)},
+    "resvit_cnn": _SMALL_RESVIT,
+    "resvit": _SMALL_RESVIT,
+    "diffusion": _SMALL_UNET | {"average_decay": 0.99},
+    "rdm": {"width": 256, "blocks": 4, "time_width": 64, "average_decay": 0.99},
+    "rcg": _SMALL_UNET | {"average_decay": 0.99},
+}
+
+_SMOKE_RESVIT = {"width": 4, "hidden": 16, "layers": 1, "heads": 2}
+_SMOKE_UNET = {"width": 8, "multipliers": (1, 2), "attention": (16,), "heads": 1}
+SMOKE: dict[str, dict] = {
+    "pix2pix": {"width": 4, "halvings": 5},
+    "cyclegan": {"width": 4, "blocks": 5, "pool": 4},
+    "gcgan": {"width": 4, "blocks": 5, "pool": 4},
+    "cut": {"width": 4, "blocks": 5, "projection": 8, "patches": 16},
+    "reggan": {"width": 4, "blocks": 5, "registration": (4, 8, 8), "pool": 4},
+    "resvit_cnn": _SMOKE_RESVIT,
+    "resvit": _SMOKE_RESVIT,
+    "diffusion": _SMOKE_UNET,
+    "rdm": {"width": 32, "blocks": 1, "time_width": 16, "sampler": {"num_steps": 4}},
+    "rcg": _SMOKE_UNET,
+}

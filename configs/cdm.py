@@ -1,0 +1,78 @@
+"""The sections of CDM's own networks: the paper's settings, and what it leaves open."""
+
+from ml_collections import ConfigDict
+
+from configs.lengths import optimizer, training
+
+
+def mrm() -> ConfigDict:
+    """SimMIM's ViT-S/16 with cells of 32 pixels, 60 % hidden."""
+    return ConfigDict(
+        {
+            "method": "cdm.mrm",
+            "patch": 16,
+            "width": 384,
+            "depth": 12,
+            "heads": 6,
+            "mask_cell": 32,
+            "mask_ratio": 0.6,
+            "mask_fill": "token",
+            "loss": "mse",
+            "foreground_only": False,
+            "joint": True,
+            "pool": 1,
+            "normalisation": "zscore",
+            "average_decay": 0.0,
+            "train": training(),
+            "optimizer": optimizer(),
+        }
+    )
+
+
+def mdn(**changes) -> ConfigDict:
+    """Two streams of four blocks over y, conditioned on the sources."""
+    return ConfigDict(
+        {
+            "method": "cdm.mdn",
+            "condition": "source",
+            "decouple": "streams",
+            "width": 512,
+            "blocks": 4,
+            "prediction": "x0",
+            "schedule": "linear",
+            "num_timesteps": 1000,
+            "average_decay": 0.999,
+            "encoder": {"features": (32, 64, 128, 256, 256), "width": 384, "dropout": 0.3},
+            "augmentation": {"shift": 8, "gain": 0.1, "noise": 0.05},
+            "train": training(),
+            "optimizer": optimizer(),
+        }
+        | changes
+    )
+
+
+def cunet(**changes) -> ConfigDict:
+    """The UNet of the first author's public code (MONAI's BasicUNet), conditioned."""
+    return ConfigDict(
+        {
+            "method": "cdm.cunet",
+            "sampler": "mdn",
+            "features": (64, 64, 128, 256, 512, 64),
+            "stage": "hybrid",
+            "condition": "on",
+            "fusion": "add",
+            "condition_decoder": False,
+            "groups": 8,
+            "source_skip": True,
+            "loss": "mse",
+            "representation": "noised",
+            "sampled_share": 0.5,
+            "noise": 0.0,
+            "null_share": 0.1,
+            "augmentation": {"gain": 0.0, "noise": 0.0},
+            "average_decay": 0.0,
+            "train": training(),
+            "optimizer": optimizer(),
+        }
+        | changes
+    )

@@ -1,0 +1,363 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from cdm_jax.errors import UserError
+from cdm_jax.losses.smoothness import smoothness
+from cdm_jax.methods import base
+from cdm_jax.nn.registration import RegistrationNetwork
+from cdm_jax.nn.warp import RandomAffine, affine, warp
+from configs import common
+
+STILL = {f"reggan.misalignment.{name}": 0.0 for name in ("degrees", "shift", "scale")}
+CYCLE = {"reggan.cycle": True, "reggan.pool": 3}
+TINY = {
+    "data.size": 32,
+    "reggan.optimizer.warmup_steps": 0,
+    "reggan.optimizer.schedule": "constant",
+}
+
+
+def _size(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _noise(seed, *shape):
+    return jax.random.uniform(jax.random.key(seed), shape, minval=-1.0)
+
+
+# Its size at the scale of the publication.
+
+
+@pytest.mark.parametrize("cycle", [False, True])
+def test_the_networks_are_those_of_the_publication(cycle):
+    config = common.base("reggan")
+    config.reggan.cycle = cycle
+    method = base.create(config)
+    image = jax.ShapeDtypeStruct((1, 256, 256, 2), jnp.float32)
+    batch = {"source": image, "target": image}
+    state = jax.eval_shape(lambda b: method.init(jax.random.key(0), b, {}), batch)
+    generator, discriminator = (state.params[name] for name in ("generator", "discriminator"))
+    assert method.paired
+    assert _size(generator.pop("registration")) == 2_058_594
+    generators = {"network", "to_source"} if cycle else {"network"}
+    assert {name: _size(tree) for name, tree in generator.items()} == dict.fromkeys(
+        generators, 11_371_906
+    )
+    kinds = {"target", "source"} if cycle else {"target"}
+    assert {name: _size(tree) for name, tree in discriminator.items()} == dict.fromkeys(
+        kinds, 2_763_713
+    )
+    assert {name: pool.images.shape for name, pool in state.memory.items()} == (
+        dict.fromkeys(kinds, (50, 256, 256, 2)) if cycle else {}
+    )
+
+
+def test_a_registration_of_single_modalities_has_the_published_size():
+    network = RegistrationNetwork((32, 64, 64, 64, 64, 64, 64))
+    image = jax.ShapeDtypeStruct((1, 256, 256, 1), jnp.float32)
+    params = jax.eval_shape(network.init, jax.random.key(0), image, image)
+    assert _size(params) == 2_058_018
+    assert jax.eval_shape(network.apply, params, image, image).shape == (1, 256, 256, 2)
+
+
+# The registration and what it moves.
+
+
+def test_a_fresh_registration_almost_stays_where_it_is_and_can_learn():
+    network, images = RegistrationNetwork((4, 8, 8)), _noise(0, 2, 2, 32, 32, 2)
+    params = network.init(jax.random.key(0), *images)["params"]
+    displacement = base.apply(network, params, *images)
+    assert 0 < float(jnp.abs(displacement).max()) < 1e-2  # pixels
+    np.testing.assert_allclose(warp(images[0], displacement), images[0], atol=2e-2)
+
+    def error(params):
+        moved = warp(images[0], base.apply(network, params, *images))
+        return jnp.abs(moved - images[1]).mean()
+
+    gradient = jax.grad(error)(params)
+    assert float(jnp.abs(gradient["Conv_0"]["kernel"]).max()) > 0
+
+
+def test_a_registrations_odd_sizes_come_back():
+    network, images = RegistrationNetwork((4, 4)), _noise(0, 2, 1, 14, 11, 1)
+    params = network.init(jax.random.key(0), *images)["params"]
+    assert base.apply(network, params, *images).shape == (1, 14, 11, 2)
+
+
+def test_initial_kernels_keep_the_variance_of_what_passes_through():
+    """He et al. 2015: deviation sqrt(2 / fan-in) before ReLU, less before a leaky one."""
+    network, images = RegistrationNetwork((32, 64)), _noise(0, 2, 1, 8, 8, 2)
+    params = network.init(jax.random.key(0), *images)["params"]
+    block = params["RegistrationBlock_1"]["Conv_0"]
+    assert float(block["kernel"].std()) == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)
+    down = params["Conv_1"]
+    assert down["kernel"].shape == (3, 3, 32, 64)
+    assert float(down["kernel"].std()) == pytest.approx((2 / 1.04 / (9 * 32)) ** 0.5, rel=0.02)
+    biases = [
+        leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == "bias"
+    ]
+    assert max(float(jnp.abs(bias).max()) for bias in biases) == 0
+
+
+def test_no_displacement_changes_nothing():
+    images = _noise(0, 2, 6, 5, 3)
+    np.testing.assert_array_equal(warp(images, jnp.zeros((2, 6, 5, 2))), images)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(2, 0), (0, -3), (-1, 1), (20, -20)])
+def test_a_displacement_of_whole_pixels_is_a_shift_with_a_repeated_border(rows, columns):
+    images = _noise(0, 2, 6, 5, 3)
+    displacement = jnp.tile(jnp.array([rows, columns], jnp.float32), (2, 6, 5, 1))
+    down = np.clip(np.arange(6) + rows, 0, 5)
+    along = np.clip(np.arange(5) + columns, 0, 4)
+    expected = np.asarray(images)[:, down][:, :, along]
+    np.testing.assert_array_equal(warp(images, displacement), expected)
+
+
+def test_any_displacement_agrees_with_scipy():
+    images, displacement = _noise(0, 2, 7, 9, 2), 3 * _noise(1, 2, 7, 9, 2)
+    found = warp(images, displacement)
+    for b in range(2):
+        places = np.moveaxis(np.asarray(displacement[b]), -1, 0) + np.indices((7, 9))
+        for c in range(2):
+            expected = ndimage.map_coordinates(images[b, ..., c], places, order=1, mode="nearest")
+            np.testing.assert_allclose(found[b, ..., c], expected, atol=1e-5)
+
+
+def test_the_smoothness_of_a_slope_is_its_square():
+    rows, columns = jnp.meshgrid(jnp.arange(6.0), jnp.arange(9.0), indexing="ij")
+    slope = jnp.stack([2 * rows - 3 * columns, 2 * rows + 3 * columns], axis=-1)[None]
+    assert float(smoothness(slope)) == pytest.approx(2**2 + 3**2)
+    one_axis = slope * jnp.array([[[[1.0, 0.0]]]])
+    assert float(smoothness(one_axis)) == pytest.approx((2**2 + 3**2) / 2)
+    assert float(smoothness(jnp.full((1, 4, 4, 2), 7.0))) == 0
+
+
+# Misalignment.
+
+
+def _affine(images, angle=0.0, shift=(0.0, 0.0), scale=1.0):
+    b = len(images)
+    return affine(
+        images, jnp.full(b, angle), jnp.tile(jnp.array([shift]), (b, 1)), jnp.full(b, scale)
+    )
+
+
+def test_a_quarter_turn_a_shift_and_an_enlargement_are_what_they_say():
+    images = _noise(0, 2, 6, 6, 2)
+    quarter = _affine(images, angle=np.pi / 2)
+    np.testing.assert_array_equal(quarter, np.rot90(images, axes=(1, 2)))
+    shifted = np.full(images.shape, -1, np.float32)
+    shifted[:, 1:, :-2] = images[:, :-1, 2:]
+    np.testing.assert_array_equal(_affine(images, shift=(1.0, -2.0)), shifted)
+    # Threefold about the centre of 9 pixels: the middle ones, each three times.
+    tripled = np.repeat(np.repeat(images[:, :3, :3], 3, axis=1), 3, axis=2)
+    framed = jnp.pad(images[:, :3, :3], ((0, 0), (3, 3), (3, 3), (0, 0)))
+    np.testing.assert_array_equal(_affine(framed, scale=3.0), tripled)
+
+
+def test_a_shift_comes_after_the_turn():
+    images = _noise(0, 1, 6, 6, 1)
+    both = _affine(images, angle=np.pi / 2, shift=(2.0, 0.0))
+    one_by_one = _affine(_affine(images, angle=np.pi / 2), shift=(2.0, 0.0))
+    np.testing.assert_array_equal(both, one_by_one)
+
+
+def test_random_moves_differ_between_images_and_stay_in_their_range():
+    """Seen by images whose value is their row: the shift is how much it changes."""
+    rows = jnp.tile(jnp.arange(100.0)[None, :, None, None], (64, 1, 100, 2))
+    key = jax.random.key(0)
+    moved = RandomAffine(degrees=0.0, shift=0.1, scale=0.0)(key, rows)
+    shifts = 50 - np.asarray(moved)[:, 50, 50]
+    np.testing.assert_array_equal(shifts[:, 0], shifts[:, 1])
+    assert -10 <= shifts.min() < -8
+    assert 8 < shifts.max() <= 10
+    assert abs(shifts.mean()) < 3
+    scaled = RandomAffine(degrees=0.0, shift=0.0, scale=0.2)(key, rows)
+    assert float(jnp.abs(scaled[:, 49, 50] - 49).max()) <= 1  # the centre stays
+    turned = RandomAffine(degrees=5.0, shift=0.0, scale=0.0)(key, rows)
+    rise = np.asarray(turned)[:, 50, 95, 0] - np.asarray(turned)[:, 50, 5, 0]
+    assert np.abs(rise).max() <= 90 * np.sin(np.deg2rad(5)) + 1
+    assert rise.std() > 2
+
+
+def test_no_misalignment_changes_nothing():
+    images = _noise(0, 2, 6, 6, 2)
+    still = RandomAffine(degrees=0.0, shift=0.0, scale=0.0)
+    np.testing.assert_array_equal(still(jax.random.key(0), images), images)
+
+
+def test_sources_and_targets_are_moved_independently_at_every_step(start, monkeypatch):
+    method, state, batch = start("reggan", TINY, number=2, size=32)
+    seen, move = [], RandomAffine.__call__
+
+    def record(self, key, images):
+        moved = move(self, key, images)
+        seen.append(moved)
+        return moved
+
+    monkeypatch.setattr(RandomAffine, "__call__", record)
+    twins = {"source": batch["source"], "target": batch["source"]}
+    for key in range(2):
+        method.update(state, twins, jax.random.key(key))
+    assert len(seen) == 4
+    for i, one in enumerate(seen):
+        assert all((one != other).mean() > 0.2 for other in seen[:i])
+
+
+# One step.
+
+
+def _run(start, changes):
+    method, state, batch = start("reggan", TINY | STILL | changes, number=2, size=32)
+    after, metrics = jax.jit(method.update)(state, batch, jax.random.key(3))
+    return method, state, after, metrics, batch
+
+
+@pytest.fixture(scope="module")
+def step(start):
+    """A method, a state, the one after it, the metrics and the batch, of NC+R."""
+    return _run(start, {})
+
+
+@pytest.fixture(scope="module")
+def cycle_step(start):
+    """The same of C+R."""
+    return _run(start, CYCLE)
+
+
+def _scores(method, params, images):
+    """The mean of an image's map of scores."""
+    return np.asarray(base.apply(method.discriminator, params, images)).mean(axis=(1, 2, 3))
+
+
+def test_the_generators_loss_is_the_published_sum_over_averaged_scores(step):
+    method, before, _, metrics, batch = step
+    generator = before.params["generator"]
+    made = base.apply(method.network, generator["network"], batch["source"])
+    displacement = np.asarray(
+        base.apply(method.registration, generator["registration"], made, batch["target"])
+    )
+    adversarial = (
+        (_scores(method, before.params["discriminator"]["target"], made) - 1) ** 2
+    ).mean()
+    places = np.moveaxis(displacement, -1, 1) + np.indices((32, 32))
+    warped = np.stack(
+        [
+            [ndimage.map_coordinates(made[b, ..., c], places[b], order=1) for c in range(2)]
+            for b in range(2)
+        ]
+    )
+    correction = np.abs(np.moveaxis(warped, 1, -1) - batch["target"]).mean()
+    slopes = [np.diff(displacement, axis=axis) for axis in (1, 2)]
+    smooth = sum((slope**2).mean() for slope in slopes)
+    assert float(metrics["adversarial"]) == pytest.approx(adversarial, rel=1e-4)
+    assert float(metrics["correction"]) == pytest.approx(correction, rel=1e-3)
+    assert float(metrics["smoothness"]) == pytest.approx(smooth, rel=1e-3)
+    expected = adversarial + 20 * correction + 10 * smooth
+    assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_discriminator_judges_what_the_new_generator_makes_and_is_not_halved(step):
+    method, before, after, metrics, batch = step
+    judge = before.params["discriminator"]["target"]
+    real = ((_scores(method, judge, batch["target"]) - 1) ** 2).mean()
+    old, new = (
+        (_scores(method, judge, method.generate(base.model_of(s), batch["source"])) ** 2).mean()
+        for s in (before, after)
+    )
+    assert float(metrics["discriminator_loss"]) == pytest.approx(real + new, rel=1e-4)
+    assert abs(old - new) > 1e-3 * (real + new)
+
+
+@pytest.mark.parametrize("kind", ["step", "cycle_step"])
+def test_every_network_moves(request, kind):
+    _, before, after, metrics, _ = request.getfixturevalue(kind)
+    assert int(after.step) == 1
+    names = {"loss", "discriminator_loss", "adversarial", "correction", "smoothness"}
+    assert set(metrics) == names | ({"cycle"} if kind == "cycle_step" else set())
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before.params, after.params)
+    kernels = [
+        value
+        for path, value in jax.tree_util.tree_leaves_with_path(moved)
+        if path[-1].key == "kernel"
+    ]
+    assert len(kernels) > 30
+    assert all(kernels)
+
+
+def test_with_the_cycle_both_directions_come_back_and_are_judged(cycle_step):
+    method, before, _, metrics, batch = cycle_step
+    generator, judges = before.params["generator"], before.params["discriminator"]
+
+    def to_target(images):
+        return base.apply(method.network, generator["network"], images)
+
+    def to_source(images):
+        return base.apply(method.to_source, generator["to_source"], images)
+
+    source, target = batch["source"], batch["target"]
+    made = {"source": to_source(target), "target": to_target(source)}
+    cycle = jnp.abs(to_source(made["target"]) - source).mean()
+    cycle += jnp.abs(to_target(made["source"]) - target).mean()
+    assert float(metrics["cycle"]) == pytest.approx(float(cycle), rel=1e-4)
+    adversarial = sum(((_scores(method, judges[k], made[k]) - 1) ** 2).mean() for k in made)
+    assert float(metrics["adversarial"]) == pytest.approx(adversarial, rel=1e-4)
+    parts = {"adversarial": 1, "correction": 20, "smoothness": 10, "cycle": 10}
+    total = sum(weight * float(metrics[name]) for name, weight in parts.items())
+    assert float(metrics["loss"]) == pytest.approx(total, rel=1e-4)
+
+
+def test_with_the_cycle_the_pools_hold_the_images_that_were_judged(cycle_step):
+    """Pools that fill up return the new images: those from before the generators' step."""
+    method, before, after, metrics, batch = cycle_step
+    judges, expected = before.params["discriminator"], 0.0
+    for kind, pool in after.memory.items():
+        assert int(pool.count) == 2
+        expected += ((_scores(method, judges[kind], batch[kind]) - 1) ** 2).mean()
+        expected += (_scores(method, judges[kind], pool.images[:2]) ** 2).mean()
+    assert float(metrics["discriminator_loss"]) == pytest.approx(expected, rel=1e-4)
+    made = method.generate(base.model_of(before), batch["source"])
+    np.testing.assert_allclose(after.memory["target"].images[:2], made, atol=1e-4)
+
+
+# Translation and settings.
+
+
+def test_translation_is_the_generator_alone_on_images_as_they_lie(start):
+    method, state, batch = start("reggan", TINY, number=2, size=32)
+    model = base.model_of(state)
+    found = method.translate(model, batch["source"], jax.random.key(0), 3)
+    network = model["params"]["generator"]["network"]
+    np.testing.assert_array_equal(found[0], base.apply(method.network, network, batch["source"]))
+    assert found.shape == (1, 2, 32, 32, 2)
+    assert not method.stochastic
+
+
+def test_one_source_gives_three_targets_in_either_mode(start):
+    for changes in ({}, CYCLE):
+        modalities = {"data.sources": ("t1",), "data.targets": ("t1c", "t2", "t2f")}
+        method, state, batch = start(
+            "reggan", TINY | modalities | changes, sources=1, targets=3, number=2, size=32
+        )
+        after = jax.eval_shape(method.update, state, batch, jax.random.key(0))[0]
+        assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data.size": 20},
+        {"data.size": 30},
+        {"reggan.blocks": 0},
+        {"reggan.pool": 0},
+        {"reggan.registration": ()},
+        {"reggan.registration": (4, 4, 4, 4, 4)},  # of 32 pixels one would be left
+    ],
+)
+def test_what_does_not_fit_is_refused(create, changes):
+    with pytest.raises(UserError, match=r"too small|multiple of|use between 1 and 4"):
+        create("reggan", TINY | changes)
