@@ -199,6 +199,7 @@ SECTIONS = {
     section.__name__: section
     for section in (pix2pix, cyclegan, gcgan, cut, reggan, resvit_cnn, resvit, diffusion, rdm, rcg)
 }
+STAGES = {"resvit": ("resvit_cnn", "resvit"), "rcg": ("mrm", "rdm", "rcg")}  # of more than one
 
 _SMALL_RESVIT = {"width": 16, "hidden": 96, "layers": 2, "heads": 4}
 _SMALL_UNET = {"width": 32, "multipliers": (1, 2, 2), "blocks": 1, "attention": (16,), "heads": 2}

@@ -14,7 +14,7 @@ Systems, each trained with all its stages in order and then evaluated:
   m1         the plain UNet: C-UNet without the condition (Table III)
   m1_1x1     M1 with the Condition Embedding's 1x1 branch kept: the same capacity
   m2         the condition without decoupling (Table III)
-  pix2pix, cyclegan, gcgan, cut, reggan, resvit, diffusion, rcg
+  pix2pix, cyclegan, gcgan, cut, reggan, resvit, diffusion, rcg (configs/baselines.py)
   all        every one of them
 
 Values: `size` (pixels), `seed`, `small` (networks and schedule for a CPU), `smoke` (seconds; for
@@ -25,22 +25,19 @@ from ml_collections import ConfigDict
 
 from configs import baselines, cdm
 
+PARTS = ("mrm", "mdn", "mdn_joint", "cunet", "resvit_cnn", "rdm")  # stages that are not systems
 SYSTEMS = {
     "cdm": ("mrm", "mdn", "cunet", "m1"),
     "m1": ("m1",),
     "m1_1x1": ("m1_1x1",),
     "m2": ("mrm", "mdn_joint", "m2"),
-    "pix2pix": ("pix2pix",),
-    "cyclegan": ("cyclegan",),
-    "gcgan": ("gcgan",),
-    "cut": ("cut",),
-    "reggan": ("reggan",),
-    "resvit": ("resvit_cnn", "resvit"),
-    "diffusion": ("diffusion",),
-    "rcg": ("mrm", "rdm", "rcg"),
+    **{
+        name: baselines.STAGES.get(name, (name,))
+        for name in baselines.SECTIONS
+        if name not in PARTS
+    },
 }
 SYSTEMS["all"] = tuple(dict.fromkeys(stage for stages in SYSTEMS.values() for stage in stages))
-PARTS = ("mrm", "mdn", "mdn_joint", "cunet", "resvit_cnn", "rdm")  # stages that are not systems
 STAGES = (*PARTS, *SYSTEMS)
 CUNETS = ("cunet", "m1", "m1_1x1", "m2")
 TRUTH = {"true": True, "1": True, "false": False, "0": False}

@@ -19,7 +19,7 @@ def get_config(argument: str = "cdm") -> ConfigDict:
     size = config.data.size
     config.phantom = ConfigDict(
         {
-            "num_patients": 6 if values.get("smoke") else 100,
+            "num_patients": 6 if values.get("smoke") else 80,
             "shape": (size, size, size * 3 // 4),
             "voxel_mm": 192 / size,
             "seed": 0,

@@ -155,11 +155,21 @@ def test_every_fusion_gives_y_to_every_scale(inputs, stir, fusion, stage, decode
         assert (without([s for s in scales if s != scale]) > 1e-6).all()
 
 
-def test_the_condition_reaches_every_pixel_alike_at_the_first_scale(inputs):
+@pytest.mark.parametrize("fusion", ["add", "concat", "film"])
+def test_training_starts_where_no_y_changes_anything(inputs, fusion):
+    network, (sources, y) = _network(fusion=fusion), inputs
+    params = network.init(jax.random.key(0), sources, y)["params"]
+    np.testing.assert_array_equal(
+        network.apply({"params": params}, sources, y),
+        network.apply({"params": params}, sources, 3 - 2 * y),
+    )
+
+
+def test_the_condition_reaches_every_pixel_alike_at_the_first_scale(inputs, stir):
     """y is a vector a slice: it is added to all places of a feature map."""
     module, y = ConditionEmbedding("add"), inputs[1]
     x = jax.random.normal(jax.random.key(1), (2, 4, 4, 8))
-    params = module.init(jax.random.key(0), x, y)
+    params = stir(module.init(jax.random.key(0), x, y))
     difference = module.apply(params, x, y) - module.apply(params, x, y + 1)
     np.testing.assert_allclose(
         difference, jnp.broadcast_to(difference[:, :1, :1], x.shape), atol=1e-5

@@ -73,6 +73,11 @@ class RegGAN(Adversarial):
         params = {"generator": generator, "discriminator": discriminator}
         return self.start(params, memory=memory)
 
+    def _misalign(self, batch: Batch, key: Key[Array, ""]) -> Batch:
+        """Sources and targets as two scans that were never registered."""
+        keys = zip(KINDS, jax.random.split(key), strict=True)
+        return {kind: self.misalignment(kind_key, batch[kind]) for kind, kind_key in keys}
+
     def _judge(self, params: PyTree, images: Float[Array, "b h w _"]) -> Float[Array, " b"]:
         """One score for each image: the mean over its patches."""
         return score(self.discriminator, params, images).mean(axis=(1, 2, 3))
@@ -139,11 +144,8 @@ class RegGAN(Adversarial):
 
     def update(self, state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
         """A step of generators and registration on moved images, then one of discriminators."""
-        pool_key, *keys = jax.random.split(key, 3)
-        moved = {
-            kind: self.misalignment(kind_key, batch[kind])
-            for kind, kind_key in zip(KINDS, keys, strict=True)
-        }
+        move_key, pool_key = jax.random.split(key)
+        moved = self._misalign(batch, move_key)
         discriminator = state.params["discriminator"]
         state, loss, (synthetic, metrics) = self.play(
             state, "generator", lambda params: self._generator_loss(params, discriminator, moved)

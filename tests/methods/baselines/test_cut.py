@@ -135,7 +135,7 @@ def test_heads_return_codes_of_unit_length_and_stand_zeros():
         assert codes.shape == (2, 5, 6)
         np.testing.assert_allclose(jnp.linalg.norm(codes, axis=-1), 1, atol=1e-5)
     silent = jax.tree.map(jnp.zeros_like, params)
-    slopes = jax.grad(lambda p: sum(c.sum() for c in base.apply(heads, p, layers)))(silent)
+    slopes = jax.jit(jax.grad(lambda p: base.apply(heads, p, layers)[0].sum()))(silent)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
 
 
@@ -144,10 +144,8 @@ def test_heads_return_codes_of_unit_length_and_stand_zeros():
 
 def test_queries_and_keys_are_of_the_same_places_of_all_images(begun, contrast):
     """With every place taken their order is of no account, unless queries' and keys' differ."""
-    _, _, batch = begun
-    one, two = (
-        float(contrast(batch["source"], batch["target"], jax.random.key(k))) for k in (0, 1)
-    )
+    images = begun[2]["source"], begun[2]["target"]
+    one, two = (float(contrast(*images, jax.random.key(k))) for k in (0, 1))
     assert one == pytest.approx(two, rel=1e-5)
 
 
