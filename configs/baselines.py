@@ -154,6 +154,7 @@ def diffusion() -> ConfigDict:
             "schedule": "linear",
             "num_timesteps": 1000,
             "average_decay": 0.9999,
+            "num_samples": 1,  # that an evaluation draws: each takes a pass of the UNet a step
             "train": training(),
             "optimizer": optimizer(weight_decay=0.0),
         }
@@ -189,6 +190,7 @@ def rcg() -> ConfigDict:
             "schedule": "linear",
             "num_timesteps": 1000,
             "average_decay": 0.9999,
+            "num_samples": 1,  # that an evaluation draws: each takes a pass of the UNet a step
             "train": training(),
             "optimizer": optimizer(weight_decay=0.0),
         }

@@ -15,9 +15,11 @@ from ml_collections import config_flags
 
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
+from configs.common import SYSTEMS
 
 FILES = ("brats", "upenn_gbm", "phantom", "real")
 STAGES = ("mrm", "mdn", "cunet", "m1")
+OTHERS = [stage for stage in SYSTEMS["all"] if stage not in STAGES]
 SECTIONS = ("mrm", "mdn", "cunet", "m1", "sampler")
 PAPER = "small=false"  # the two configs for a CPU are small by default
 
@@ -31,7 +33,7 @@ def _get(file, argument=None):
 
 
 @pytest.mark.parametrize("file", FILES)
-@pytest.mark.parametrize("stage", [*STAGES, "cdm"])
+@pytest.mark.parametrize("stage", [*SYSTEMS["all"], *SYSTEMS])
 def test_every_file_knows_every_stage(file, stage):
     config = _get(file, stage)
     assert config.stage == stage
@@ -135,6 +137,22 @@ def test_the_defaults_are_what_the_paper_states(file):
     assert config.mrm.loss == config.cunet.loss == "mse"
 
 
+def test_the_ablations_are_as_large_as_what_they_are_compared_with():
+    """M2's single tower has as many parameters as MDN's two, at both scales (Table III)."""
+    for variant in (PAPER, "small"):
+        counts = {}
+        for stage in ("mdn", "mdn_joint"):
+            config = _get("brats", f"{stage},{variant}")
+            method = base.create(config)
+            y = jnp.zeros((1, method.representation.representation_width))
+            context = jnp.zeros((1, config[stage].encoder.width))
+            shapes = jax.eval_shape(
+                method.denoiser.init, jax.random.key(0), y, jnp.zeros(1, jnp.int32), context
+            )
+            counts[stage] = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        assert counts["mdn_joint"] == pytest.approx(counts["mdn"], rel=0.01)
+
+
 def test_m1_is_c_unet_without_the_condition_and_nothing_else():
     config = _get("brats")
     without = config.cunet.copy_and_resolve_references()
@@ -183,7 +201,10 @@ def test_every_stage_is_built_at_the_papers_scale(file, stage):
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params))
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    "stage",
+    [*STAGES, *(pytest.param(stage, marks=pytest.mark.slow) for stage in OTHERS)],
+)
 def test_an_update_of_every_stage_is_lowered_at_the_papers_scale(stage):
     method, batch, state = _abstract("brats", stage)
     lowered = jax.jit(method.update).lower(state, batch, jax.random.key(0))
