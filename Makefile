@@ -7,7 +7,7 @@ CONFIG ?= configs/phantom.py:cdm
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow test-parity lint clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -22,7 +22,12 @@ test: $(READY)
 	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow'
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
+
+# Layers against PyTorch's; a small download on Python 3.11, a large one on others.
+test-parity: $(READY)
+	$(BIN)/pip install --quiet --editable '.[dev,parity]'
+	$(BIN)/python -m pytest tests/parity
 
 lint: $(READY)
 	$(BIN)/ruff check .

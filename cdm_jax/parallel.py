@@ -30,9 +30,12 @@ def sharded(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
+ONCE = {"xla_backend_optimization_level": 0}  # compile fast what runs a single time
+
+
 def born(mesh: Mesh, init: Callable[..., PyTree], *arguments: Any) -> PyTree:
     """Runs `init` so that its result is created on the mesh, never on the host."""
-    return jax.jit(init, out_shardings=replicated(mesh))(*arguments)
+    return jax.jit(init, out_shardings=replicated(mesh), compiler_options=ONCE)(*arguments)
 
 
 def abstract(mesh: Mesh, init: Callable[..., PyTree], *arguments: Any) -> PyTree:

@@ -95,7 +95,7 @@ def base(stage: str) -> ConfigDict:
             "pipeline": SYSTEMS.get(stage, ()),
             "mrm": cdm.mrm(),
             "mdn": cdm.mdn(),
-            "mdn_joint": cdm.mdn(decouple="none", width=724),
+            "mdn_joint": cdm.mdn(decouple="none", width=732),
             "cunet": cdm.cunet(),
             "m1": cdm.cunet(condition="none"),
             "m1_1x1": cdm.cunet(condition="keep_1x1"),

@@ -33,7 +33,4 @@ def get_config(argument: str = "cdm") -> ConfigDict:
         for name, steps in (("mrm", 200), ("mdn", 150), ("cunet", 400), ("m1", 400)):
             config[name].train.num_steps = steps
             config[name].optimizer.learning_rate = min(2e-3, config[name].optimizer.learning_rate)
-        # Scanners differ in the scale of every modality more than two patients can show.
-        for name in ("mdn", "cunet", "m1"):
-            config[name].augmentation.gain = 0.3
     return config

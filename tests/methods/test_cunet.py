@@ -202,13 +202,15 @@ def test_the_encoders_recipe_is_the_true_representation_with_white_noise(start, 
     np.testing.assert_allclose(error.mean(axis=0), 0, atol=0.15 * noise + 1e-5)
 
 
-def test_the_noised_recipe_errs_as_mdn_errs(start, frozen):
-    """Around the true y with covariance F F^T, F being what MDN's `finish` measured."""
-    method, _, batch = start("cunet", {"cunet.representation": "noised", "cunet.null_share": 0.0})
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_the_noised_recipe_errs_as_mdn_errs(start, frozen, scale):
+    """Around the true y with covariance F F^T, F being what MDN's `finish` measured, scaled."""
+    changes = {"cunet.representation": "noised", "cunet.null_share": 0.0}
+    method, _, batch = start("cunet", changes | {"cunet.error_scale": scale})
     error = _training_y(method, frozen, batch, 8000) - _truth(method, frozen, batch)
     factor = np.asarray(frozen["mdn"]["statistics"]["error_factor"])
     expected = factor @ factor.T
-    error = error.reshape(-1, WIDTH)
+    error = error.reshape(-1, WIDTH) / scale
     np.testing.assert_allclose(error.mean(axis=0), 0, atol=0.05)
     np.testing.assert_allclose(error.T @ error / len(error), expected, atol=0.05)
     assert np.abs(expected - factor.T @ factor).max() > 0.5  # the transpose would be noticed

@@ -27,7 +27,6 @@ from cdm_jax.methods.base import (
     new_state,
 )
 from cdm_jax.methods.cdm import mdn
-from cdm_jax.methods.cdm.source import disturb
 from cdm_jax.nn.unet import NEGATIVE_SLOPE, ConvBlock, UpSample
 from cdm_jax.optim import make_optimizer
 
@@ -152,9 +151,11 @@ class CrossConditioned(TranslatorStage):
         no patient with missing targets has), the MDN's "sampled" y, a "mix" of both, or "noised":
         the encoder's y with noise of the error that MDN makes on patients it never saw.
       sampled_share: probability of an MDN sample in a mix.
+      error_scale: factor on that error. The noise is drawn apart from the encoder's y, so that a
+        noised y tells of the true targets; a sample, given the sources, tells nothing of them.
+        Above 1 C-UNet trusts y less than the size of MDN's error would allow.
       noise: deviation of white noise added to the encoder's y (not where it is "noised" already).
       null_share: probability that a learned null replaces y.
-      augmentation: strengths of the disturbances of the sources, see `source.disturb`.
     """
 
     network: CUNet
@@ -165,9 +166,9 @@ class CrossConditioned(TranslatorStage):
     loss: str
     representation: str
     sampled_share: float
+    error_scale: float
     noise: float
     null_share: float
-    augmentation: Any
 
     @property
     def depends_on(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -201,7 +202,8 @@ class CrossConditioned(TranslatorStage):
         noise = jax.random.normal(noise_key, truth.shape)
         y = truth + self.noise * noise
         if self.representation == "noised":
-            y = truth + noise @ frozen[self.sampler_stage]["statistics"]["error_factor"].T
+            factor = frozen[self.sampler_stage]["statistics"]["error_factor"]
+            y = truth + self.error_scale * noise @ factor.T
         if self.representation in ("sampled", "mix"):
             sampled = self.sampler.sample(frozen[self.sampler_stage], batch["source"], sample_key)
             share = self.sampled_share if self.representation == "mix" else 1.0
@@ -212,12 +214,9 @@ class CrossConditioned(TranslatorStage):
 
     def update(self, state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
         """One step of regression of the targets (Eq. 4)."""
-        y_key, disturb_key = jax.random.split(key)
-        sources = disturb(disturb_key, batch["source"], self.augmentation)
-
         def loss(params: Any) -> tuple[Array, Metrics]:
-            y = self._training_y(state.frozen, params, batch, y_key)
-            difference = self._paint({"params": params}, sources, y) - batch["target"]
+            y = self._training_y(state.frozen, params, batch, key)
+            difference = self._paint({"params": params}, batch["source"], y) - batch["target"]
             error = difference**2 if self.loss == "mse" else jnp.abs(difference)
             return jnp.mean(error), {}
 
@@ -325,7 +324,7 @@ def create(config: Any) -> CrossConditioned:
         loss=section.loss,
         representation=section.representation,
         sampled_share=section.sampled_share,
+        error_scale=section.error_scale,
         noise=section.noise,
         null_share=section.null_share,
-        augmentation=section.augmentation,
     )

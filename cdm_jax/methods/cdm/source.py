@@ -49,13 +49,13 @@ def disturb(
     Args:
       key: drives all draws.
       images: in [-1, 1], background -1.
-      strength: `gain` (half-width of a uniform factor of each modality around 1), `noise`
-        (deviation) and, where places do not matter, `shift` in pixels (whole, both ways).
+      strength: `shift` in pixels (whole, both ways), `gain` (half-width of a uniform factor of
+        each modality around 1) and `noise` (deviation).
     """
     shift_key, gain_key, noise_key = jax.random.split(key, 3)
     b, _, _, channels = images.shape
-    if reach := strength.get("shift", 0):
-        shifts = jax.random.randint(shift_key, (b, 2), -reach, reach + 1)
+    if strength.shift:
+        shifts = jax.random.randint(shift_key, (b, 2), -strength.shift, strength.shift + 1)
         images = jax.vmap(lambda image, by: jnp.roll(image, by, axis=(0, 1)))(images, shifts)
     gain = 1 + strength.gain * jax.random.uniform(
         gain_key, (b, 1, 1, channels), minval=-1.0, maxval=1.0

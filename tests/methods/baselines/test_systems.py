@@ -12,6 +12,8 @@ from cdm_jax.train import slice_batches
 from configs import phantom
 from configs.common import CUNETS, PARTS, SYSTEMS
 
+pytestmark = pytest.mark.slow
+
 SYSTEM_STAGES = [s for s in SYSTEMS["all"] if s not in PARTS and s not in CUNETS] + ["resvit_cnn"]
 GANS = [stage for stage in SYSTEM_STAGES if stage not in ("diffusion", "rcg")]
 STEPS = 30
@@ -59,7 +61,7 @@ def _distance(method, state, batch):
 
 @pytest.mark.parametrize("stage", SYSTEM_STAGES)
 def test_four_slices_are_learned(stage, batch):
-    """By training alone do the translations come near the targets (or a loss that has no image)."""
+    """Where pairs are learned from, translations come near the targets; elsewhere the loss falls."""
     method, state = _start(stage, batch)
     before = _distance(method, state, batch)
 
@@ -71,10 +73,10 @@ def test_four_slices_are_learned(stage, batch):
     trained, losses = jax.jit(lambda state: jax.lax.scan(step, state, keys))(state)
     assert int(trained.step) == STEPS
     assert np.isfinite(losses).all()
-    if stage in GANS:
+    if stage in GANS and method.paired:
         assert _distance(method, trained, batch) < 0.7 * before
     else:
-        assert losses[-5:].mean() < 0.7 * losses[:5].mean()
+        assert losses[-5:].mean() < 0.7 * losses[0]
 
 
 @pytest.mark.parametrize("stage", GANS)
