@@ -61,7 +61,7 @@ def _distance(method, state, batch):
 
 @pytest.mark.parametrize("stage", SYSTEM_STAGES)
 def test_four_slices_are_learned(stage, batch):
-    """Where pairs are learned from, translations come near the targets; elsewhere the loss falls."""
+    """With pairs, translations come near the targets; without them, the loss falls."""
     method, state = _start(stage, batch)
     before = _distance(method, state, batch)
 
