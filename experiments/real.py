@@ -15,7 +15,7 @@ from cdm_jax.metrics.aggregate import Record
 from cdm_jax.report.tables import results_table, to_rich
 from cdm_jax.writer import console
 from configs import real
-from experiments.records import load_records, load_results, save_results
+from experiments.records import load_records, load_results, main_values, save_results
 
 NAME = "real_leave_one_out"
 COMMAND = "python -m experiments.real --root=<folder>"
@@ -33,7 +33,7 @@ def leave_out(patient: str, root: pathlib.Path, workdir: pathlib.Path) -> list[R
     ]
     if command_line.main(["cdm_jax.main", "train", *arguments]):
         raise SystemExit(1)
-    return load_records(folder)
+    return [main_values(record) for record in load_records(folder)]
 
 
 def main() -> None:

@@ -9,8 +9,7 @@ from cdm_jax.synthesize import synthesize_folder
 from cdm_jax.train import train_stage
 from configs import real
 
-LEFT_OUT = "BraTS-GLI-00001"
-SUBJECT = f"{LEFT_OUT}-000"
+LEFT_OUT = "patient19"  # multiple sclerosis, from another scanner than the three with gliomas
 STEPS = {"mrm": 60, "mdn": 60, "cunet": 300}
 GRID_FIELDS = ("dim", "pixdim", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z")
 
@@ -32,21 +31,21 @@ def left_out(real_data, tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_patient_left_out_is_better_synthesised_than_without_training(left_out):
-    """T2f is held to the copy alone: its scale on two patients says little of a third one's."""
+    """On four patients this holds of their mean, and of this one for each target."""
     _, (record,) = left_out
-    assert record["subject"] == SUBJECT
-    for target, rows in (("t1c", ("copy", "brain_mean")), ("t2f", ("copy",))):
+    assert record["patient"] == LEFT_OUT
+    for target in ("t1c", "t2f"):
         psnr = {row: scores["volume"][target]["psnr"] for row, scores in record["rows"].items()}
-        assert psnr["cunet/mean_of_2"] > max(psnr[row] for row in rows)
+        assert psnr["cunet/mean_of_2"] > max(psnr["copy"], psnr["brain_mean"])
 
 
 @pytest.mark.slow
 def test_the_patient_left_out_gets_images_on_his_own_grid(left_out, real_data, tmp_path):
     workdir, _ = left_out
-    patient = real_data / "brats2023" / SUBJECT
+    patient = real_data / "openms" / LEFT_OUT
     synthesize_folder(patient, tmp_path, workdir / "cunet", samples=1)
-    reference = nib.load(patient / f"{SUBJECT}-t1n.nii.gz").header
+    reference = nib.load(patient / "T1.nii.gz").header
     for target in ("t1c", "t2f"):
-        header = nib.load(tmp_path / SUBJECT / f"{SUBJECT}-{target}.nii.gz").header
+        header = nib.load(tmp_path / LEFT_OUT / f"{LEFT_OUT}-{target}.nii.gz").header
         for field in GRID_FIELDS:
             assert header[field].tobytes() == reference[field].tobytes(), field
