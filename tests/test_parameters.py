@@ -89,6 +89,7 @@ def test_a_linear_layer_is_counted_as_by_hand():
     assert network.flops() == 2 * 3 * 4 * 8 + 3 * 8  # products and sums, and the bias
 
 
+@pytest.mark.slow
 def test_every_trained_stage_has_networks_that_hold_all_its_parameters():
     """But for single vectors that stages keep beside their networks, such as a learned null."""
     config = brats.get_config("all,smoke")
@@ -132,6 +133,7 @@ def test_equal_networks_of_a_stage_are_told_apart_by_their_order():
     ]
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_record_and_prints_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(records, "RESULTS", tmp_path)
     monkeypatch.setattr(brats, "get_config", _smoke)
@@ -153,6 +155,7 @@ def _smoke(argument):
     return common.smoke(common.base(stage))
 
 
+@pytest.mark.slow
 def test_the_variants_are_the_published_ones():
     config = brats.get_config("all")
     found = {network.name: network.parameters() for network in parameters.variants(config)}

@@ -186,6 +186,7 @@ def test_synthesis_takes_the_generator_to_the_targets():
     np.testing.assert_allclose(images, SYNTHETIC["target"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_only_the_players_their_optimisers_and_the_pools_change(start, same):
     changes = {"data.size": 32, "cyclegan.blocks": 1, "cyclegan.optimizer.warmup_steps": 0}
     method, state, batch = start("cyclegan", changes, size=32)

@@ -74,6 +74,7 @@ def test_the_loss_is_that_of_the_noise_which_was_added(begun):
     assert int(t.min()) >= 0 and int(t.max()) < 1000
 
 
+@pytest.mark.slow
 def test_training_starts_at_the_noises_power_and_moves_the_average_behind_the_parameters(
     begun, train
 ):

@@ -127,6 +127,7 @@ def test_the_targets_representation_counts_unless_the_null_replaces_it(begun, de
     assert not same(descend(0.0), descend(0.0, mrm))
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_leaves_the_frozen_stages_alone(begun, train, same):
     method, state, batch = begun
     method = dataclasses.replace(method, optimizer=optax.adam(3e-3))

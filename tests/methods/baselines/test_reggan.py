@@ -270,6 +270,7 @@ def test_the_discriminator_judges_what_the_new_generator_makes_and_is_not_halved
     assert abs(old - new) > 1e-3 * (real + new)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["step", "cycle_step"])
 def test_every_network_moves(request, kind):
     _, before, after, metrics, _ = request.getfixturevalue(kind)
