@@ -45,6 +45,8 @@ class SliceSource:
                 f"no slices to train on in {len(prepared)} subjects: add subjects, or allow slices "
                 "with less brain (minimum_brain)"
             )
+        for subject in prepared:
+            _ = subject.layout  # read here, not by the threads that fetch slices
         self._prepared = tuple(prepared)
         self._positions = np.array(positions)
 

@@ -96,6 +96,16 @@ class PreparedSubject(Description):
 
     path: Path
 
+    @functools.cached_property
+    def layout(self) -> tuple[tuple[int, ...], int]:
+        """Shape of the slices and where they begin in the file.
+
+        Read once: NumPy parses a file's header as Python, which threads of Python 3.11 cannot do
+        at the same time ("AST constructor recursion depth mismatch").
+        """
+        mapped = np.load(self.path, mmap_mode="r")
+        return mapped.shape, mapped.offset
+
     @property
     def slices(self) -> UInt16[np.ndarray, "slice size size modality"]:
         """The slices, memory-mapped, 65535 = 1.0.
@@ -103,7 +113,8 @@ class PreparedSubject(Description):
         Mapped anew each time: a map that is kept holds a file open, of which a process may have
         fewer than a data set has subjects, and would be copied to worker processes.
         """
-        return np.load(self.path, mmap_mode="r")
+        shape, offset = self.layout
+        return np.memmap(self.path, np.uint16, mode="r", offset=offset, shape=shape)
 
 
 def prepare_subject(subject: Subject, settings: PrepareSettings) -> Prepared:

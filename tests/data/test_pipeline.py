@@ -74,6 +74,18 @@ def assert_same(actual: list, expected: list) -> None:
         jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+def test_threads_that_fetch_slices_parse_no_header(prepared, monkeypatch):
+    """Python 3.11 cannot parse in two threads at once, as NumPy does for a file's header."""
+    source = SliceSource(prepared)
+    expected = source[3]["source"].copy()
+
+    def never(*_, **__):
+        raise AssertionError("a header is parsed")
+
+    monkeypatch.setattr(np, "load", never)
+    np.testing.assert_array_equal(source[3]["source"], expected)
+
+
 def test_unpaired_batches_hold_every_source_and_every_target_but_not_of_the_same_slices(prepared):
     stream = training_batches(prepared, batch_size=1, seed=0, flips=False, paired=False)
     batches = take(stream, 2 * len(EVERY_SLICE))

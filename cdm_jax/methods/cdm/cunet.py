@@ -214,6 +214,7 @@ class CrossConditioned(TranslatorStage):
 
     def update(self, state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
         """One step of regression of the targets (Eq. 4)."""
+
         def loss(params: Any) -> tuple[Array, Metrics]:
             y = self._training_y(state.frozen, params, batch, key)
             difference = self._paint({"params": params}, batch["source"], y) - batch["target"]
