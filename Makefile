@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN ?= runs/demo
 CONFIG ?= configs/phantom.py:cdm
 # Shorter than the study of experiments/seeds.py, so that it ends within 12 minutes on Python 3.11 too.
-LENGTH ?= --config.cunet.train.num_steps=900 --config.m1.train.num_steps=900
+LENGTH ?= --config.cunet.train.num_steps=1150 --config.m1.train.num_steps=1150
 
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
