@@ -44,6 +44,7 @@ def rows_of(system: str, method: base.Translator, num_samples: int) -> inference
     audits = method.audits(num_samples)
 
     def rows(model: base.Model, batch: base.Batch, key: Array) -> inference.Outputs:
+        """Named images in [0, 1] of one batch."""
         drawn = method.translate(model, batch["source"], key, samples)
         outputs = {system: drawn[0]}
         if method.stochastic:

@@ -93,6 +93,7 @@ def make_step(method: base.Method, root: Array, mesh: jax.sharding.Mesh) -> Step
     """The compiled step: stored batch to floats, update, running means; the state is donated."""
 
     def step(state: base.State, totals: Totals, batch: Any) -> tuple[base.State, Totals]:
+        """State and running means after one batch."""
         floats = {name: base.to_model_range(images) for name, images in batch.items()}
         state, metrics = method.update(state, floats, jax.random.fold_in(root, state.step))
         return state, {

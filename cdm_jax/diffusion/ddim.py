@@ -79,6 +79,7 @@ class DDIM:
         """
 
         def advance(x: Array, inputs: tuple[Step, Array]) -> tuple[Array, None]:
+            """From x at one timestep to x at the next."""
             step, step_key = inputs
             prediction = predict(x, jnp.broadcast_to(step.timestep, x.shape[:1]))
             x0, direction = self._split(prediction, x, step.alpha_bar)

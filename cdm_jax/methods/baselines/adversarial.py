@@ -1,5 +1,6 @@
 """What the adversarial systems share: two players, each with its own optimiser."""
 
+import abc
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ def score(module: nn.Module, params: PyTree, images: Float[Array, "b h w _"]) ->
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Adversarial(TranslatorStage):
+class Adversarial(TranslatorStage, abc.ABC):
     """A system whose generator translates in one pass.
 
     Attributes:
@@ -30,9 +31,9 @@ class Adversarial(TranslatorStage):
 
     optimizer: optax.GradientTransformation
 
+    @abc.abstractmethod
     def generate(self, model: Model, sources: Float[Array, "b h w s"]) -> Float[Array, "b h w t"]:
         """Source images to target images, both in [-1, 1], as a trained system does."""
-        raise NotImplementedError
 
     def translate(
         self, model: Model, sources: Float[Array, "b h w s"], key: Key[Array, ""], num_samples: int
@@ -105,6 +106,7 @@ def exchange(
     size = pool.images.shape[0]
 
     def one(pool: Pool, item: tuple[Array, Array]) -> tuple[Pool, Array]:
+        """The pool after one image, and the image to show for it."""
         image, key = item
         swap_key, place_key = jax.random.split(key)
         filling = pool.filled < size

@@ -62,6 +62,7 @@ class Pooled(Adversarial):
             memory[kind], shown[kind] = exchange(state.memory[kind], images, kind_key)
 
         def loss(params: PyTree) -> tuple[Float[Array, ""], None]:
+            """Half of real and half of shown images, summed over the kinds."""
             scores = {
                 kind: [
                     score(self.discriminator, params[kind], images[kind])

@@ -126,6 +126,7 @@ class ResViT(Adversarial):
         opponent = state.params["discriminator"]
 
         def convince(params: PyTree) -> tuple[Array, tuple[PyTree, Metrics]]:
+            """The generator's loss, its new running means, and the parts of the loss."""
             synthetic, changed = self._synthesise(params, statistics, source, key)
             adversarial = least_squares(self._score(opponent, source, synthetic), True)
             l1 = jnp.abs(synthetic - target).mean()
