@@ -1,12 +1,13 @@
 """All that touches Orbax: saving, resuming, and loading a finished model on any device.
 
 A checkpoint holds the state, the position of the data iterator and the whole config, so that a run
-continues exactly and a model can be rebuilt without the code that trained it.
+continues exactly and a model can be rebuilt without the code that trained it. None of it depends on
+the devices and processes that wrote it.
 """
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -28,18 +29,25 @@ class Provenance:
 
     Attributes:
       config: the whole config of the run, with the number of steps resolved.
+      batch_size: slices in a global batch.
       split: hash of the patients' split, so that no test patient slips into a comparison.
       scales: median intensity scale of each modality over the training subjects, by which
         synthesised targets are written.
     """
 
     config: ConfigDict
+    batch_size: int
     split: str
     scales: Mapping[str, float]
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types."""
-        return {"config": plain(self.config), "split": self.split, "scales": dict(self.scales)}
+        return {
+            "config": plain(self.config),
+            "batch_size": self.batch_size,
+            "split": self.split,
+            "scales": dict(self.scales),
+        }
 
 
 class Checkpoints:
@@ -51,8 +59,9 @@ class Checkpoints:
     """
 
     def __init__(self, folder: pathlib.Path, keep: int):
+        self._folder = (folder / FOLDER).absolute()
         self._checkpointer = ocp.training.Checkpointer(
-            (folder / FOLDER).absolute(),
+            self._folder,
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
             cleanup_tmp_directories=True,
         )
@@ -71,20 +80,26 @@ class Checkpoints:
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
-    def save(self, step: int, state: State, batches: Iterator[Any], provenance: Provenance) -> None:
-        """Writes a checkpoint in the background; training may go on and donate its state."""
+    def save(self, step: int, state: State, batches: Any, provenance: Provenance) -> None:
+        """Writes a checkpoint in the background; training may go on and donate its state.
+
+        Args:
+          step: updates done.
+          state: of the run.
+          batches: Grain's iterator; its position is the same in all processes.
+          provenance: of the run.
+        """
         self._checkpointer.save_checkpointables_async(
             step,
-            {"state": state, "data": batches},
-            custom_metadata=provenance.to_json(),
+            {"state": state},
+            custom_metadata=provenance.to_json() | {"position": batches.get_state()},
             force=True,
         )
 
-    def restore(self, abstract: State, batches: Iterator[Any]) -> State:
+    def restore(self, abstract: State, batches: Any) -> State:
         """The newest state, placed as `abstract` says; moves `batches` to its position."""
-        restored = self._checkpointer.load_checkpointables(
-            self.latest_step, {"state": abstract, "data": batches}
-        )
+        restored = self._checkpointer.load_checkpointables(self.latest_step, {"state": abstract})
+        batches.set_state(_metadata(self._folder / str(self.latest_step))["position"])
         return restored["state"]
 
 
@@ -114,14 +129,23 @@ def _newest(stage_folder: pathlib.Path) -> pathlib.Path | None:
     return (stage_folder / FOLDER / str(steps[-1])).absolute() if steps else None
 
 
+def _metadata(step_folder: pathlib.Path) -> dict[str, Any]:
+    """What was written beside a checkpoint's arrays."""
+    metadata: Any = ocp.metadata(step_folder, checkpointable_name="state")
+    return metadata.custom_metadata
+
+
 def provenance(stage_folder: pathlib.Path) -> Provenance | None:
     """What a stage's newest checkpoint says of itself, None where there is none."""
     newest = _newest(stage_folder)
     if newest is None:
         return None
-    saved: Any = ocp.metadata(newest, checkpointable_name="state").custom_metadata
+    saved = _metadata(newest)
     return Provenance(
-        config=to_config(saved["config"]), split=saved["split"], scales=saved["scales"]
+        config=to_config(saved["config"]),
+        batch_size=saved["batch_size"],
+        split=saved["split"],
+        scales=saved["scales"],
     )
 
 

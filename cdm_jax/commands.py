@@ -6,7 +6,7 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from cdm_jax import checkpoint
+from cdm_jax import checkpoint, parallel
 from cdm_jax.data import dataset as data
 from cdm_jax.errors import UserError
 from cdm_jax.evaluate import evaluate_run
@@ -50,11 +50,17 @@ def _cache_compilations(request: Request) -> None:
     jax.config.update("jax_compilation_cache_dir", str(request.workdir.absolute() / "compiled"))
 
 
+def _dataset(config: ConfigDict, request: Request) -> data.Dataset:
+    """The config's patients: one process simulates, splits and prepares, the others read."""
+    with parallel.first_process_first("patients"):
+        return data.load_dataset(config, request.workdir)
+
+
 def train(request: Request) -> None:
     """Trains a stage; or a system's stages in order, but for what is finished, and scores it."""
     config = _config(request)
     _cache_compilations(request)
-    dataset = data.load_dataset(config, request.workdir)
+    dataset = _dataset(config, request)
     for stage in config.pipeline or (config.stage,):
         stage_config = config.copy_and_resolve_references()
         stage_config.stage = stage
@@ -67,7 +73,7 @@ def evaluate(request: Request) -> None:
     """Scores a run's systems on its test patients."""
     config = _config(request)
     _cache_compilations(request)
-    evaluate_run(config, request.workdir, data.load_dataset(config, request.workdir))
+    evaluate_run(config, request.workdir, _dataset(config, request))
 
 
 def synthesize(request: Request) -> None:
@@ -83,11 +89,13 @@ def synthesize(request: Request) -> None:
 
 def prepare(request: Request) -> None:
     """Builds the cache and the split, and trains nothing."""
-    dataset = data.load_dataset(_config(request), request.workdir)
+    dataset = _dataset(_config(request), request)
     counts = {part: len(getattr(dataset, part)) for part in ("train", "validation", "test")}
     console.print(f"prepared subjects {counts}, split {dataset.split_hash}")
 
 
 def phantom(request: Request) -> None:
     """Simulates patients and writes them as NIfTI."""
-    console.print(f"patients in {data.make_phantom(_config(request), request.workdir)}")
+    with parallel.first_process_first("phantom"):
+        root = data.make_phantom(_config(request), request.workdir)
+    console.print(f"patients in {root}")

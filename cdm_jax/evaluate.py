@@ -2,6 +2,7 @@
 
 A record is written when its subject is done and found again by its fingerprints, so an interrupted
 evaluation goes on where it was, and a system evaluated later joins the records of the others.
+Several processes share the subjects; those of one that failed are done by the next run.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 from rich.progress import track
 
-from cdm_jax import checkpoint, inference
+from cdm_jax import checkpoint, inference, parallel
 from cdm_jax.data.dataset import Dataset
 from cdm_jax.data.intensity import brain_mask
 from cdm_jax.data.nifti import read_labels, read_volume
@@ -77,11 +78,12 @@ def evaluate_run(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) ->
     folder = workdir / "evaluation" / settings.part
     folder.mkdir(parents=True, exist_ok=True)
     others = {s.subject_id: _another(s, part) for s in part}
-    records = [
+    for subject in track(parallel.own_share(part), "evaluating", console=console):
         evaluation.record(subject, others[subject.subject_id], folder)
-        for subject in track(part, "evaluating", console=console)
-    ]
-    _show(records, config, folder)
+    parallel.wait_for_all("records")
+    records = [json.loads((folder / f"{s.subject_id}.json").read_text()) for s in part]
+    if parallel.is_first():
+        _show(records, config, folder)
     return records
 
 

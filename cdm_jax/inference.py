@@ -1,4 +1,7 @@
-"""A trained system on whole volumes: compiled once, fixed-size batches, back to the native grid."""
+"""A trained system on whole volumes: compiled once, fixed-size batches, back to the native grid.
+
+Each process computes its own subjects on its own devices and needs no other.
+"""
 
 import dataclasses
 import hashlib
@@ -24,14 +27,14 @@ Slices = UInt16[np.ndarray, "slice h w _"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class System:
-    """A trained translator with its model on every device.
+    """A trained translator with its model on every device of this process.
 
     Attributes:
       method: the pure functions.
       model: parameters and statistics.
       provenance: config, split and intensity scales of its training.
       fingerprint: hash of the model's values.
-      batch_size: slices a call, over all devices.
+      batch_size: slices a call, over these devices.
     """
 
     method: base.Translator
@@ -69,7 +72,7 @@ class System:
         Returns:
           Named outputs for every slice.
         """
-        sharding = parallel.sharded(parallel.data_mesh())
+        sharding = parallel.sharded(parallel.local_mesh())
         parts = []
         for number, (batch, valid) in enumerate(padded_batches(stored, self.batch_size)):
             outputs = compiled(
@@ -88,10 +91,10 @@ def load_system(stage_folder: pathlib.Path, batch_size_per_device: int) -> Syste
     model, provenance = checkpoint.load_model(stage_folder)
     return System(
         method=base.create(provenance.config),  # type: ignore[arg-type]
-        model=jax.device_put(model, parallel.replicated(parallel.data_mesh())),
+        model=jax.device_put(model, parallel.replicated(parallel.local_mesh())),
         provenance=provenance,
         fingerprint=_fingerprint(model),
-        batch_size=batch_size_per_device * jax.device_count(),
+        batch_size=batch_size_per_device * jax.local_device_count(),
     )
 
 

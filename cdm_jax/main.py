@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from absl import flags, logging
 from ml_collections import config_flags
 
-from cdm_jax import commands
+from cdm_jax import commands, parallel
 from cdm_jax.errors import UserError
+from cdm_jax.writer import console
 
 COMMANDS: dict[str, Callable[[commands.Request], None]] = {
     "train": commands.train,
@@ -41,11 +42,16 @@ def _define(argv: Sequence[str]) -> flags.FlagValues:
     ):
         flags.DEFINE_string(name, None, text, flag_values=values)
     flags.DEFINE_integer("samples", 1, "synthesize: samples", lower_bound=1, flag_values=values)
+    flags.DEFINE_string(
+        "coordinator_address", "", "several processes: host:port of the first", flag_values=values
+    )
+    flags.DEFINE_integer("num_processes", 0, "several processes: how many", flag_values=values)
+    flags.DEFINE_integer("process_id", -1, "several processes: which, from 0", flag_values=values)
     return values
 
 
-def _request(argv: Sequence[str]) -> tuple[str, commands.Request]:
-    """Parses the command line into a command's name and what it is asked to do."""
+def _parse(argv: Sequence[str]) -> tuple[str, flags.FlagValues]:
+    """The command's name and the flags."""
     name = next((argument for argument in argv[1:] if not argument.startswith("-")), "train")
     asks_config = any(argument.startswith("--config") for argument in argv)
     if not asks_config and name in ("train", "prepare", "phantom"):
@@ -54,12 +60,17 @@ def _request(argv: Sequence[str]) -> tuple[str, commands.Request]:
     rest = values(argv)[1:]
     if name not in COMMANDS or len(rest) > 1:
         raise UserError(f"unknown command '{' '.join(rest)}': allowed are {', '.join(COMMANDS)}")
+    return name, values
+
+
+def _request(name: str, values: flags.FlagValues) -> commands.Request:
+    """What the command is asked to do."""
     # A config file that could not be loaded says so when it is first looked into: here.
     dataset = None if values.config is None else values.config.data.name
     if values.workdir is None and dataset is None:
         raise UserError(f"{name} needs --workdir=<folder of a trained run> or --config")
     workdir = values.workdir or f"runs/{dataset}"
-    return name, commands.Request(
+    return commands.Request(
         config=values.config,
         workdir=pathlib.Path(workdir),
         input=pathlib.Path(values.input) if values.input else None,
@@ -73,12 +84,16 @@ def main(argv: Sequence[str]) -> int:
     logging.set_verbosity(logging.WARNING)
     flags.FLAGS.mark_as_parsed()  # Grain reads absl's global flags
     try:
-        name, request = _request(argv)
+        name, values = _parse(argv)
+        request = _request(name, values)
+        parallel.start(values.coordinator_address, values.num_processes, values.process_id)
     except (UserError, flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError) as e:
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
         return 2
+    console.quiet = not parallel.is_first()
     try:
-        COMMANDS[name](request)
+        with parallel.end_together():
+            COMMANDS[name](request)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -33,9 +33,10 @@ def make_optimizer(config: Any, num_steps: int) -> optax.GradientTransformation:
 
     Args:
       config: `learning_rate`, `betas`, `weight_decay`, `decay`, `schedule`, `decay_from`,
-        `warmup_steps`, `clip`.
+        `warmup_steps`, `clip`, `accumulate`.
         `decay` is "coupled" (L2 added to the gradient: what PyTorch's Adam does, the paper's
         framework) or "decoupled" (AdamW); `clip` bounds the gradient's global norm, 0 is off.
+        `accumulate` above 1 makes one update of the mean gradient of that many batches.
       num_steps: length of the run, for the schedules that end with it.
 
     Raises:
@@ -43,13 +44,23 @@ def make_optimizer(config: Any, num_steps: int) -> optax.GradientTransformation:
     """
     if config.decay not in DECAYS:
         raise UserError(f"unknown decay '{config.decay}': allowed are {', '.join(DECAYS)}")
-    rate = _schedule(config, num_steps)
+    if config.accumulate < 1:
+        raise UserError(f"optimizer.accumulate is {config.accumulate}: use 1 or more")
+    rate = _schedule(config, num_steps // config.accumulate)
     b1, b2 = config.betas
     if config.decay == "decoupled":
         adam = optax.adamw(rate, b1, b2, weight_decay=config.weight_decay)
     else:
         adam = optax.chain(optax.add_decayed_weights(config.weight_decay), optax.adam(rate, b1, b2))
-    return optax.chain(optax.clip_by_global_norm(config.clip), adam) if config.clip else adam
+    clipped = optax.chain(optax.clip_by_global_norm(config.clip), adam) if config.clip else adam
+    if config.accumulate == 1:
+        return clipped
+    return optax.MultiSteps(clipped, config.accumulate).gradient_transformation()
+
+
+def average_decay(section: Any) -> float:
+    """The decay of a stage's moving average for each batch, given that for each update."""
+    return section.average_decay ** (1 / section.optimizer.accumulate)
 
 
 def moving_average(ema: PyTree, params: PyTree, step: Int[Array, ""], decay: float) -> PyTree:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from rich.progress import track
 
 import cdm_jax
-from cdm_jax import inference
+from cdm_jax import inference, parallel
 from cdm_jax.data.intensity import brain_mask
 from cdm_jax.data.nifti import read_volume, write_like
 from cdm_jax.data.prepare import Prepared, PrepareSettings, prepare_subject
@@ -35,6 +35,9 @@ def synthesize_folder(
     source: pathlib.Path, output: pathlib.Path, stage_folder: pathlib.Path, *, samples: int
 ) -> list[pathlib.Path]:
     """Synthesises every subject found under a folder.
+
+    A subject whose sidecars say that it was made from these files by this system is left as it is,
+    so that an interrupted cohort goes on; several processes share the subjects.
 
     Args:
       source: a patient's folder or a cohort's.
@@ -66,14 +69,20 @@ def synthesize_folder(
         minimum_brain=data.minimum_brain,
     )
     compiled = system.compile(_mean_and_deviation(system.method, samples))
-    written = []
-    for subject in track(subjects, "synthesising", console=console):
+    for subject in track(parallel.own_share(subjects), "synthesising", console=console):
+        folder = output / subject.subject_id
+        sidecars = _sidecars(subject, system, samples)
+        if _is_done(folder, sidecars):
+            continue
         prepared = prepare_subject(subject, settings)
         stored = {"source": prepared.slices[..., : len(settings.sources)]}
         key = inference.subject_key(system.provenance.config.seed, subject.subject_id)
         outputs = system.volumes(compiled, stored, key)
-        written.append(_write(subject, prepared, outputs, system, samples, output))
-    return written
+        _write(subject, prepared, outputs, system, folder)
+        for name, content in sidecars.items():
+            _write_json(folder / name, content)
+    parallel.wait_for_all("synthesis")
+    return [output / subject.subject_id for subject in subjects]
 
 
 def _batch_size(samples: int) -> int:
@@ -82,13 +91,30 @@ def _batch_size(samples: int) -> int:
 
 
 def _mean_and_deviation(method: base.Translator, samples: int) -> inference.Compute:
-    """Mean and standard deviation over samples, in [0, 1]."""
+    """Mean over samples, and of several their standard deviation, in [0, 1]."""
 
     def compute(model: base.Model, batch: base.Batch, key: Array) -> inference.Outputs:
         drawn = base.to_unit_range(method.translate(model, batch["source"], key, samples))
-        return {"mean": drawn.mean(axis=0), "deviation": drawn.std(axis=0)}
+        mean = {"mean": drawn.mean(axis=0)}
+        return mean | {"deviation": drawn.std(axis=0)} if samples > 1 else mean
 
     return compute
+
+
+def _sidecars(subject: Subject, system: inference.System, samples: int) -> dict[str, Any]:
+    """What stands beside each synthetic image: file name -> content."""
+    return {
+        f"{subject.subject_id}-{target}.json": _provenance(subject, target, system, samples)
+        for target in system.provenance.config.data.targets
+    }
+
+
+def _is_done(folder: pathlib.Path, sidecars: dict[str, Any]) -> bool:
+    """Whether these sidecars, which are written last, are there already."""
+    paths = {folder / name: content for name, content in sidecars.items()}
+    return all(
+        path.exists() and json.loads(path.read_text()) == content for path, content in paths.items()
+    )
 
 
 def _write(
@@ -96,15 +122,13 @@ def _write(
     prepared: Prepared,
     outputs: dict[str, Float[np.ndarray, "slice h w t"]],
     system: inference.System,
-    samples: int,
-    output: pathlib.Path,
-) -> pathlib.Path:
-    """Writes images, sidecars and the overview of one subject."""
+    folder: pathlib.Path,
+) -> None:
+    """Writes images and the overview of one subject."""
     data, scales = system.provenance.config.data, system.provenance.scales
     reference = subject.images[data.sources[0]]
     acquired = {name: read_volume(subject.images[name]) for name in data.sources}
     brain = brain_mask(acquired)
-    folder = output / subject.subject_id
     panels = [
         Panel(name, prepared.intensities[name].apply(volume)) for name, volume in acquired.items()
     ]
@@ -112,7 +136,6 @@ def _write(
         images = {
             name: inference.to_native(prepared, slices[..., t], brain)
             for name, slices in outputs.items()
-            if name == "mean" or samples > 1
         }
         stem = f"{subject.subject_id}-{target}"
         for name, image in images.items():
@@ -120,15 +143,13 @@ def _write(
             write_like(
                 path, image * scales[target], reference, description=f"SYNTHETIC {target} cdm_jax"
             )
-        _write_json(folder / f"{stem}.json", _provenance(subject, target, system, samples))
         panels.append(Panel(f"{target} synthetic", images["mean"]))
         if target in subject.images:
             truth = prepared.intensities[target].apply(read_volume(subject.images[target]))
             panels.append(Panel(f"{target} acquired", truth))
-        if samples > 1:
+        if "deviation" in images:
             panels.append(Panel(f"{target} deviation x 5", 5 * images["deviation"]))
     save_overview(folder / f"{subject.subject_id}.png", panels, brain)
-    return folder
 
 
 def _provenance(

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from cdm_jax import checkpoint, parallel
 from cdm_jax.data.dataset import Dataset
-from cdm_jax.data.pipeline import SliceSource, to_device, training_batches
+from cdm_jax.data.pipeline import SliceSource, prefetched, training_batches
 from cdm_jax.data.prepare import PreparedSubject, median_scales
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
@@ -76,6 +76,7 @@ def _check_same(
 ) -> None:
     """Refuses to build on a run whose settings differ in more than lengths and places."""
     harmless = {f"{s}.train.{name}" for s in sections for name in LENGTHS}
+    harmless |= {f"{s}.train.batch_size_per_device" for s in sections}  # devices may be others
     harmless |= {f"data.{name}" for name in ("root", "cache", "split_file", "num_workers")}
     changed = [
         line
@@ -89,7 +90,9 @@ def _check_same(
         )
 
 
-def make_step(method: base.Method, root: Array, mesh: jax.sharding.Mesh) -> Step:
+def make_step(
+    method: base.Method, root: Array, devices: parallel.Devices, state: base.State
+) -> Step:
     """The compiled step: stored batch to floats, update, running means; the state is donated."""
 
     def step(state: base.State, totals: Totals, batch: Any) -> tuple[base.State, Totals]:
@@ -98,10 +101,10 @@ def make_step(method: base.Method, root: Array, mesh: jax.sharding.Mesh) -> Step
         state, metrics = method.update(state, floats, jax.random.fold_in(root, state.step))
         return state, {
             name: totals[name].merge(Average.from_model_output(value))
-            for name, value in metrics.items()
+            for name, value in parallel.mean(metrics).items()
         }
 
-    return jax.jit(step, donate_argnums=0, out_shardings=parallel.replicated(mesh))
+    return devices.compile(step, state)
 
 
 def empty_totals(run: "Run", state: base.State) -> Totals:
@@ -109,7 +112,7 @@ def empty_totals(run: "Run", state: base.State) -> Totals:
     batch = jax.eval_shape(lambda: _example(run))
     _, metrics = jax.eval_shape(run.method.update, state, batch, run.keys[0])
     return jax.device_put(
-        {name: Average.empty() for name in metrics}, parallel.replicated(run.mesh)
+        {name: Average.empty() for name in metrics}, parallel.replicated(run.devices.mesh)
     )
 
 
@@ -139,7 +142,7 @@ class Run:
       folder: of the stage.
       dataset: prepared patients.
       method: the system.
-      mesh: the devices.
+      devices: those of all processes.
       keys: of initialisation, of training steps, of measurements.
     """
 
@@ -147,7 +150,7 @@ class Run:
     folder: pathlib.Path
     dataset: Dataset
     method: base.Method
-    mesh: jax.sharding.Mesh
+    devices: parallel.Devices
     keys: Array
 
     @property
@@ -164,13 +167,15 @@ class Run:
         """What checkpoints of this run say of themselves."""
         return checkpoint.Provenance(
             config=self.config,
+            batch_size=self.batch_size,
             split=self.dataset.split_hash,
             scales=median_scales(self.dataset.train),
         )
 
     def slices(self, subjects: Sequence[PreparedSubject], limit: int) -> Iterator[base.Batch]:
-        """Slices of these subjects in order, on the devices."""
-        return slice_batches(subjects, self.batch_size, limit, parallel.sharded(self.mesh))
+        """Slices of these subjects in order, on this process's devices."""
+        number = self.length.batch_size_per_device * jax.local_device_count()
+        return slice_batches(subjects, number, limit, parallel.sharded(parallel.local_mesh()))
 
 
 def train_stage(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) -> None:
@@ -187,16 +192,16 @@ def train_stage(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) -> 
     """
     folder = workdir / config.stage
     config = resolve(config, sum(len(subject.training) for subject in dataset.train))
-    _check_continues(config, folder, dataset)
     root = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(config.stage.encode()))
     run = Run(
         config=config,
         folder=folder,
         dataset=dataset,
         method=base.create(config),
-        mesh=parallel.data_mesh(),
+        devices=parallel.all_devices(config.parallel),
         keys=jax.random.split(root, 3),
     )
+    _check_continues(run)
     with checkpoint.Checkpoints(folder, config.checkpoint.keep) as checkpoints:
         if (checkpoints.latest_step or 0) >= run.length.num_steps:
             console.print(f"[bold]{config.stage}[/] is finished: {folder}")
@@ -210,16 +215,23 @@ def train_stage(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) -> 
             checkpoints.save(run.length.num_steps, state, batches, run.provenance())
 
 
-def _check_continues(config: ConfigDict, folder: pathlib.Path, dataset: Dataset) -> None:
-    """Refuses to continue a run with other settings or another split."""
-    saved = checkpoint.provenance(folder)
+def _check_continues(run: Run) -> None:
+    """Refuses to continue a run with other settings, another split or another global batch."""
+    saved, stage = checkpoint.provenance(run.folder), run.config.stage
     if saved is None:
         return
-    _check_same(config, saved.config, ("data", config.stage), folder)
-    if saved.split != dataset.split_hash:
+    _check_same(run.config, saved.config, ("data", stage), run.folder)
+    if saved.split != run.dataset.split_hash:
         raise UserError(
-            f"{folder} was trained on split {saved.split}, the data now has {dataset.split_hash}: "
-            "restore that split file or use another --workdir"
+            f"{run.folder} was trained on split {saved.split}, the data now has "
+            f"{run.dataset.split_hash}: restore that split file or use another --workdir"
+        )
+    if saved.batch_size != run.batch_size:
+        raise UserError(
+            f"{run.folder} was trained with batches of {saved.batch_size} slices, and "
+            f"{jax.device_count()} devices now make batches of {run.batch_size}: set "
+            f"--config.{stage}.train.batch_size_per_device so that they agree (on fewer devices "
+            f"that means more on each)"
         )
 
 
@@ -227,14 +239,14 @@ def _training_iterator(run: Run) -> Any:
     """Endless shuffled batches of this process, prefetched to the devices."""
     batches = training_batches(
         run.dataset.train,
-        batch_size=run.batch_size // jax.process_count(),
+        batch_size=run.batch_size,
         seed=run.config.seed,
         flips=run.config.data.flips,
         paired=run.method.paired,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    return iter(to_device(batches, parallel.sharded(run.mesh)))
+    return iter(prefetched(batches, run.devices.put))
 
 
 def _start(
@@ -244,17 +256,28 @@ def _start(
     arguments = (run.keys[0], _example(run), frozen)
     if checkpoints.latest_step is not None:
         state = checkpoints.restore(
-            parallel.abstract(run.mesh, run.method.init, *arguments), batches
+            run.devices.placed(jax.eval_shape(run.method.init, *arguments)), batches
         )
         console.print(f"[bold]{run.config.stage}[/] goes on from step {int(state.step)}")
         return state
-    state = parallel.born(run.mesh, run.method.init, *arguments)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
-    (run.folder / "parameters.txt").write_text(overview)
+    state = run.devices.born(run.method.init, *arguments)
+    if parallel.is_first():
+        run.folder.mkdir(parents=True, exist_ok=True)
+        overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+        (run.folder / "parameters.txt").write_text(overview)
     count = parameter_overview.count_parameters(state.params)
-    console.print(f"[bold]{run.config.stage}[/]: {count:,} parameters, batch {run.batch_size}")
+    console.print(f"[bold]{run.config.stage}[/]: {count:,} parameters, {_batch_in_words(run)}")
     return state
+
+
+def _batch_in_words(run: Run) -> str:
+    """The effective batch, and what it is made of."""
+    each, devices = run.length.batch_size_per_device, jax.device_count()
+    batches = run.config[run.config.stage].optimizer.accumulate
+    text = f"effective batch {run.batch_size * batches}"
+    parts = [f"{each} a device", f"{devices} devices", f"{batches} batches an update"]
+    factors = [part for part, n in zip(parts, (2, devices, batches), strict=True) if n > 1]
+    return f"{text} = {' x '.join(factors)}" if len(factors) > 1 else text
 
 
 def _example(run: Run) -> base.Batch:
@@ -275,7 +298,7 @@ def _loop(
 ) -> base.State:
     """Steps until the last one, with all that happens between them."""
     length, first = run.length, int(state.step)
-    step_function = make_step(run.method, run.keys[1], run.mesh)
+    step_function = make_step(run.method, run.keys[1], run.devices, state)
     validate = _validation(run)
     profiler = ProfilerWindow(run.folder, **run.config.profile.to_dict())
     nothing = empty_totals(run, state)
@@ -291,13 +314,14 @@ def _loop(
                 bar.show(step, averages["loss"], run.batch_size)
                 totals = nothing
             if validate and (step % length.validate_every == 0 or step == length.num_steps):
-                metrics, pictures = validate(base.model_of(state))
+                metrics, pictures = validate(base.model_of(run.devices.here(state)))
                 writer.scalars(step, {f"validation/{k}": v for k, v in metrics.items()})
                 writer.pictures(step, jax.device_get(pictures))
                 bar.note(step, metrics)
-            if step < length.num_steps and (step % length.checkpoint_every == 0 or stop.requested):
+            leave = parallel.stop_was_asked(step, stop.requested) and step < length.num_steps
+            if step < length.num_steps and (step % length.checkpoint_every == 0 or leave):
                 checkpoints.save(step, state, batches, run.provenance())
-            if stop.requested and step < length.num_steps:
+            if leave:
                 raise SystemExit(f"stopped, saved at step {step}; the same command goes on")
         profiler.close()
     return state
@@ -320,16 +344,19 @@ def _finish(run: Run, state: base.State, writer: Writer) -> base.State:
     if not validation:
         console.print("no validation patients: measuring on training patients, which flatters")
         validation = run.dataset.train
-    state = run.method.finish(
-        state,
+    # Every process measures the same, on its own devices.
+    measured = run.method.finish(
+        run.devices.here(state),
         lambda: run.slices(run.dataset.train, MEASURED_SLICES),
         lambda: run.slices(validation, MEASURED_SLICES),
         run.keys[2],
     )
-    state = jax.device_put(state, parallel.replicated(run.mesh))
-    statistics = state.statistics.items()
-    numbers = {f"final/{k}": v for k, v in statistics if isinstance(v, jax.Array) and v.ndim == 0}
+    statistics = jax.device_get(measured.statistics)
+    arrays = {k: v for k, v in statistics.items() if not isinstance(v, dict)}
+    numbers = {f"final/{k}": v for k, v in arrays.items() if np.ndim(v) == 0}
     if numbers:
         writer.scalars(run.length.num_steps, numbers)
         console.print(", ".join(f"{name} {float(v):.3f}" for name, v in numbers.items()))
-    return state
+    return state.replace(
+        statistics=jax.device_put(statistics, parallel.replicated(run.devices.mesh))
+    )

@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from cdm_jax import parallel
+
 # A table of two targets needs 118 columns, which a log file has.
 console = Console(width=None if sys.stdout.isatty() else 120)
 
@@ -25,12 +27,17 @@ console = Console(width=None if sys.stdout.isatty() else 120)
 class Writer:
     """Scalars to `metrics.jsonl` and TensorBoard, pictures to `pictures/` and TensorBoard.
 
+    Of several processes, the first one writes.
+
     Args:
       folder: of the stage.
       step: where the run continues; lines of later steps, left by a killed run, are dropped.
     """
 
     def __init__(self, folder: pathlib.Path, step: int):
+        self._silent = not parallel.is_first()
+        if self._silent:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._lines = folder / "metrics.jsonl"
@@ -43,7 +50,8 @@ class Writer:
     def __exit__(
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._tensorboard.close()
+        if not self._silent:
+            self._tensorboard.close()
 
     def _keep_until(self, step: int) -> None:
         if not self._lines.exists():
@@ -56,6 +64,8 @@ class Writer:
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes values of one step; names such as "validation/loss" group them."""
+        if self._silent:
+            return
         plain = {name: float(value) for name, value in values.items()}
         with self._lines.open("a") as file:
             file.write(json.dumps({"step": step} | plain) + "\n")
@@ -64,7 +74,7 @@ class Writer:
 
     def pictures(self, step: int, rows: Mapping[str, Float[np.ndarray, "b h w"]]) -> None:
         """Writes one PNG: a row for each name, a column for each slice; values in [0, 1]."""
-        if not rows:
+        if self._silent or not rows:
             return
         sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in rows.values()], axis=0)
         grey = np.rint(np.clip(sheet, 0, 1) * 255).astype(np.uint8)
@@ -117,16 +127,17 @@ class TrainingProgress:
 
 
 class StopRequest:
-    """While it is entered, SIGTERM and Ctrl-C ask to save and leave instead of killing."""
+    """While it is entered, SIGTERM and Ctrl-C ask to save and leave instead of killing.
+
+    Several processes have to agree on a step: there JAX listens for SIGTERM, and Ctrl-C kills.
+    """
 
     def __init__(self) -> None:
         self.requested = False
 
     def __enter__(self) -> "StopRequest":
-        self._before = {
-            number: signal.signal(number, self._request)
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
+        signals = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+        self._before = {number: signal.signal(number, self._request) for number in signals}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -73,6 +73,7 @@ def base(stage: str) -> ConfigDict:
         {
             "stage": stage,
             "seed": 0,
+            "parallel": "jit",  # or "pmap", "fsdp": see cdm_jax/parallel.py
             "data": {
                 "name": "",
                 "root": "",

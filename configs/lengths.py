@@ -30,6 +30,7 @@ def optimizer(**changes) -> ConfigDict:
             "decay_from": 0.5,  # share of the run after which "linear_decay" begins
             "warmup_steps": 0,
             "clip": 0.0,
+            "accumulate": 1,  # batches whose mean gradient makes one update
         }
         | changes
     )

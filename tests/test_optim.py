@@ -26,6 +26,7 @@ def _config(**changes):
             "decay_from": 0.5,
             "warmup_steps": 0,
             "clip": 0.0,
+            "accumulate": 1,
         }
         | changes
     )

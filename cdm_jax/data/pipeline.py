@@ -4,17 +4,18 @@ Slices stay 16-bit integers (65535 = 1.0) until they are on the device, which ha
 the compiled step turns them into floats.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import UInt16
+from jaxtyping import Int, UInt16
 
 from cdm_jax.data.prepare import PreparedSubject
 from cdm_jax.errors import UserError
 
 Item = dict[str, UInt16[np.ndarray, "*batch height width _modality"]]
+Plan = Int[np.ndarray, "3"]  # slice of the sources, slice of the targets, mirrored or not
 
 # Grain's own buffer holds 500 elements, here batches of tens of megabytes.
 READ_OPTIONS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
@@ -76,41 +77,45 @@ def training_batches(
 ) -> grain.IterDataset[Item]:
     """Returns an endless stream of training batches, shuffled anew each epoch.
 
-    The processes together see every slice once an epoch, with the same flips however many they
-    are.  The iterator's `get_state` and `set_state` (through which Orbax saves and restores it)
-    resume the stream exactly.
+    The order and the flips are those of the global batches: the processes' parts, side by side, are
+    the batches that one process alone would have.  The iterator's `get_state` and `set_state`
+    resume the stream exactly, also with another number of processes.
 
     Args:
         prepared: the training subjects, the same for every process.
-        batch_size: slices in a batch of this process; every batch is full.
+        batch_size: slices in a global batch; every batch is full.
         seed: decides the order and the flips.
         flips: whether half of the slices, at random, are mirrored left to right.
         paired: whether sources and targets are of the same slices; if not, the targets are those
             of other slices, shuffled by themselves.
         process_index: which of the processes this is.
-        process_count: how many processes share the slices.
+        process_count: how many processes share a batch.
 
     Raises:
-        UserError: there are no slices, or fewer than processes.
+        UserError: there are no slices, or the processes do not divide the batch.
     """
     source = SliceSource(prepared)
-    if len(source) < process_count:
+    if batch_size % process_count:
         raise UserError(
-            f"{len(source)} slices to train on cannot be shared by {process_count} processes: "
-            "start at most one process a slice"
+            f"a batch of {batch_size} slices cannot be shared by {process_count} processes: use a "
+            "multiple"
         )
-    slices = grain.MapDataset.source(source).seed(seed).shuffle()
+    order = grain.MapDataset.range(len(source)).seed(seed).shuffle()
     if not paired:
-        others = grain.MapDataset.source(source).seed(seed + 1).shuffle()
-        slices = grain.experimental.ZipMapDataset([slices, others]).map(_unpair)
-    if flips:
-        slices = slices.random_map(_flip)
-    batches = slices[process_index::process_count].repeat().batch(batch_size, drop_remainder=True)
-    return batches.to_iter_dataset(READ_OPTIONS)
+        others = grain.MapDataset.range(len(source)).seed(seed + 1).shuffle()
+        order = grain.experimental.ZipMapDataset([order, others]).map(np.array)
+    plans = order.random_map(_plan_flip) if flips else order.map(_plan)
+    # Plans are numbers, cheap to make in full; only the slices of the own part are read.
+    number = batch_size // process_count
+    part = slice(process_index * number, (process_index + 1) * number)
+    batches = plans.repeat().batch(batch_size, drop_remainder=True)
+    return batches.map(lambda plan: _read(source, plan[part])).to_iter_dataset(READ_OPTIONS)
 
 
-def to_device(batches: grain.IterDataset[Item], sharding: Any) -> grain.IterDataset[dict[str, Any]]:
-    """Returns the batches as jax arrays with the given sharding, fetched ahead.
+def prefetched(
+    batches: grain.IterDataset[Item], put: Callable[[Item], dict[str, Any]]
+) -> grain.IterDataset[dict[str, Any]]:
+    """Returns the batches on the devices, fetched ahead.
 
     Each process gives its own part of the global batch, which `grain.experimental.device_put`
     cannot do.  Resuming stays exact: batches that wait are not counted as seen.  Close the
@@ -118,16 +123,8 @@ def to_device(batches: grain.IterDataset[Item], sharding: Any) -> grain.IterData
 
     Args:
         batches: batches of this process.
-        sharding: a `jax.sharding.Sharding` of the global batch.
+        put: moves one onto the devices.
     """
-    import jax
-
-    def put(batch: Item) -> dict[str, Any]:
-        return {
-            name: jax.make_array_from_process_local_data(sharding, slices)
-            for name, slices in batch.items()
-        }
-
     return grain.experimental.ThreadPrefetchIterDataset(
         batches.map(put), prefetch_buffer_size=DEVICE_BUFFER
     )
@@ -154,13 +151,24 @@ def padded_batches(
         yield {name: np.asarray(slices)[rows] for name, slices in stored.items()}, valid
 
 
-def _flip(item: Item, rng: np.random.Generator) -> Item:
-    """Mirrors all modalities of a slice left to right, or none, with equal chance."""
-    if rng.random() < 0.5:
-        return item
-    return {name: slices[:, ::-1] for name, slices in item.items()}
+def _plan(chosen: Any, mirrored: bool = False) -> Plan:
+    """Which slice gives the sources, which the targets, and whether both are mirrored."""
+    first, second = np.broadcast_to(chosen, 2)
+    return np.array([first, second, mirrored])
 
 
-def _unpair(items: tuple[Item, Item]) -> Item:
-    """The sources of one slice beside the targets of another."""
-    return {"source": items[0]["source"], "target": items[1]["target"]}
+def _plan_flip(chosen: Any, rng: np.random.Generator) -> Plan:
+    """A plan that mirrors with equal chance."""
+    return _plan(chosen, rng.random() >= 0.5)
+
+
+def _read(source: SliceSource, plans: Int[np.ndarray, "batch 3"]) -> Item:
+    """The slices that are planned, all modalities of one mirrored left to right or none."""
+    items = []
+    for first, second, mirrored in plans.tolist():
+        item = source[first]
+        if second != first:
+            item = {"source": item["source"], "target": source[second]["target"]}
+        step = -1 if mirrored else 1
+        items.append({name: slices[:, ::step] for name, slices in item.items()})
+    return {name: np.stack([item[name] for item in items]) for name in items[0]}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from cdm_jax import draws
 from cdm_jax.diffusion.process import split_prediction
 from cdm_jax.diffusion.schedule import sampling_timesteps
 
@@ -87,7 +88,7 @@ class DDIM:
             x = jnp.sqrt(step.alpha_bar_next) * x0
             x += jnp.sqrt(1 - step.alpha_bar_next - step.sigma**2) * direction
             if self.eta:
-                x += step.sigma * jax.random.normal(step_key, x.shape, x.dtype)
+                x += step.sigma * draws.normal(step_key, x.shape)
             return x, None
 
         steps = self.steps()

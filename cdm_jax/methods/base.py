@@ -15,6 +15,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Key, Num, PyTree
 
+from cdm_jax import parallel
 from cdm_jax.optim import moving_average
 
 Batch = Mapping[str, Num[Array, "b h w _"]]  # "source" and "target", as `to_model_range` returns
@@ -194,6 +195,19 @@ def new_state(
     )
 
 
+def value_and_gradient(
+    loss: Callable[[PyTree], tuple[Float[Array, ""], Any]], params: PyTree
+) -> tuple[Float[Array, ""], Any, PyTree]:
+    """The value of `loss(params) -> (loss, anything)`, that second thing, and the gradient.
+
+    Value and gradient are those of the global batch, on however many devices it is; the second
+    thing is left as it is.
+    """
+    (value, extra), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    value, gradient = parallel.mean((value, gradient))
+    return value, extra, gradient
+
+
 def gradient_step(
     state: State,
     loss: Callable[[PyTree], tuple[Float[Array, ""], Metrics]],
@@ -201,7 +215,7 @@ def gradient_step(
     decay: float,
 ) -> tuple[State, Metrics]:
     """One step of one optimiser on `loss(params) -> (loss, metrics)`, and the moving average."""
-    (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+    value, metrics, gradient = value_and_gradient(loss, state.params)
     changes, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
     params = optax.apply_updates(state.params, changes)
     average = moving_average(state.average, params, state.step, decay) if decay else {}

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from cdm_jax.errors import UserError
 from cdm_jax.nn.convolution import NORM_EPSILON, Conv
+from cdm_jax.nn.dropout import Dropout
 from cdm_jax.nn.embeddings import sinusoidal
 
 GROUPS = 32
@@ -91,7 +92,7 @@ class ResidualBlock(nn.Module):
         code = Linear(2 * self.features)(nn.silu(embedding))
         scale, shift = jnp.split(code[:, None, None, :], 2, axis=-1)
         h = nn.silu(GroupNorm()(h) * (1 + scale) + shift)
-        h = zero_conv(self.features, 3)(nn.Dropout(self.dropout, deterministic=not train)(h))
+        h = zero_conv(self.features, 3)(Dropout(self.dropout)(h, train))
         x = resize(x)
         return h + (x if x.shape[-1] == self.features else Conv(self.features, 1)(x))
 

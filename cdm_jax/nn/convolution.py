@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
+from cdm_jax import parallel
+
 INITIAL_VALUES = ("pytorch", "normal", "xavier")
 NORM_EPSILON = 1e-5
 
@@ -147,6 +149,7 @@ class Norm(nn.Module):
             scale = _around_one
         return nn.BatchNorm(
             use_running_average=not train,
+            axis_name=parallel.axis(),  # statistics of the global batch
             momentum=0.9,
             epsilon=NORM_EPSILON,
             scale_init=scale,

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
+from cdm_jax.nn.dropout import Dropout
+
 LAYER_NORM_EPSILON = 1e-6
 
 
@@ -67,13 +69,13 @@ class TransformerBlock(nn.Module):
         """Tokens in, tokens of the same shape out; training takes a "dropout" key."""
         width = tokens.shape[-1]
         attention, perceptron = _initial_values(self.initial, width)
-        drop = nn.Dropout(self.dropout, deterministic=not train)
+        drop = Dropout(self.dropout)
         h = nn.LayerNorm(LAYER_NORM_EPSILON)(tokens)
         tokens += nn.MultiHeadDotProductAttention(self.heads, **attention)(h, h)
         h = nn.LayerNorm(LAYER_NORM_EPSILON)(tokens)
         h = nn.Dense(self.expansion * width, **perceptron)(h)
-        h = drop(nn.gelu(h, approximate=False))
-        return tokens + drop(nn.Dense(width, **perceptron)(h))
+        h = drop(nn.gelu(h, approximate=False), train)
+        return tokens + drop(nn.Dense(width, **perceptron)(h), train)
 
 
 class Transformer(nn.Module):

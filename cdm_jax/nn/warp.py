@@ -1,12 +1,15 @@
 """Moving the pixels of images: by a field of displacements, or by rotation, shift and scale."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Key
+
+from cdm_jax import draws
 
 
 def _grid(height: int, width: int) -> Float[Array, "{height} {width} 2"]:
@@ -85,10 +88,11 @@ class RandomAffine:
     ) -> Float[Array, "b h w c"]:
         """Images in [-1, 1], each moved a little by itself, all its channels alike."""
         b, height, width, _ = images.shape
-        draws = jax.random.uniform(key, (b, 4), minval=-1.0, maxval=1.0)
+        uniform = functools.partial(jax.random.uniform, minval=-1.0, maxval=1.0)
+        drawn = draws.draw(key, (b, 4), uniform)
         return affine(
             images,
-            jnp.deg2rad(self.degrees) * draws[:, 0],
-            self.shift * jnp.array([[height, width]]) * draws[:, 1:3],
-            1 + self.scale * draws[:, 3],
+            jnp.deg2rad(self.degrees) * drawn[:, 0],
+            self.shift * jnp.array([[height, width]]) * drawn[:, 1:3],
+            1 + self.scale * drawn[:, 3],
         )

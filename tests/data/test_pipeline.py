@@ -1,4 +1,5 @@
 import itertools
+import json
 import pickle
 import threading
 import time
@@ -8,10 +9,9 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from orbax.checkpoint import v1 as ocp
 
 from cdm_jax.data.intensity import Intensity
-from cdm_jax.data.pipeline import SliceSource, padded_batches, to_device, training_batches
+from cdm_jax.data.pipeline import SliceSource, padded_batches, prefetched, training_batches
 from cdm_jax.data.prepare import PreparedSubject
 from cdm_jax.errors import UserError
 
@@ -169,40 +169,45 @@ def test_the_same_slice_is_flipped_anew_each_epoch(prepared):
     assert flipped == {True, False}
 
 
-@pytest.mark.parametrize("process_count", [2, 3, 5])
-def test_processes_share_each_epoch_without_overlap(prepared, process_count):
-    whole = stream(prepared, 12)
+@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize("process_count", [2, 3])
+def test_parts_of_the_processes_side_by_side_are_the_batches_of_one(
+    prepared, process_count, paired
+):
+    """In the same order, with the same flips, also where an epoch ends within a batch."""
+    options = {"batch_size": 6, "seed": 0, "flips": True, "paired": paired}
+    whole = take(training_batches(prepared, **options), 9)
     parts = [
-        stream(prepared, len(whole[k::process_count]), process_index=k, process_count=process_count)
+        take(
+            training_batches(prepared, **options, process_index=k, process_count=process_count),
+            9,
+        )
         for k in range(process_count)
     ]
-    assert parts == [whole[k::process_count] for k in range(process_count)]
+    joined = [
+        {name: np.concatenate([part[name] for part in several]) for name in several[0]}
+        for several in zip(*parts, strict=True)
+    ]
+    assert_same(joined, whole)
 
 
-def test_processes_flip_as_one_process_would(prepared):
-    options = {"batch_size": 1, "seed": 0, "flips": True}
-    whole = take(training_batches(prepared, **options), 24)
-    for k in range(2):
-        shard = training_batches(prepared, **options, process_index=k, process_count=2)
-        assert_same(take(shard, 12), whole[k::2])
-
-
-def test_more_processes_than_slices_are_refused(prepared):
-    with pytest.raises(UserError, match="13 processes"):
-        training_batches(prepared, batch_size=1, seed=0, flips=False, process_count=13)
+def test_a_batch_that_the_processes_do_not_divide_is_refused(prepared):
+    with pytest.raises(UserError, match="5 slices cannot be shared by 2 processes"):
+        training_batches(prepared, batch_size=5, seed=0, flips=False, process_count=2)
 
 
 def one_device() -> NamedSharding:
     return NamedSharding(Mesh(np.array(jax.devices()[:1]), ("data",)), PartitionSpec("data"))
 
 
-def on_device(prepared):
-    batches = training_batches(prepared, batch_size=5, seed=7, flips=True)
-    return iter(to_device(batches, one_device()))
+def on_device(prepared, **processes):
+    options = {"batch_size": 6, "seed": 7, "flips": True} | processes
+    batches = training_batches(prepared, **options)
+    return iter(prefetched(batches, lambda batch: jax.device_put(batch, one_device())))
 
 
 def test_batches_on_the_device_are_the_same_batches(prepared):
-    expected = take(training_batches(prepared, batch_size=5, seed=7, flips=True), 6)
+    expected = take(training_batches(prepared, batch_size=6, seed=7, flips=True), 6)
     iterator = on_device(prepared)
     actual = take(iterator, 6)
     iterator.close()
@@ -212,21 +217,35 @@ def test_batches_on_the_device_are_the_same_batches(prepared):
 
 
 @pytest.mark.parametrize("step", [0, 1, 5, 13])
-def test_orbax_resumes_the_stream_exactly(prepared, tmp_path, step):
+def test_a_position_resumes_the_stream_exactly(prepared, step):
+    """Also as JSON, as a checkpoint keeps it."""
     iterator = on_device(prepared)
     take(iterator, step)
-    folder = tmp_path / "checkpoints"
-    with ocp.training.Checkpointer(folder) as checkpointer:
-        checkpointer.save_checkpointables(step, {"state": {"w": np.ones(2)}, "data": iterator})
+    position = json.loads(json.dumps(iterator.get_state()))
     expected = take(iterator, 8)
     iterator.close()
 
     restored = on_device(prepared)
     take(restored, 3)  # The restored place does not depend on where the iterator was.
-    with ocp.training.Checkpointer(folder) as checkpointer:
-        checkpointer.load_checkpointables(step, {"state": None, "data": restored})
+    restored.set_state(position)
     assert_same(take(restored, 8), expected)
     restored.close()
+
+
+def test_a_position_holds_for_another_number_of_processes(prepared):
+    iterator = on_device(prepared)
+    take(iterator, 5)
+    position = iterator.get_state()
+    expected = next(iterator)
+    iterator.close()
+    parts = []
+    for k in range(2):
+        part = on_device(prepared, process_index=k, process_count=2)
+        part.set_state(position)
+        parts.append(next(part))
+        part.close()
+    joined = jax.tree.map(lambda *several: np.concatenate(several), *parts)
+    jax.tree.map(np.testing.assert_array_equal, joined, expected)
 
 
 def test_closing_ends_every_thread(prepared):

@@ -11,7 +11,8 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from cdm_jax.methods.base import Model, State, TranslatorStage
+from cdm_jax import parallel
+from cdm_jax.methods.base import Model, State, TranslatorStage, value_and_gradient
 
 PLAYERS = ("generator", "discriminator")
 
@@ -66,7 +67,7 @@ class Adversarial(TranslatorStage, abc.ABC):
         Returns:
           The state (its step number unchanged), the loss, and the second thing that it returned.
         """
-        (value, extra), gradient = jax.value_and_grad(loss, has_aux=True)(state.params[player])
+        value, extra, gradient = value_and_gradient(loss, state.params[player])
         changes, optimizer = self.optimizer.update(
             gradient, state.optimizer[player], state.params[player]
         )
@@ -103,7 +104,8 @@ def exchange(
     While the pool fills up, each image is stored and returned. Afterwards, with equal chance, it is
     returned and not stored, or takes the place of a random stored one, which is returned.
     """
-    size = pool.images.shape[0]
+    size, number = pool.images.shape[0], len(images)
+    images = parallel.gather(images)  # there is one pool for all devices
 
     def one(pool: Pool, item: tuple[Array, Array]) -> tuple[Pool, Array]:
         """The pool after one image, and the image to show for it."""
@@ -117,4 +119,5 @@ def exchange(
         full = Pool(pool.images.at[place].set(stored), jnp.minimum(pool.filled + 1, size))
         return full, shown
 
-    return jax.lax.scan(one, pool, (images, jax.random.split(key, len(images))))
+    pool, shown = jax.lax.scan(one, pool, (images, jax.random.split(key, len(images))))
+    return pool, parallel.own_part(shown, number)

@@ -6,6 +6,7 @@ takes of its small MDN, by the same DDIM. The variance is not learned: DDIM make
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from cdm_jax import draws
 from cdm_jax.diffusion.ddim import DDIM
 from cdm_jax.diffusion.process import PREDICTIONS, corrupt, training_target
 from cdm_jax.diffusion.schedule import alpha_bar, sampling_timesteps
@@ -29,7 +31,7 @@ from cdm_jax.methods.base import (
     new_state,
 )
 from cdm_jax.nn.adm import ADM, attention_levels
-from cdm_jax.optim import make_optimizer
+from cdm_jax.optim import average_decay, make_optimizer
 
 Predict = Callable[[Float[Array, "b h w t"], Int[Array, "b"]], Float[Array, "b h w t"]]
 
@@ -47,8 +49,9 @@ def denoising_loss(
     """
     time_key, noise_key = jax.random.split(key)
     table = jnp.asarray(sampler.alpha_bar, jnp.float32)
-    t = jax.random.randint(time_key, images.shape[:1], 0, table.shape[0])
-    noise = jax.random.normal(noise_key, images.shape)
+    timesteps = functools.partial(jax.random.randint, minval=0, maxval=table.shape[0])
+    t = draws.draw(time_key, images.shape[:1], timesteps)
+    noise = draws.normal(noise_key, images.shape)
     prediction = predict(corrupt(images, noise, table[t]), t)
     return jnp.mean(
         (prediction - training_target(sampler.prediction, images, noise, table[t])) ** 2
@@ -106,7 +109,7 @@ class Diffusion(TranslatorStage):
 
         def one(key: Array) -> Array:
             noise_key, step_key = jax.random.split(key)
-            return self.sampler.sample(predict, jax.random.normal(noise_key, shape), step_key)
+            return self.sampler.sample(predict, draws.normal(noise_key, shape), step_key)
 
         return jax.lax.map(one, jax.random.split(key, num_samples))
 
@@ -175,6 +178,6 @@ def create(config: Any) -> Diffusion:
     return Diffusion(
         network=create_network(config),
         optimizer=make_optimizer(section.optimizer, section.train.num_steps),
-        average_decay=section.average_decay,
+        average_decay=average_decay(section),
         sampler=create_sampler(config),
     )

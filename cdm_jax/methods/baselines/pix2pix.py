@@ -14,6 +14,7 @@ from cdm_jax.methods.base import Batch, Metrics, Model, State
 from cdm_jax.methods.baselines.adversarial import Adversarial, score
 from cdm_jax.methods.baselines.options import check_size
 from cdm_jax.nn.convolution import Conv, ConvTranspose, Norm
+from cdm_jax.nn.dropout import Dropout
 from cdm_jax.nn.patchgan import PatchGAN
 from cdm_jax.optim import make_optimizer
 
@@ -66,7 +67,7 @@ class HalvingUNet(nn.Module):
             x = ConvTranspose(features, 4, 2, 1, bias=False, initial="normal")(nn.relu(x))
             x = Norm("batch", "normal")(x, train)
             if self._dropped(level):
-                x = nn.Dropout(self.dropout)(x, deterministic=not train)
+                x = Dropout(self.dropout)(x, train)
             x = jnp.concatenate([skips[level - 1], x], axis=-1)
         return jnp.tanh(ConvTranspose(self.num_targets, 4, 2, 1, initial="normal")(nn.relu(x)))
 

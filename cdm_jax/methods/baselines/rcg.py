@@ -5,6 +5,7 @@ image enters: what comes out is a random brain, to be compared with those that k
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
+from cdm_jax import draws
 from cdm_jax.diffusion.ddim import DDIM
 from cdm_jax.methods.base import (
     Batch,
@@ -32,7 +34,7 @@ from cdm_jax.methods.baselines.diffusion import (
 )
 from cdm_jax.methods.cdm.mdn import MDN
 from cdm_jax.nn.adm import ADM
-from cdm_jax.optim import make_optimizer
+from cdm_jax.optim import average_decay, make_optimizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,8 @@ class RCG(TranslatorStage):
         """One step of denoising the targets given their own representation, or the null."""
         null_key, loss_key, dropout_key = jax.random.split(key, 3)
         truth = self.rdm.representation.represent(state.frozen["mrm"], batch["target"])
-        dropped = jax.random.bernoulli(null_key, self.null_share, (len(truth), 1))
+        null = functools.partial(jax.random.bernoulli, p=self.null_share)
+        dropped = draws.draw(null_key, (len(truth), 1), null)
 
         def loss(params: Any) -> tuple[Array, Metrics]:
             y = jnp.where(dropped, params["null"][None], truth)
@@ -92,7 +95,7 @@ class RCG(TranslatorStage):
         def one(given: tuple[Array, Array]) -> Array:
             y, key = given
             noise_key, step_key = jax.random.split(key)
-            noise = jax.random.normal(noise_key, shape)
+            noise = draws.normal(noise_key, shape)
             return self.sampler.sample(self._predict(model["params"], y), noise, step_key)
 
         return jax.lax.map(one, (y, jax.random.split(noise_key, num_samples)))
@@ -109,7 +112,7 @@ def create(config: Any) -> RCG:
         network=create_network(config),
         rdm=rdm.create(config, "rdm"),
         optimizer=make_optimizer(section.optimizer, section.train.num_steps),
-        average_decay=section.average_decay,
+        average_decay=average_decay(section),
         sampler=create_sampler(config),
         null_share=section.null_share,
     )

@@ -15,7 +15,7 @@ from cdm_jax.diffusion.schedule import alpha_bar, sampling_timesteps
 from cdm_jax.methods.cdm import mdn, mrm
 from cdm_jax.nn.adm import Linear
 from cdm_jax.nn.embeddings import sinusoidal
-from cdm_jax.optim import make_optimizer
+from cdm_jax.optim import average_decay, make_optimizer
 
 
 def zero_linear(features: int) -> nn.Dense:
@@ -91,7 +91,7 @@ def create(config: Any, stage: str = "") -> mdn.MDN:
         ),
         encoder=None,
         optimizer=make_optimizer(section.optimizer, section.train.num_steps),
-        average_decay=section.average_decay,
+        average_decay=average_decay(section),
         sampler=DDIM(
             alpha_bar=tuple(alpha_bar(section.schedule, section.num_timesteps).tolist()),
             num_steps=sampler.num_steps,

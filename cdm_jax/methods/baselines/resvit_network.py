@@ -8,6 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from cdm_jax.nn.convolution import Conv, ConvTranspose, Norm
+from cdm_jax.nn.dropout import Dropout
 from cdm_jax.nn.resnet import ResidualBlock
 from cdm_jax.nn.vit import Transformer
 
@@ -98,7 +99,7 @@ class Aggregation(nn.Module):
         b, rows, columns, _ = h.shape
         shape = (rows * columns, self.hidden)
         tokens = h.reshape(b, *shape) + self.param("positions", nn.initializers.zeros, shape)[None]
-        tokens = nn.Dropout(self.dropout, deterministic=not train)(tokens)
+        tokens = Dropout(self.dropout)(tokens, train)
         h = transformer(tokens, train).reshape(h.shape)
         h = Double(2 * channels)(h, train)
         h = Double(channels)(h, train)

@@ -5,6 +5,7 @@ every scale through a Condition Embedding. Without the condition it is the plain
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
+from cdm_jax import draws
 from cdm_jax.errors import UserError
 from cdm_jax.methods.base import (
     Batch,
@@ -28,7 +30,7 @@ from cdm_jax.methods.base import (
 )
 from cdm_jax.methods.cdm import mdn
 from cdm_jax.nn.unet import NEGATIVE_SLOPE, ConvBlock, UpSample
-from cdm_jax.optim import make_optimizer
+from cdm_jax.optim import average_decay, make_optimizer
 
 OPTIONS = {
     "stage": ("hybrid", "literal"),
@@ -199,7 +201,7 @@ class CrossConditioned(TranslatorStage):
         sample_key, mix_key, noise_key, null_key = jax.random.split(key, 4)
         b = batch["source"].shape[0]
         truth = self.sampler.representation.represent(frozen["mrm"], batch["target"])
-        noise = jax.random.normal(noise_key, truth.shape)
+        noise = draws.normal(noise_key, truth.shape)
         y = truth + self.noise * noise
         if self.representation == "noised":
             factor = frozen[self.sampler_stage]["statistics"]["error_factor"]
@@ -207,9 +209,11 @@ class CrossConditioned(TranslatorStage):
         if self.representation in ("sampled", "mix"):
             sampled = self.sampler.sample(frozen[self.sampler_stage], batch["source"], sample_key)
             share = self.sampled_share if self.representation == "mix" else 1.0
-            chosen = jax.random.bernoulli(mix_key, share, (b, 1))
+            mixed = functools.partial(jax.random.bernoulli, p=share)
+            chosen = draws.draw(mix_key, (b, 1), mixed)
             y = jnp.where(chosen, jax.lax.stop_gradient(sampled), y)
-        dropped = jax.random.bernoulli(null_key, self.null_share, (b, 1))
+        null = functools.partial(jax.random.bernoulli, p=self.null_share)
+        dropped = draws.draw(null_key, (b, 1), null)
         return jnp.where(dropped, params["null"][None], y)
 
     def update(self, state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
@@ -321,7 +325,7 @@ def create(config: Any) -> CrossConditioned:
         sampler=mdn.create(config, section.sampler) if section.condition == "on" else None,
         sampler_stage=section.sampler,
         optimizer=make_optimizer(section.optimizer, section.train.num_steps),
-        average_decay=section.average_decay,
+        average_decay=average_decay(section),
         loss=section.loss,
         representation=section.representation,
         sampled_share=section.sampled_share,

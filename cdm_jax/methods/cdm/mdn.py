@@ -9,6 +9,7 @@ source modalities, which is the only way that a sample can say anything about th
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,6 +20,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key
 
+from cdm_jax import draws
 from cdm_jax.diffusion.ddim import DDIM
 from cdm_jax.diffusion.process import PREDICTIONS, corrupt, split_prediction, training_target
 from cdm_jax.diffusion.schedule import alpha_bar, sampling_timesteps
@@ -37,7 +39,7 @@ from cdm_jax.methods.base import (
 from cdm_jax.methods.cdm import mrm
 from cdm_jax.methods.cdm.source import SourceEncoder, disturb
 from cdm_jax.nn.embeddings import sinusoidal
-from cdm_jax.optim import make_optimizer
+from cdm_jax.optim import average_decay, make_optimizer
 
 EXPLAINED = tuple(
     f"explained_{what}_{part}" for part in ("train", "validation") for what in ("one", "mean")
@@ -201,8 +203,9 @@ class MDN(Stage):
         """L2 between the prediction at a uniform timestep and its target."""
         time_key, noise_key = jax.random.split(key)
         table = jnp.asarray(self.sampler.alpha_bar, jnp.float32)
-        t = jax.random.randint(time_key, y.shape[:1], 0, table.shape[0])
-        noise = jax.random.normal(noise_key, y.shape)
+        timesteps = functools.partial(jax.random.randint, minval=0, maxval=table.shape[0])
+        t = draws.draw(time_key, y.shape[:1], timesteps)
+        noise = draws.normal(noise_key, y.shape)
         y_t = corrupt(y, noise, table[t])
         prediction = apply(self.denoiser, params["denoiser"], y_t, t, context)
         kind = self.sampler.prediction
@@ -239,7 +242,7 @@ class MDN(Stage):
         def predict(y_t: Array, t: Array) -> Array:
             return apply(self.denoiser, params["denoiser"], y_t, t, context)
 
-        return self.sampler.sample(predict, jax.random.normal(noise_key, shape), step_key)
+        return self.sampler.sample(predict, draws.normal(noise_key, shape), step_key)
 
     def samples(
         self, model: Model, sources: Float[Array, "b h w s"], key: Key[Array, ""], number: int
@@ -355,7 +358,7 @@ def create(config: Any, stage: str = "") -> MDN:
         denoiser=denoiser,
         encoder=encoder,
         optimizer=make_optimizer(section.optimizer, section.train.num_steps),
-        average_decay=section.average_decay,
+        average_decay=average_decay(section),
         sampler=sampler,
         augmentation=section.augmentation,
         num_samples=config.evaluate.num_samples,

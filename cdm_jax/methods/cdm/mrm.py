@@ -17,6 +17,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Key
 
+from cdm_jax import draws, parallel
 from cdm_jax.errors import UserError
 from cdm_jax.methods.base import (
     Batch,
@@ -32,7 +33,7 @@ from cdm_jax.methods.base import (
 )
 from cdm_jax.nn.embeddings import grid_positions
 from cdm_jax.nn.vit import Transformer, from_patches, to_patches
-from cdm_jax.optim import make_optimizer
+from cdm_jax.optim import average_decay, make_optimizer
 
 LOSSES = ("mse", "l1", "l2norm")
 BACKGROUND = -1.0  # of the networks' range
@@ -120,7 +121,7 @@ def random_mask(
     key: Key[Array, ""], batch: int, rows: int, columns: int, num_modalities: int, ratio: float
 ) -> Bool[Array, "b rows columns m"]:
     """Hides ceil(ratio * cells) cells of each image and modality, drawn independently."""
-    noise = jax.random.uniform(key, (batch, num_modalities, rows * columns))
+    noise = draws.draw(key, (batch, num_modalities, rows * columns), jax.random.uniform)
     ranks = jnp.argsort(jnp.argsort(noise, axis=-1), axis=-1)
     hidden = ranks < math.ceil(ratio * rows * columns)
     return hidden.reshape(batch, num_modalities, rows, columns).transpose(0, 2, 3, 1)
@@ -149,7 +150,8 @@ def masked_loss(
         distance = jnp.sqrt(jnp.sum(difference**2, axis=-1) + 1e-12)
     else:
         raise UserError(f"unknown mrm.loss '{kind}': allowed are {', '.join(LOSSES)}")
-    return jnp.sum(distance * hidden) / jnp.maximum(jnp.sum(hidden), 1)
+    number = parallel.mean(jnp.sum(hidden, dtype=jnp.float32))  # a device's part has its own
+    return jnp.sum(distance * hidden) / jnp.maximum(number, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -314,7 +316,7 @@ def create(config: Any) -> MRM:
     return MRM(
         network=network,
         optimizer=make_optimizer(section.optimizer, section.train.num_steps),
-        average_decay=section.average_decay,
+        average_decay=average_decay(section),
         num_targets=len(config.data.targets),
         size=config.data.size,
         mask_cell=section.mask_cell,

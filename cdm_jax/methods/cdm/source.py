@@ -5,12 +5,16 @@ that knows its training patients by heart makes samples that C-UNet learns to tr
 may, and the synthesis of unseen patients falls below a plain UNet.
 """
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
+
+from cdm_jax import draws
+from cdm_jax.nn.dropout import Dropout
 
 
 class SourceEncoder(nn.Module):
@@ -37,7 +41,7 @@ class SourceEncoder(nn.Module):
             x = nn.silu(nn.GroupNorm(num_groups=1)(x))
         # Absolute intensities, which the norms remove, say much about the contrast to expect.
         pooled = jnp.concatenate([x.mean(axis=(1, 2)), sources.mean(axis=(1, 2))], axis=-1)
-        pooled = nn.Dropout(self.dropout, deterministic=not train)(pooled)
+        pooled = Dropout(self.dropout)(pooled, train)
         return nn.Dense(self.width)(pooled)
 
 
@@ -55,10 +59,12 @@ def disturb(
     shift_key, gain_key, noise_key = jax.random.split(key, 3)
     b, _, _, channels = images.shape
     if strength.shift:
-        shifts = jax.random.randint(shift_key, (b, 2), -strength.shift, strength.shift + 1)
+        whole = functools.partial(
+            jax.random.randint, minval=-strength.shift, maxval=strength.shift + 1
+        )
+        shifts = draws.draw(shift_key, (b, 2), whole)
         images = jax.vmap(lambda image, by: jnp.roll(image, by, axis=(0, 1)))(images, shifts)
-    gain = 1 + strength.gain * jax.random.uniform(
-        gain_key, (b, 1, 1, channels), minval=-1.0, maxval=1.0
-    )
-    noise = strength.noise * jax.random.normal(noise_key, images.shape)
+    uniform = functools.partial(jax.random.uniform, minval=-1.0, maxval=1.0)
+    gain = 1 + strength.gain * draws.draw(gain_key, (b, 1, 1, channels), uniform)
+    noise = strength.noise * draws.normal(noise_key, images.shape)
     return (images + 1) * gain - 1 + noise

@@ -1,0 +1,375 @@
+"""One device, several, and several processes: the same numbers, the same files, a clear end."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from cdm_jax import parallel
+from cdm_jax.errors import UserError
+from tests.helpers import copy_run
+
+ROOT = pathlib.Path(__file__).parents[1]
+BATCH, STEPS = 8, 20
+
+COMMANDS = """
+import sys
+from cdm_jax import main
+for line in sys.argv[2:]:
+    if main.main(["cdm_jax.main", *sys.argv[1].split(), *line.split()]):
+        sys.exit(1)
+"""
+
+
+class Topology(NamedTuple):
+    """So many processes, with so many devices each, in this mode."""
+
+    processes: int
+    devices: int
+    mode: str
+
+
+ALONE = Topology(1, 1, "jit")
+OTHERS = [Topology(p, d, mode) for p, d in ((1, 4), (2, 2)) for mode in parallel.MODES]
+
+
+def _environment(devices: int) -> dict[str, str]:
+    return os.environ | {
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # most of the time goes into compiling
+        "JAX_COMPILATION_CACHE_DIR": "",
+    }
+
+
+def _port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(topology: Topology, *lines: str) -> list[subprocess.Popen]:
+    """Starts command lines of the program, one after the other, in each of the processes."""
+    port = _port()
+    started = []
+    for place in range(topology.processes):
+        several = (
+            f"--coordinator_address=127.0.0.1:{port} --num_processes={topology.processes} "
+            f"--process_id={place}"
+        )
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", COMMANDS, several if topology.processes > 1 else "", *lines],
+                cwd=ROOT,
+                env=_environment(topology.devices),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    return started
+
+
+def run(topology: Topology, *lines: str) -> list[str]:
+    """What each process printed; all of them have to end well."""
+    started = start(topology, *lines)
+    printed = [process.communicate(timeout=900)[0] for process in started]
+    for process, text in zip(started, printed, strict=True):
+        assert process.returncode == 0, text[-3000:]
+    return printed
+
+
+def line(stage: str, workdir: pathlib.Path, topology: Topology) -> str:
+    """Trains a smoke stage for `STEPS` steps with batches of `BATCH` on all devices together."""
+    each = BATCH // (topology.processes * topology.devices)
+    values = {
+        "train.num_steps": STEPS,
+        "train.batch_size_per_device": each,
+        "train.log_every": 1,
+        "train.validate_every": STEPS,
+        "train.checkpoint_every": STEPS // 2,
+    }
+    text = " ".join(f"--config.{stage}.{name}={value}" for name, value in values.items())
+    return (
+        f"--config=configs/phantom.py:{stage},smoke --workdir={workdir} --config.pipeline=() "
+        f"--config.parallel={topology.mode} {text}"
+    )
+
+
+def curve(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """Each training metric over the steps."""
+    lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in lines if "loss" in row]
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def child(*arguments: str, devices: int) -> dict:
+    """What `tests/on_devices.py` reports in a process with so many devices."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.on_devices", *arguments],
+        cwd=ROOT,
+        env=_environment(devices),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def report():
+    """Three steps of several stages on one and on four devices, in each mode."""
+    return child("modes", devices=4)
+
+
+@pytest.mark.parametrize("mode", parallel.MODES)
+@pytest.mark.parametrize("stage", ["mrm", "m1", "pix2pix", "cyclegan", "diffusion"])
+def test_four_devices_compute_what_one_does(report, stage, mode):
+    """Losses, norms, BatchNorm, dropout, masks, noise and the pool of past images."""
+    alone, together = report["losses"][f"{stage} one"], report["losses"][f"{stage} {mode}"]
+    assert all(np.isfinite(list(row.values())).all() for row in alone)
+    for one, other in zip(alone, together, strict=True):
+        for name, value in one.items():
+            assert other[name] == pytest.approx(value, rel=2e-5, abs=1e-6), name
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+@pytest.mark.parametrize("stage", ["m1", "mrm", "diffusion"])
+def test_a_step_exchanges_its_gradient_once_and_nothing_else(report, stage, mode):
+    """Beside it only the logged numbers, of some bytes; no activation is gathered."""
+    found = report["collectives"][f"{stage} {mode}"]
+    assert set(found) == {"all-reduce"}
+    assert found["all-reduce"]["number"] <= 4
+    gradient = report["bytes"][stage]
+    assert 0.98 * gradient <= found["all-reduce"]["bytes"] <= gradient + 64
+
+
+def test_batchnorm_exchanges_its_statistics_beside_the_gradient(report):
+    for mode in ("jit", "pmap"):
+        found = report["collectives"][f"pix2pix {mode}"]
+        assert set(found) == {"all-reduce"}
+        assert found["all-reduce"]["bytes"] <= 1.25 * report["bytes"]["pix2pix"]
+
+
+@pytest.mark.parametrize("stage", ["mrm", "pix2pix", "diffusion"])
+def test_shared_parameters_are_gathered_and_activations_are_not(report, stage):
+    found, gradient = report["collectives"][f"{stage} fsdp"], report["bytes"][stage]
+    assert set(found) == {"all-reduce", "all-gather"}
+    assert 0 < found["all-gather"]["bytes"] <= gradient
+    assert found["all-reduce"]["bytes"] <= 1.25 * gradient
+
+
+def test_only_the_pools_new_images_are_gathered(report):
+    """What CycleGAN's pool is told: the synthetic images of both kinds, 32 x 32 x 2 floats each."""
+    found = report["collectives"]["cyclegan pmap"]["all-gather"]
+    assert found["bytes"] == 2 * BATCH * 32 * 32 * 2 * 4
+
+
+def test_a_mode_that_does_not_exist_is_refused():
+    with pytest.raises(UserError, match="unknown parallel 'ddp': allowed are jit, pmap, fsdp"):
+        parallel.all_devices("ddp")
+
+
+def test_half_of_what_several_processes_need_is_refused():
+    with pytest.raises(UserError, match="--num_processes and --process_id"):
+        parallel.start(coordinator="127.0.0.1:1234")
+
+
+@pytest.fixture(scope="module")
+def alone(finished_run, tmp_path_factory):
+    """One device's runs: MRM, MDN, C-UNet, Pix2pix, Diffusion."""
+    workdir = copy_run(finished_run, tmp_path_factory.mktemp("alone") / "run")
+    run(ALONE, *(line(s, workdir, ALONE) for s in ("mrm", "mdn", "cunet", "pix2pix", "diffusion")))
+    return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", OTHERS, ids=str)
+def test_twenty_steps_give_the_same_loss_curve(alone, finished_run, topology, tmp_path):
+    """To rounding of float32; C-UNet has the same frozen stages.
+
+    Its tolerance is larger: y differs by 1e-6 between programs, and Adam divides the first, tiny
+    gradients of the learned null and of the layers that start at zero by their own size. One device
+    alone, its y disturbed by 1e-6, departs as far from itself within 20 steps (2e-4).
+    """
+    own, built = copy_run(finished_run, tmp_path / "own"), copy_run(alone, tmp_path / "built")
+    for stage in ("mrm", "mdn"):
+        shutil.copytree(alone / stage, built / stage)
+    places = {"mrm": own, "mdn": own, "cunet": built, "pix2pix": built, "diffusion": built}
+    run(topology, *(line(stage, place, topology) for stage, place in places.items()))
+    for stage, place in places.items():
+        expected, found = curve(alone / stage), curve(place / stage)
+        for name in expected:
+            np.testing.assert_allclose(
+                found[name],
+                expected[name],
+                rtol=2e-3 if stage == "cunet" else 2e-5,
+                err_msg=f"{stage} {name}",
+            )
+
+
+@pytest.fixture(scope="module")
+def saved(alone, finished_run, tmp_path_factory):
+    """Pix2pix and Diffusion half way, saved by each topology: the later checkpoint is removed."""
+    found = {}
+    for topology in (ALONE, OTHERS[0], OTHERS[2], OTHERS[5]):
+        workdir = copy_run(finished_run, tmp_path_factory.mktemp("saved") / "run")
+        run(topology, line("pix2pix", workdir, topology))
+        shutil.rmtree(workdir / "pix2pix/checkpoints" / str(STEPS))
+        found[topology] = workdir
+    return found
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_each_topology_is_restored_on_each_other(saved):
+    """Bit for bit, with the iterator's position: on one device, four, and two processes of two."""
+    folders = {topology: str(workdir / "pix2pix") for topology, workdir in saved.items()}
+    here = child("restore", *folders.values(), devices=4)
+    address = f"127.0.0.1:{_port()}"
+    started = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                *("-m", "tests.on_devices", "restore", address, "2", place),
+                *folders.values(),
+            ],
+            cwd=ROOT,
+            env=_environment(2),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for place in "01"
+    ]
+    there = [json.loads(p.communicate(timeout=300)[0].splitlines()[-1]) for p in started]
+    for folder in folders.values():
+        states = {tuple(map(str, here[f"{folder} {mesh}"])) for mesh in ("one", *parallel.MODES)}
+        for report in there:
+            states |= {tuple(map(str, report[f"{folder} {mode}"])) for mode in parallel.MODES}
+        assert len(states) == 1, states
+        assert f"'next_index': {STEPS // 2}" in states.pop()[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(0, 2), (2, 3), (3, 1), (1, 0)],
+    ids=["1->fsdp", "fsdp->2x2", "2x2->4", "4->1"],
+)
+def test_a_run_goes_on_with_other_devices(saved, before, after, tmp_path):
+    topologies = list(saved)
+    workdir = tmp_path / "run"
+    shutil.copytree(saved[topologies[before]], workdir)
+    topology = topologies[after]
+    printed = run(topology, line("pix2pix", workdir, topology))
+    assert "goes on from step 10" in printed[0]
+    expected = curve(
+        saved[topologies[before]] / "pix2pix"
+    )  # written before the later half was lost
+    for name, values in curve(workdir / "pix2pix").items():
+        np.testing.assert_allclose(values, expected[name], rtol=2e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_another_global_batch_does_not_continue_a_run(saved):
+    text = line("pix2pix", saved[ALONE], ALONE)
+    text = text.replace(f"batch_size_per_device={BATCH}", "batch_size_per_device=4")
+    (process,) = start(ALONE, text)
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "was trained with batches of 8 slices, and 1 devices now make batches of 4" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_other_and_the_pair_goes_on_exactly(
+    finished_run, victim, tmp_path
+):
+    two = Topology(2, 1, "jit")
+    whole = copy_run(finished_run, tmp_path / "whole")
+    run(two, line("m1", whole, two))
+
+    workdir = copy_run(finished_run, tmp_path / "run")
+    started = start(two, line("m1", workdir, two))
+    metrics = workdir / "m1/metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < STEPS // 2 + 2:
+        assert time.monotonic() < deadline and all(p.poll() is None for p in started)
+        time.sleep(0.02)
+    started[victim].send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    other = started[1 - victim]
+    printed, _ = other.communicate(timeout=90)
+    assert time.monotonic() - killed < 60
+    assert other.returncode not in (0, None)
+    assert "continues from its last checkpoint" in printed or "heartbeat" in printed, printed[
+        -2000:
+    ]
+    run(two, line("m1", workdir, two))
+    assert metrics.read_text() == (whole / "m1/metrics.jsonl").read_text()
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_files_of_one(finished_run, tmp_path):
+    """Synthesis of a cohort byte for byte, and the records of an evaluation."""
+    two = Topology(2, 1, "jit")
+    outputs = {}
+    for topology in (ALONE, two):
+        name = f"by_{topology.processes}"
+        workdir = copy_run(finished_run, tmp_path / name, ("mrm", "mdn", "cunet", "m1"))
+        output = tmp_path / f"{name}_out"
+        run(
+            topology,
+            f"synthesize --workdir={workdir} --input={workdir / 'patients'} --output={output} "
+            "--samples=2",
+            f"evaluate --workdir={workdir} --config=configs/phantom.py:cdm,smoke",
+        )
+        outputs[topology] = {
+            path.relative_to(tmp_path / f"{name}_out"): path.read_bytes()
+            for path in sorted(output.rglob("*"))
+            if path.is_file()
+        } | {p.name: p.read_bytes() for p in (workdir / "evaluation/test").glob("*.json")}
+    assert len(outputs[ALONE]) > 10
+    assert outputs[ALONE].keys() == outputs[two].keys()
+    for name, content in outputs[ALONE].items():
+        assert content == outputs[two][name], name
+
+
+COLAB = """
+import pathlib, sys
+import jax, numpy as np
+from cdm_jax import inference
+system = inference.load_system(pathlib.Path(sys.argv[1]), 2)
+slices = np.full((3, 32, 32, 2), 30000, np.uint16)
+compute = system.compile(
+    lambda model, batch, key: {"t": system.method.translate(model, batch["source"], key, 1)[0]}
+)
+images = system.volumes(compute, {"source": slices}, jax.random.key(0))["t"]
+assert images.shape == (3, 32, 32, 2) and np.isfinite(images).all()
+assert len(jax.devices()) == 1
+assert not {"cdm_jax.train", "optax.contrib", "cdm_jax.commands"} & set(sys.modules)
+print("restored")
+"""
+
+
+@pytest.mark.slow
+def test_one_device_restores_what_eight_saved_without_training_code(finished_run, tmp_path):
+    workdir = copy_run(finished_run, tmp_path / "run")
+    eight = Topology(1, 8, "fsdp")
+    run(eight, line("m1", workdir, eight))
+    done = subprocess.run(
+        [sys.executable, "-c", COLAB, str(workdir / "m1")],
+        cwd=ROOT,
+        env=_environment(1),
+        capture_output=True,
+        text=True,
+    )
+    assert "restored" in done.stdout, done.stderr[-3000:]
