@@ -282,7 +282,7 @@ class Devices:
     def here(self, tree: PyTree) -> PyTree:
         """The tree whole on each of this process's devices, for validation and measurements."""
         if self.mode == "fsdp":
-            tree = jax.jit(lambda t: t, out_shardings=replicated(self.mesh))(tree)
+            tree = jax.device_put(tree, replicated(self.mesh))
         if jax.process_count() == 1:
             return tree
         place = replicated(local_mesh())
