@@ -1,7 +1,7 @@
 """What tests run in processes of their own, where a CPU shows several devices.
 
-  python -m tests.on_devices modes            three steps in each mode: losses and collectives
-  python -m tests.on_devices restore STAGE... hashes of checkpoints' states on several meshes
+  python -m tests.on_devices modes STAGE...   three steps in each mode: losses and collectives
+  python -m tests.on_devices restore FOLDER... hashes of stages' newest states on several meshes
 
 Prints one line of JSON.
 """
@@ -24,7 +24,6 @@ from experiments import scaling
 from experiments.networks import example
 from tests.helpers import smoke_config
 
-STAGES = ("mrm", "m1", "pix2pix", "cyclegan", "diffusion")
 BATCH = 8
 
 
@@ -34,42 +33,42 @@ def meshes() -> dict[str, parallel.Devices]:
     return {"one": one} | {mode: parallel.all_devices(mode) for mode in parallel.MODES}
 
 
-def losses(stage: str, devices: parallel.Devices) -> list[dict[str, float]]:
-    """Metrics of three steps on batches of noise."""
+def three_steps(stage: str, devices: parallel.Devices) -> tuple[list[dict[str, float]], dict]:
+    """Metrics of three steps on batches of noise, and what the compiled step exchanges."""
     config = smoke_config(stage)
     method = base.create(config)
-    rng = np.random.default_rng(0)
     shapes = example(config, BATCH)
     key = jax.random.key(0)
-    fresh = jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), shapes)
-    state = devices.born(functools.partial(method.init, frozen={}), key, fresh)
-    step = train.make_step(method, key, devices, state)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    state = devices.born(functools.partial(method.init, frozen={}), key, zeros)
     _, metrics = jax.eval_shape(method.update, state, shapes, key)
-    found = []
+    rng, found, program = np.random.default_rng(0), [], None
     for _ in range(3):
-        batch = {
+        stored = {
             name: rng.integers(0, 2**16, leaf.shape, np.uint16) for name, leaf in shapes.items()
         }
-        totals = {name: Average.empty() for name in metrics}
-        totals = jax.device_put(totals, parallel.replicated(devices.mesh))
-        state, totals = step(state, totals, devices.put(batch))
+        empty = {name: Average.empty() for name in metrics}
+        totals = jax.device_put(empty, parallel.replicated(devices.mesh))
+        arguments = (totals, devices.put(stored))
+        if program is None:
+            step = train.make_step(method, key, devices, state)
+            program = step.lower(state, *arguments).compile()
+        state, totals = program(state, *arguments)
         found.append({name: float(value.compute()) for name, value in totals.items()})
-    return found
+    return found, scaling.collectives(program)
 
 
-def modes() -> dict:
-    """Losses of each stage in each mode, and what the compiled steps exchange."""
-    config = smoke_config("all")
+def modes(stages: list[str]) -> dict:
+    """Losses and collectives of each stage in each mode."""
     report: dict = {"losses": {}, "collectives": {}, "bytes": {}}
-    for stage in STAGES:
-        config[stage].train.batch_size_per_device = BATCH // jax.device_count()
+    for stage in stages:
+        config = smoke_config(stage)
         state = scaling.start(config, stage, example(config, BATCH))
         report["bytes"][stage] = 4 * scaling.size_of(state.params)
         for name, devices in meshes().items():
-            report["losses"][f"{stage} {name}"] = losses(stage, devices)
-            if name != "one":
-                program = scaling.lowered_step(config, stage, devices).compile()
-                report["collectives"][f"{stage} {name}"] = scaling.collectives(program)
+            losses, exchanged = three_steps(stage, devices)
+            report["losses"][f"{stage} {name}"] = losses
+            report["collectives"][f"{stage} {name}"] = exchanged
     return report
 
 
@@ -111,4 +110,4 @@ if __name__ == "__main__":
     if arguments and ":" in arguments[0]:  # host:port, number and place of this process
         address, number, place, *arguments = arguments
         parallel.start(address, int(number), int(place))
-    print(json.dumps(modes() if command == "modes" else restore(arguments)))
+    print(json.dumps({"modes": modes, "restore": restore}[command](arguments)))
