@@ -13,10 +13,13 @@ from ml_collections import ConfigDict
 
 from cdm_jax.methods import base
 
-KEY = jax.random.key(0)
-
 Shapes = Any  # a tree of jax.ShapeDtypeStruct
 Call = tuple[nn.Module, tuple[tuple, dict]]
+
+
+def key() -> Any:
+    """Any key; none is made before devices are asked for."""
+    return jax.random.key(0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,7 @@ class Network:
 
         def begin(arrays: list) -> PyTree:
             arguments, options = fill(arrays)
-            return self.module.init({"params": KEY, "dropout": KEY}, *arguments, **options)
+            return self.module.init({"params": key(), "dropout": key()}, *arguments, **options)
 
         return jax.eval_shape(begin, shapes)
 
@@ -54,7 +57,7 @@ class Network:
 
         def forward(variables: PyTree, arrays: list) -> PyTree:
             arguments, options = fill(arrays)
-            options |= {"rngs": {"dropout": KEY}, "mutable": ["batch_stats"]}
+            options |= {"rngs": {"dropout": key()}, "mutable": ["batch_stats"]}
             return self.module.apply(variables, *arguments, **options)
 
         return flops_of(jax.jit(forward).lower(self._variables(), shapes))
@@ -90,7 +93,7 @@ def create(config: ConfigDict, stage: str) -> base.Method:
 def start(config: ConfigDict, stage: str, batch: Shapes) -> base.State:
     """The shapes of a stage's fresh state, over fresh stages that it builds on."""
     method = create(config, stage)
-    return jax.eval_shape(method.init, KEY, batch, _frozen(config, method, batch))
+    return jax.eval_shape(method.init, key(), batch, _frozen(config, method, batch))
 
 
 def _frozen(config: ConfigDict, method: base.Method, batch: Shapes) -> dict[str, base.Model]:
@@ -118,7 +121,7 @@ def networks(config: ConfigDict, stage: str) -> list[Network]:
     method, batch = create(config, stage), example(config, 1)
     frozen = _frozen(config, method, batch)
     with nn.intercept_methods(note):
-        jax.eval_shape(method.init, KEY, batch, frozen)
+        jax.eval_shape(method.init, key(), batch, frozen)
     return _assign(modules_of(method), calls)
 
 
@@ -126,7 +129,7 @@ def inference_parameters(method: base.Translator, state: base.State, batch: Shap
     """Parameters, of this stage and of those that it builds on, that a translation uses."""
     model = base.model_of(state)
     translate = functools.partial(method.translate, num_samples=1)
-    closed = jax.make_jaxpr(translate)(model, batch["source"], KEY)
+    closed = jax.make_jaxpr(translate)(model, batch["source"], key())
     used = {id(variable) for equation in closed.jaxpr.eqns for variable in equation.invars}
     leaves = jax.tree_util.tree_leaves_with_path(model)  # the first of the program's inputs
     return sum(

@@ -22,12 +22,12 @@ from cdm_jax.writer import console
 from configs import brats
 from configs.common import SYSTEMS
 from experiments.networks import (
-    KEY,
     Network,
     create,
     example,
     flops_of,
     inference_parameters,
+    key,
     networks,
     size_of,
     start,
@@ -76,7 +76,7 @@ def stage_row(config: ConfigDict, stage: str, *, peak: bool) -> Row:
     row["total"] = row["trained"] + sum(size_of(m["params"]) for m in state.frozen.values())
     if isinstance(method, base.Translator):
         row["inference"] = inference_parameters(method, state, example(config, 1))
-    step = jax.jit(method.update, donate_argnums=0).lower(state, batch, KEY)
+    step = jax.jit(method.update, donate_argnums=0).lower(state, batch, key())
     row["step_flops"] = flops_of(step)
     if peak:
         memory: Any = step.compile().memory_analysis()

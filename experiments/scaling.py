@@ -24,7 +24,7 @@ from cdm_jax import parallel
 from cdm_jax.train import make_step
 from cdm_jax.writer import console
 from configs import brats
-from experiments.networks import KEY, create, example, flops_of, size_of, start
+from experiments.networks import create, example, flops_of, key, size_of, start
 from experiments.records import load_results, save_results
 
 NAME = "scaling"
@@ -71,9 +71,9 @@ def lowered_step(config: ConfigDict, stage: str, devices: parallel.Devices) -> j
     each, number = config[stage].train.batch_size_per_device, devices.mesh.size
     batch, method = example(config, each * number), create(config, stage)
     state = start(config, stage, batch)
-    _, metrics = jax.eval_shape(method.update, state, batch, KEY)
+    _, metrics = jax.eval_shape(method.update, state, batch, key())
     totals = {name: jax.eval_shape(Average.empty) for name in metrics}
-    step: Any = make_step(method, KEY, devices, state)
+    step: Any = make_step(method, key(), devices, state)
     lead = (number, each) if devices.mode == "pmap" else (number * each,)
     place = parallel.sharded(devices.mesh)
     stored = {
