@@ -10,6 +10,7 @@ from cdm_jax import checkpoint, parallel
 from cdm_jax.data import dataset as data
 from cdm_jax.errors import UserError
 from cdm_jax.evaluate import evaluate_run
+from cdm_jax.score import score_folders
 from cdm_jax.synthesize import synthesize_folder
 from cdm_jax.train import train_stage
 from cdm_jax.writer import console
@@ -22,9 +23,10 @@ class Request:
     Attributes:
       config: the config with its overrides, or None where the run's own serves.
       workdir: folder of the run.
-      input: `synthesize`: patients.
-      output: `synthesize`: folder of results.
+      input: `synthesize`: patients; `score`: synthetic images.
+      output: `synthesize`, `score`: folder of results.
       samples: `synthesize`: samples to draw.
+      truth: `score`: the real patients.
     """
 
     config: ConfigDict | None
@@ -32,6 +34,7 @@ class Request:
     input: pathlib.Path | None
     output: pathlib.Path | None
     samples: int
+    truth: pathlib.Path | None
 
 
 def _config(request: Request) -> ConfigDict:
@@ -85,6 +88,15 @@ def synthesize(request: Request) -> None:
     folder = request.workdir / ("cunet" if stage == "cdm" else stage)
     written = synthesize_folder(request.input, request.output, folder, samples=request.samples)
     console.print(f"wrote {len(written)} subjects to {request.output}")
+
+
+def score(request: Request) -> None:
+    """Scores a folder of anybody's synthetic images against the real ones."""
+    if request.input is None or request.truth is None:
+        raise UserError("score needs --input=<synthetic images> and --truth=<real patients>")
+    output = request.output or request.input / "scores"
+    records = score_folders(request.input, request.truth, output)
+    console.print(f"scored {len(records)} subjects: {output}")
 
 
 def prepare(request: Request) -> None:

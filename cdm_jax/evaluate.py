@@ -7,7 +7,6 @@ Several processes share the subjects; those of one that failed are done by the n
 
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,7 +29,7 @@ from cdm_jax.metrics.conventions import Case, fingerprint, get_convention, json_
 from cdm_jax.metrics.regions import region_masks
 from cdm_jax.report.tables import results_table, to_markdown, to_rich
 from cdm_jax.untrained import Untrained, fit_untrained
-from cdm_jax.writer import console
+from cdm_jax.writer import console, write_json
 
 Rows = Mapping[str, Float[np.ndarray, "slice h w t"]]
 
@@ -83,7 +82,8 @@ def evaluate_run(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) ->
     parallel.wait_for_all("records")
     records = [json.loads((folder / f"{s.subject_id}.json").read_text()) for s in part]
     if parallel.is_first():
-        _show(records, config, folder)
+        reference = settings.reference if settings.reference in records[0]["rows"] else None
+        show_tables(records, settings.conventions, reference, folder)
     return records
 
 
@@ -168,9 +168,7 @@ class _Evaluation:
         }
         scores = kept | self._scores(subject, self._rows(subject, other, missing, bool(known)))
         record = json_ready(identity | {"checkpoint": done | wanted, "rows": scores})
-        temporary = path.with_suffix(".partial")
-        temporary.write_text(json.dumps(record, indent=1))
-        os.replace(temporary, path)
+        write_json(path, record)
         return record
 
     def _rows(
@@ -235,7 +233,7 @@ class _Native:
             name: subject.intensities[name].apply(read_volume(files.images[name]))
             for name in subject.targets
         }
-        self._segmentation = _segmentation(files, self._brain)
+        self._segmentation = usable_segmentation(files, self._brain)
 
     def case(self, target: str, slices: Float[np.ndarray, "slice h w"]) -> Case:
         """A prediction in the model's frame beside the truth, on the native grid."""
@@ -249,7 +247,7 @@ class _Native:
         )
 
 
-def _segmentation(
+def usable_segmentation(
     files: Subject, brain: Bool[np.ndarray, "z y x"]
 ) -> Int[np.ndarray, "z y x"] | None:
     """The subject's labels, or None where there are none or their meaning is unknown."""
@@ -264,14 +262,21 @@ def _segmentation(
     return labels
 
 
-def _show(records: Sequence[Record], config: ConfigDict, folder: pathlib.Path) -> None:
-    """Prints a table for each convention and writes them as Markdown beside the records."""
-    settings = config.evaluate
-    reference = settings.reference if settings.reference in records[0]["rows"] else None
-    tables = [
-        results_table(records, convention, reference=reference)
-        for convention in settings.conventions
-    ]
+def show_tables(
+    records: Sequence[Record],
+    conventions: Sequence[str],
+    reference: str | None,
+    folder: pathlib.Path,
+) -> None:
+    """Prints a table for each convention and writes them as Markdown beside the records.
+
+    Args:
+      records: one a subject.
+      conventions: their names.
+      reference: the row against which the others are tested.
+      folder: of the records.
+    """
+    tables = [results_table(records, name, reference=reference) for name in conventions]
     for table in tables:
         console.print(to_rich(table))
     (folder / "tables.md").write_text("\n\n".join(to_markdown(table) for table in tables) + "\n")

@@ -3,6 +3,7 @@
   python -m cdm_jax.main [train] --config=configs/brats.py:mdn --workdir=runs/brats
   python -m cdm_jax.main evaluate --workdir=runs/brats
   python -m cdm_jax.main synthesize --workdir=runs/brats --input=<patients> --output=<folder>
+  python -m cdm_jax.main score --input=<synthetic images> --truth=<real patients> [--output=...]
   python -m cdm_jax.main prepare|phantom --config=... --workdir=...
 
 Any config value can be overridden: --config.data.root=<folder>.
@@ -23,6 +24,7 @@ COMMANDS: dict[str, Callable[[commands.Request], None]] = {
     "train": commands.train,
     "evaluate": commands.evaluate,
     "synthesize": commands.synthesize,
+    "score": commands.score,
     "prepare": commands.prepare,
     "phantom": commands.phantom,
 }
@@ -37,8 +39,9 @@ def _define(argv: Sequence[str]) -> flags.FlagValues:
     )
     for name, text in (
         ("workdir", "folder of the run; default runs/<dataset>"),
-        ("input", "synthesize: a patient's folder, or one of many"),
-        ("output", "synthesize: where the NIfTI go"),
+        ("input", "synthesize: a patient's folder, or one of many; score: synthetic images"),
+        ("output", "synthesize: where the NIfTI go; score: where the records go"),
+        ("truth", "score: the real patients' folder"),
     ):
         flags.DEFINE_string(name, None, text, flag_values=values)
     flags.DEFINE_integer("samples", 1, "synthesize: samples", lower_bound=1, flag_values=values)
@@ -67,7 +70,7 @@ def _request(name: str, values: flags.FlagValues) -> commands.Request:
     """What the command is asked to do."""
     # A config file that could not be loaded says so when it is first looked into: here.
     dataset = None if values.config is None else values.config.data.name
-    if values.workdir is None and dataset is None:
+    if values.workdir is None and dataset is None and name != "score":
         raise UserError(f"{name} needs --workdir=<folder of a trained run> or --config")
     workdir = values.workdir or f"runs/{dataset}"
     return commands.Request(
@@ -76,6 +79,7 @@ def _request(name: str, values: flags.FlagValues) -> commands.Request:
         input=pathlib.Path(values.input) if values.input else None,
         output=pathlib.Path(values.output) if values.output else None,
         samples=values.samples,
+        truth=pathlib.Path(values.truth) if values.truth else None,
     )
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import pathlib
 from typing import Any
 
@@ -19,7 +18,7 @@ from cdm_jax.data.subjects import Subject, find_subjects
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
 from cdm_jax.report.overview import Panel, save_overview
-from cdm_jax.writer import console
+from cdm_jax.writer import console, write_json
 
 NOTICE = "Synthetic image made by a neural network for research. Not for clinical use."
 SCALE_RULE = (
@@ -80,7 +79,7 @@ def synthesize_folder(
         outputs = system.volumes(compiled, stored, key)
         _write(subject, prepared, outputs, system, folder)
         for name, content in sidecars.items():
-            _write_json(folder / name, content)
+            write_json(folder / name, content)
     parallel.wait_for_all("synthesis")
     return [output / subject.subject_id for subject in subjects]
 
@@ -178,9 +177,3 @@ def _provenance(
 
 def _file(path: pathlib.Path) -> dict[str, str]:
     return {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-
-
-def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)

@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from cdm_jax.errors import UserError
-from cdm_jax.optim import make_optimizer, moving_average
+from cdm_jax.optim import average_decay, make_optimizer, moving_average
 
 START = np.asarray([1.0, -2.0, 0.5])
 GRADIENTS = np.random.default_rng(0).normal(size=(12, 3)) * [1.0, 0.1, 10.0]
@@ -82,6 +82,26 @@ def _rates(schedule, num_steps, warmup):
     config = _config(schedule=schedule, warmup_steps=warmup)
     path = _path(config, np.ones((num_steps + 1, 3)), num_steps)
     return -np.diff(np.concatenate([START[None], path]), axis=0)[:, 0]
+
+
+@pytest.mark.parametrize("batches", [2, 3])
+def test_accumulated_batches_make_one_update_of_their_mean_gradient(batches):
+    changes = {"weight_decay": 0.3, "clip": 0.5, "schedule": "linear_decay", "decay_from": 0.0}
+    found = _path(_config(**changes, accumulate=batches), num_steps=len(GRADIENTS))
+    means = GRADIENTS.reshape(-1, batches, 3).mean(axis=1)
+    expected = _path(_config(**changes), gradients=means, num_steps=len(means))
+    np.testing.assert_allclose(found[batches - 1 :: batches], expected, rtol=1e-5)
+    np.testing.assert_array_equal(found[batches::batches], found[batches - 1 : -1 : batches])
+
+
+def test_the_moving_average_forgets_as_much_in_an_update_of_several_batches():
+    section = ConfigDict({"average_decay": 0.9, "optimizer": {"accumulate": 4}})
+    assert average_decay(section) ** 4 == pytest.approx(0.9)
+
+
+def test_no_batches_for_an_update_are_refused():
+    with pytest.raises(UserError, match="accumulate is 0: use 1 or more"):
+        make_optimizer(_config(accumulate=0), 10)
 
 
 def test_a_constant_rate_stays():

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -329,6 +330,24 @@ def test_a_killed_process_ends_the_other_and_the_pair_goes_on_exactly(
     assert any(words in printed for words in clear), printed[-2000:]
     run(two, line("m1", workdir, two))
     assert metrics.read_text() == (whole / "m1/metrics.jsonl").read_text()
+
+
+@pytest.mark.slow
+def test_a_request_to_stop_one_process_saves_all_at_the_same_step(finished_run, tmp_path):
+    two = Topology(2, 1, "jit")
+    workdir = copy_run(finished_run, tmp_path / "run")
+    text = line("m1", workdir, two).replace(f"num_steps={STEPS}", "num_steps=100000")
+    started = start(two, text.replace("checkpoint_every=", "checkpoint_every=100000"))
+    metrics = workdir / "m1/metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 5:
+        assert time.monotonic() < deadline and started[0].process.poll() is None
+        time.sleep(0.02)
+    started[1].process.send_signal(signal.SIGTERM)
+    printed = [process.finish(timeout=120)[1] for process in started]
+    steps = {re.search(r"saved at step (\d+)", text)[1] for text in printed}
+    assert len(steps) == 1, printed
+    assert (workdir / "m1/checkpoints" / steps.pop()).is_dir()
 
 
 @pytest.mark.slow

@@ -1,0 +1,115 @@
+"""Scoring anybody's folder of synthetic images."""
+
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+from skimage.metrics import peak_signal_noise_ratio
+
+from cdm_jax import main
+from cdm_jax.data.intensity import brain_mask, measure
+from cdm_jax.data.nifti import read_volume, write_like
+from cdm_jax.data.phantom import PhantomSettings, write_cohort
+from cdm_jax.errors import UserError
+from cdm_jax.score import score_folders
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory):
+    """Two simulated patients as BraTS2023 folders."""
+    root = tmp_path_factory.mktemp("truth")
+    write_cohort(root, PhantomSettings(num_patients=2, shape=(40, 40, 30), voxel_mm=5.0), 1)
+    return root
+
+
+def patients(root):
+    return sorted(root.glob("BraTS*"))
+
+
+def blurred(truth, output, scale, sidecar=None):
+    """Predictions of T1c in units of `scale` times the truth's [0, 1]."""
+    for patient in patients(truth):
+        path = patient / f"{patient.name}-t1c.nii.gz"
+        image = measure(read_volume(path)).apply(gaussian_filter(read_volume(path), 0.6))
+        target = output / patient.name / path.name
+        write_like(target, image * scale(path), path, description="test")
+        if sidecar:
+            name = target.name.replace(".nii.gz", ".json")
+            (target.parent / name).write_text(json.dumps({"reference_scale": scale(path)}))
+    return output
+
+
+def rows(records, convention="volume"):
+    return [record["rows"]["prediction"][convention]["t1c"] for record in records]
+
+
+def test_scores_are_those_of_the_images_by_hand(truth, tmp_path):
+    made = blurred(truth, tmp_path / "made", lambda _: 1.0)
+    found = rows(score_folders(made, truth, tmp_path / "out"))
+    for patient, scores in zip(patients(truth), found, strict=True):
+        images = {
+            name: read_volume(patient / f"{patient.name}-{name}.nii.gz")
+            for name in ("t1n", "t2w", "t2f", "t1c")
+        }
+        brain = brain_mask({name: images[name] for name in ("t1n", "t2w", "t2f")})
+        peak = np.percentile(images["t1c"][brain], 99.5)
+        predicted = read_volume(made / patient.name / f"{patient.name}-t1c.nii.gz")
+        scale = measure(images["t1c"]).scale
+        pair = [np.clip(images["t1c"] / peak, 0, 1), np.clip(predicted * scale / peak, 0, 1)]
+        expected = peak_signal_noise_ratio(*(image[brain] for image in pair), data_range=1)
+        assert scores["psnr"] == pytest.approx(expected, abs=0.05)
+        assert 15 < scores["psnr"] < 50
+        assert set(scores["regions"]) >= {"whole_tumour", "healthy"}
+
+
+def test_the_unit_of_a_prediction_does_not_matter(truth, tmp_path):
+    unit = blurred(truth, tmp_path / "unit", lambda _: 1.0)
+    own = blurred(truth, tmp_path / "own", lambda path: measure(read_volume(path)).scale)
+    other = blurred(truth, tmp_path / "other", lambda _: 37.0, sidecar=True)
+    found = [
+        score_folders(folder, truth, tmp_path / f"{folder.name}_out")
+        for folder in (unit, own, other)
+    ]
+    said = [records[0]["scales"]["t1c"] for records in found]
+    assert said == ["taken as [0, 1]", "the truth's unit", "reference_scale of the sidecar"]
+    for one, *others in zip(*map(rows, found), strict=True):
+        for another in others:
+            assert another["psnr"] == pytest.approx(one["psnr"], abs=1e-3)
+            assert another["ssim"] == pytest.approx(one["ssim"], abs=1e-5)
+
+
+def test_the_command_needs_no_config_and_leaves_records_and_tables(truth, tmp_path, capsys):
+    made = tmp_path / "made"
+    shutil.copytree(truth, made, ignore=shutil.ignore_patterns("*t1n*", "*t2w*", "*seg*", "*.json"))
+    assert main.main(["cdm_jax.main", "score", f"--input={made}", f"--truth={truth}"]) == 0
+    assert "Convention paper" in capsys.readouterr().out
+    records = [json.loads(path.read_text()) for path in sorted((made / "scores").glob("*.json"))]
+    assert len(records) == 2
+    for record in records:
+        assert set(record["rows"]["prediction"]) == {"paper", "volume"}
+        for targets in record["rows"]["prediction"].values():
+            assert set(targets) == {"t1c", "t2f"}
+            assert all(scores["psnr"] == 100 and scores["mae"] == 0 for scores in targets.values())
+    assert "volume" in (made / "scores/tables.md").read_text()
+
+
+def test_mistakes_are_named(truth, tmp_path, capsys):
+    assert main.main(["cdm_jax.main", "score", f"--input={truth}"]) == 1
+    assert "score needs --input" in capsys.readouterr().err
+    made = blurred(truth, tmp_path / "made", lambda _: 1.0)
+    patient = next(made.iterdir())
+    image = next(patient.iterdir())
+    shifted = nib.load(image)
+    affine = shifted.affine.copy()
+    affine[0, 3] += 5
+    nib.save(nib.Nifti1Image(shifted.get_fdata(), affine), image)
+    with pytest.raises(UserError, match="grid"):
+        score_folders(made, truth, tmp_path / "out")
+    stranger = made.parent / "stranger" / "BraTS-GLI-99999-000"
+    stranger.mkdir(parents=True)
+    shutil.copy(image, stranger / "BraTS-GLI-99999-000-t1c.nii.gz")
+    with pytest.raises(UserError, match="no subject is in both folders: the predictions have"):
+        score_folders(stranger.parent, truth, tmp_path / "out")
