@@ -30,6 +30,8 @@ from cdm_jax.writer import ProfilerWindow, StopRequest, TrainingProgress, Writer
 MEASURED_SLICES = 4096  # enough for the means and covariances that `finish` measures
 LENGTHS = ("num_steps", "num_epochs", "log_every", "validate_every", "checkpoint_every")
 
+_to_model_range = jax.jit(base.to_model_range)
+
 Totals = dict[str, Average]
 Step = Callable[[base.State, Totals, Any], tuple[base.State, Totals]]
 
@@ -126,11 +128,11 @@ def slice_batches(
     source = SliceSource(subjects)
     chosen = np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).astype(int))
     padded = np.resize(chosen, -(-len(chosen) // batch_size) * batch_size)
-    convert = jax.jit(lambda b: {name: base.to_model_range(x) for name, x in b.items()})
     for start in range(0, len(padded), batch_size):
         items = [source[int(index)] for index in padded[start : start + batch_size]]
         stacked = {name: np.stack([item[name] for item in items]) for name in items[0]}
-        yield convert(jax.device_put(stacked, sharding))
+        stored = jax.device_put(stacked, sharding)
+        yield {name: _to_model_range(images) for name, images in stored.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
