@@ -160,7 +160,11 @@ def _provenance(
         "notice": NOTICE,
         "subject": subject.subject_id,
         "modality": target,
-        "sources": {name: _file(subject.images[name]) for name in config.data.sources},
+        "sources": {  # one that is missing is refused when the subject is prepared
+            name: _file(subject.images[name])
+            for name in config.data.sources
+            if name in subject.images
+        },
         "software": f"cdm_jax {cdm_jax.__version__}",
         "system": config[config.stage].method,
         "checkpoint": system.fingerprint,

@@ -106,6 +106,22 @@ def test_a_plain_unet_translates_too(finished_run, patient, tmp_path):
     assert len(list(tmp_path.glob("*/*.nii.gz"))) == 2
 
 
+def test_a_subject_that_is_done_is_left_alone_and_made_anew_for_other_samples(
+    finished_run, patient, tmp_path
+):
+    def synthesize(samples):
+        (folder,) = synthesize_folder(patient, tmp_path, finished_run / "cunet", samples=samples)
+        return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+    first = synthesize(1)
+    assert synthesize(1) == first
+    sidecar = next(tmp_path.glob("*/*-t1c.json"))
+    sidecar.unlink()  # as after a kill: sidecars are written last
+    again = synthesize(1)
+    assert all(again[name] > first[name] for name in first)
+    assert synthesize(2).keys() > first.keys()
+
+
 def test_mistakes_are_named(finished_run, patient, tmp_path):
     with pytest.raises(UserError, match="no checkpoint"):
         synthesize_folder(patient, tmp_path, tmp_path / "nothing", samples=1)

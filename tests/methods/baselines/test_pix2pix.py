@@ -12,6 +12,7 @@ from cdm_jax.losses.adversarial import cross_entropy, discriminator_loss
 from cdm_jax.methods import base
 from cdm_jax.methods.baselines.adversarial import score
 from cdm_jax.methods.baselines.pix2pix import HalvingUNet
+from cdm_jax.nn.dropout import Dropout
 from configs import common
 
 TINY = {"data.size": 32, "pix2pix.halvings": 3}  # too few levels for dropout
@@ -100,7 +101,7 @@ def test_eight_halvings_of_256_pixels_end_in_one(published):
 )
 def test_dropout_is_in_the_widest_levels_above_the_deepest(halvings, sides):
     """At most three, as in "unet_256"; two in "unet_128"."""
-    shapes = _outputs(_network(halvings=halvings), 2**halvings, nn.Dropout)
+    shapes = _outputs(_network(halvings=halvings), 2**halvings, Dropout)
     assert shapes == [(side, side, 16) for side in sides]
 
 
