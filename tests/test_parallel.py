@@ -19,6 +19,7 @@ import pytest
 
 from cdm_jax import parallel
 from cdm_jax.errors import UserError
+from experiments import scaling
 from tests.helpers import copy_run
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -201,6 +202,25 @@ def test_only_the_pools_new_images_are_gathered(report):
     for mode in ("jit", "pmap"):
         found = report("cyclegan")["collectives"][f"cyclegan {mode}"]["all-gather"]
         assert found["bytes"] == 2 * BATCH * 32 * 32 * 2 * 4
+
+
+HLO = """
+  %all-reduce.1 = f32[3,4]{1,0} all-reduce(f32[3,4]{1,0} %x), replica_groups={{0,1}}
+  ROOT %all-reduce.2 = (f32[5]{0}, bf16[], pred[2]{0}) all-reduce(f32[5]{0} %y, bf16[] %z, %w)
+  %gathered = f32[8,2]{1,0} all-gather(f32[4,2]{1,0} %p), dimensions={0}
+  %name.all-reduce = f32[7]{0} add(f32[7]{0} %a, f32[7]{0} %b)
+"""
+
+
+def test_collectives_are_counted_with_the_bytes_of_their_results():
+    class Program:
+        def as_text(self):
+            return HLO
+
+    assert scaling.collectives(Program()) == {
+        "all-reduce": {"number": 2, "bytes": 48 + 20 + 2 + 2, "largest": 48},
+        "all-gather": {"number": 1, "bytes": 64, "largest": 64},
+    }
 
 
 def test_a_mode_that_does_not_exist_is_refused():
