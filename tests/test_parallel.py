@@ -63,12 +63,12 @@ def _port() -> int:
 class Process:
     """A command in a process of its own; its output goes to a file, which never blocks it."""
 
-    def __init__(self, arguments: list[str], devices: int):
+    def __init__(self, arguments: list[str], devices: int, **variables: str):
         self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by `finish`)
         self.process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=ROOT,
-            env=_environment(devices),
+            env=_environment(devices) | variables,
             stdout=self._output,
             stderr=subprocess.STDOUT,
         )
@@ -226,6 +226,47 @@ def test_collectives_are_counted_with_the_bytes_of_their_results():
 def test_a_mode_that_does_not_exist_is_refused():
     with pytest.raises(UserError, match="unknown parallel 'ddp': allowed are jit, pmap, fsdp"):
         parallel.all_devices("ddp")
+
+
+MEET = """
+import jax
+from cdm_jax import parallel
+parallel.start()
+parallel.wait_for_all("meeting")
+print(jax.process_count(), jax.process_index(), jax.device_count())
+"""
+SLURM = {
+    "SLURM_JOB_ID": "{port}",
+    "SLURM_STEP_NODELIST": "127.0.0.1",
+    "SLURM_STEP_NUM_NODES": "1",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "{place}",
+    "SLURM_LOCALID": "{place}",
+}
+OPEN_MPI = {
+    "OMPI_MCA_orte_hnp_uri": "{port}.0;tcp://127.0.0.1:1",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_RANK": "{place}",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "{place}",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variables", [SLURM, OPEN_MPI], ids=["slurm", "open_mpi"])
+def test_processes_find_each_other_by_what_their_launcher_sets(variables):
+    """The variables that srun and mpirun set; neither is needed to see that JAX reads them."""
+    port = _port()
+    pair = [
+        Process(
+            ["-c", MEET], 1, **{k: v.format(port=port, place=place) for k, v in variables.items()}
+        )
+        for place in range(2)
+    ]
+    for place, process in enumerate(pair):
+        status, printed = process.finish(timeout=120)
+        assert status == 0, printed[-3000:]
+        assert f"2 {place} 2" in printed
 
 
 def test_half_of_what_several_processes_need_is_refused():
