@@ -34,7 +34,7 @@ MODES = ("jit", "pmap", "fsdp")
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
 SHARED_FIELDS = ("params", "optimizer", "average")  # of a state, in fsdp
 WORTH_SHARING = 2**12  # elements; smaller arrays stay whole
-ONCE = {"xla_backend_optimization_level": 0}  # compile fast what runs a single time
+ONCE: dict[str, Any] = {"xla_backend_optimization_level": 0}  # compile fast what runs a single time
 TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # set where srun or mpirun starts a task
 
 
