@@ -136,11 +136,20 @@ def _metadata(step_folder: pathlib.Path) -> dict[str, Any]:
 
 
 def provenance(stage_folder: pathlib.Path) -> Provenance | None:
-    """What a stage's newest checkpoint says of itself, None where there is none."""
+    """What a stage's newest checkpoint says of itself, None where there is none.
+
+    Raises:
+      UserError: an earlier version wrote it, in another form.
+    """
     newest = _newest(stage_folder)
     if newest is None:
         return None
     saved = _metadata(newest)
+    if "batch_size" not in saved:
+        raise UserError(
+            f"{newest} was written by an earlier version, whose checkpoints this one cannot read: "
+            "use that version, or train the stage anew in another --workdir"
+        )
     return Provenance(
         config=to_config(saved["config"]),
         batch_size=saved["batch_size"],

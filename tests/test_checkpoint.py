@@ -37,6 +37,13 @@ def test_an_empty_folder_is_refused_by_name(tmp_path):
         checkpoint.load_model(tmp_path)
 
 
+def test_a_checkpoint_of_an_earlier_version_is_refused_by_name(tmp_path, monkeypatch):
+    (tmp_path / checkpoint.FOLDER / "20").mkdir(parents=True)
+    monkeypatch.setattr(checkpoint, "_metadata", lambda folder: {"config": {}, "split": "x"})
+    with pytest.raises(UserError, match=r"20 was written by an earlier version"):
+        checkpoint.provenance(tmp_path)
+
+
 SAVE_ELSEWHERE = """
 import jax, sys, pathlib
 jax.config.update("jax_num_cpu_devices", 4)
