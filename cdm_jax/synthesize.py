@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,9 +36,6 @@ def synthesize_folder(
 ) -> list[pathlib.Path]:
     """Synthesises every subject found under a folder.
 
-    A subject whose sidecars say that it was made from these files by this system is left as it is,
-    so that an interrupted cohort goes on; several processes share the subjects.
-
     Args:
       source: a patient's folder or a cohort's.
       output: one folder a subject is made in it.
@@ -61,6 +59,27 @@ def synthesize_folder(
         patterns=data.patterns.to_dict() or None,
         require_all=False,
     )
+    return _synthesize(subjects, output, system, samples)
+
+
+def synthesize_subjects(
+    subjects: Sequence[Subject], output: pathlib.Path, stage_folder: pathlib.Path, *, samples: int
+) -> list[pathlib.Path]:
+    """The same for subjects that are known already."""
+    return _synthesize(
+        subjects, output, inference.load_system(stage_folder, _batch_size(samples)), samples
+    )
+
+
+def _synthesize(
+    subjects: Sequence[Subject], output: pathlib.Path, system: inference.System, samples: int
+) -> list[pathlib.Path]:
+    """Synthesises this process's share of the subjects.
+
+    A subject whose sidecars say that it was made from these files by this system is left as it is,
+    so that an interrupted cohort goes on; several processes share the subjects.
+    """
+    data = system.provenance.config.data
     settings = PrepareSettings(
         sources=tuple(data.sources),
         targets=tuple(data.targets),

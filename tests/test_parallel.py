@@ -387,8 +387,9 @@ def test_a_killed_process_ends_the_other_and_the_pair_goes_on_exactly(
     assert time.monotonic() - killed < 60
     started[victim].finish()
     assert status != 0
-    clear = ("continues from its last checkpoint", "heartbeat")
-    assert any(words in printed for words in clear), printed[-2000:]
+    # Our words where Python still runs; JAX's own where its runtime notices first and ends it.
+    clear = ("continues from its last checkpoint", "heartbeat", "task was preempted/died")
+    assert any(words in printed for words in clear), printed
     run(two, line("m1", workdir, two))
     assert metrics.read_text() == (whole / "m1/metrics.jsonl").read_text()
 
