@@ -55,13 +55,16 @@ def rows_of(system: str, method: base.Translator, num_samples: int) -> inference
     return rows
 
 
-def evaluate_run(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) -> list[Record]:
+def evaluate_run(
+    config: ConfigDict, workdir: pathlib.Path, dataset: Dataset, name: str | None = None
+) -> list[Record]:
     """Scores the config's systems on unseen patients; prints the tables.
 
     Args:
-      config: its `evaluate` section.
-      workdir: holds the systems' folders; records go to `<workdir>/evaluation/<part>`.
+      config: its sections `evaluate` and `sampler` (the checkpoints' own may differ).
+      workdir: holds the systems' folders; records go to `<workdir>/evaluation/<name>`.
       dataset: prepared patients.
+      name: of the records' folder; the part of the split by default.
 
     Returns:
       One record a subject.
@@ -74,7 +77,7 @@ def evaluate_run(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) ->
     if not part:
         raise UserError(f"no patients in part '{settings.part}' of the split to evaluate")
     evaluation = _Evaluation(config, workdir, dataset)
-    folder = workdir / "evaluation" / settings.part
+    folder = workdir / "evaluation" / (name or settings.part)
     folder.mkdir(parents=True, exist_ok=True)
     others = {s.subject_id: _another(s, part) for s in part}
     for subject in track(parallel.own_share(part), "evaluating", console=console):
@@ -103,7 +106,7 @@ def _load(
             f"{stage} has not been trained to its end in {folder}: train it, or leave it out by "
             "--config.evaluate.systems='(...)'"
         )
-    system = inference.load_system(folder, config.evaluate.batch_size)
+    system = inference.load_system(folder, config.evaluate.batch_size, config.sampler)
     if system.provenance.split != dataset.split_hash:
         raise UserError(
             f"{folder} was trained on split {system.provenance.split}, not on this data's "

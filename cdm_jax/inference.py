@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key, UInt16
+from ml_collections import ConfigDict
 
 from cdm_jax import checkpoint, parallel
 from cdm_jax.data.pipeline import padded_batches
@@ -82,15 +83,26 @@ class System:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def load_system(stage_folder: pathlib.Path, batch_size_per_device: int) -> System:
+def load_system(
+    stage_folder: pathlib.Path, batch_size_per_device: int, sampler: ConfigDict | None = None
+) -> System:
     """Loads a finished stage that translates, such as `runs/brats/cunet`, on any device.
+
+    Args:
+      stage_folder: holds the checkpoints.
+      batch_size_per_device: slices a call and device.
+      sampler: steps, eta and grid of DDIM; those of its training's config where None.
 
     Raises:
       UserError: no checkpoint there.
     """
     model, provenance = checkpoint.load_model(stage_folder)
+    config = provenance.config
+    if sampler is not None:
+        config = config.copy_and_resolve_references()
+        config.sampler = sampler
     return System(
-        method=base.create(provenance.config),  # type: ignore[arg-type]
+        method=base.create(config),  # type: ignore[arg-type]
         model=jax.device_put(model, parallel.replicated(parallel.local_mesh())),
         provenance=provenance,
         fingerprint=_fingerprint(model),

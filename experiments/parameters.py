@@ -6,7 +6,8 @@ Nothing is trained and no parameter is made: stages are traced for shapes alone.
 counted in the programs before XLA optimises them, a multiplication and an addition each for one
 (twice the "MACs" of publications); the body of a loop counts once, so that sampling costs as many
 passes as it has steps. `--peak` compiles every training step for the device at hand as well and
-adds the memory that it takes there. Writes `experiments/results/parameters.json`.
+adds the memory that it takes there. Writes `experiments/results/parameters.json` and
+`docs/results/parameters.md`.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from experiments.networks import (
     start,
 )
 from experiments.records import load_results, save_results
+from experiments.study import DOCS, write
 
 NAME = "parameters"
 COMMAND = "python -m experiments.parameters"
@@ -148,7 +150,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.show:
         stages = options.stages.split(",")
         save_results(NAME, measure(options.size, stages, peak=options.peak))
-    console.print("\n".join(tables(load_results(NAME))), soft_wrap=True)
+    text = "\n".join(tables(load_results(NAME)))
+    console.print(text, soft_wrap=True)
+    DOCS.mkdir(parents=True, exist_ok=True)
+    write(DOCS / "parameters.md", text + "\n")
 
 
 if __name__ == "__main__":

@@ -137,6 +137,7 @@ def test_equal_networks_of_a_stage_are_told_apart_by_their_order():
 def test_the_command_writes_a_record_and_prints_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(records, "RESULTS", tmp_path)
     monkeypatch.setattr(brats, "get_config", _smoke)
+    monkeypatch.setattr(parameters, "DOCS", tmp_path)
     parameters.main(["--size=32", "--stages=m1,mdn", "--peak"])
     record = json.loads((tmp_path / "parameters.json").read_text())
     assert [row["network"] for row in record["networks"]] == ["network", "denoiser", "encoder"]

@@ -1,6 +1,8 @@
 """Tables of results: pure functions of the records of single subjects."""
 
+import csv
 import dataclasses
+import io
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -26,6 +28,16 @@ SIGNIFICANT = 0.05
 FIRST_HEADING = "System"
 MARK = "†"
 ABSENT = "–"
+LATEX = {"\\": r"\textbackslash ", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#"} | {
+    "±": r"$\pm$",
+    MARK: r"$^\dagger$",
+    ABSENT: "--",
+    "<": "$<$",
+}
+CSV_COLUMNS = (
+    *("system", "modality", "metric", "patients", "mean", "low", "high"),
+    *("standard_deviation", "median", "difference", "p_value"),
+)
 
 Columns: TypeAlias = dict[tuple[str, str], Float[np.ndarray, " patients"]]
 """The values of one row: target modality (or ``Avg``) and metric to one value a patient."""
@@ -65,11 +77,14 @@ class ResultsTable:
         rows: The systems, in the records' order.
         patients: The number of patients in the records; a cell with fewer says so.
         footer: What the numbers mean: convention, region, patients, split, interval and test.
+        printed: Further columns of text, such as another publication's numbers: heading to row's
+            name to text.
     """
 
     rows: list[Row]
     patients: int
     footer: str
+    printed: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
 
 
 def results_table(
@@ -172,10 +187,7 @@ def to_rich(table: ResultsTable) -> Table:
     for heading in headings(table):
         shown.add_column(Text(heading), justify="left" if heading == FIRST_HEADING else "right")
     for row in table.rows:
-        cells = [
-            cell_text(cell, metric, table.patients, "\n") for (_, metric), cell in row.cells.items()
-        ]
-        shown.add_row(Text(row.name), *map(Text, cells))
+        shown.add_row(Text(row.name), *map(Text, texts(table, row, "\n")))
     return shown
 
 
@@ -183,17 +195,62 @@ def to_markdown(table: ResultsTable) -> str:
     """Lays a table out in Markdown, the footer below it."""
     lines = [headings(table), ["---", *["---:"] * (len(headings(table)) - 1)]]
     for row in table.rows:
-        cells = [
-            cell_text(cell, metric, table.patients, " ") for (_, metric), cell in row.cells.items()
-        ]
-        lines.append([row.name.replace("|", "\\|"), *cells])
+        lines.append([row.name.replace("|", "\\|"), *texts(table, row, " ")])
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", table.footer, ""])
+
+
+def to_latex(table: ResultsTable) -> str:
+    """Lays a table out in LaTeX with the package booktabs, the footer below it."""
+    lines = [headings(table), *([row.name, *texts(table, row, " ")] for row in table.rows)]
+    head, *body = [" & ".join(map(_latex, line)) + r" \\" for line in lines]
+    columns = "l" + "r" * (len(lines[0]) - 1)
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{{columns}}}",
+            *(r"\toprule", head, r"\midrule", *body, r"\bottomrule"),
+            r"\end{tabular}",
+            rf"\par\footnotesize {_latex(table.footer)}",
+            "",
+        ]
+    )
+
+
+def _latex(text: str) -> str:
+    """Escapes what LaTeX would read as its own."""
+    for plain, escaped in LATEX.items():
+        text = text.replace(plain, escaped)
+    return text
+
+
+def to_csv(table: ResultsTable) -> str:
+    """Every number of a table at full precision, a line for each system, modality and metric."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(CSV_COLUMNS)
+    for row in table.rows:
+        for (target, metric), cell in row.cells.items():
+            summary, compared = cell.summary, cell.comparison
+            low, high = summary.interval or ("", "")
+            difference = [compared.difference, compared.p_value] if compared else ["", ""]
+            numbers = [summary.mean, low, high, summary.standard_deviation, summary.median]
+            lines.writerow([row.name, target, metric, summary.n, *numbers, *difference])
+    return text.getvalue()
 
 
 def headings(table: ResultsTable) -> list[str]:
     """Heads of the columns, the systems' first."""
     columns = table.rows[0].cells
-    return [FIRST_HEADING, *(f"{t[:1].upper()}{t[1:]} {m.upper()}" for t, m in columns)]
+    measured = [f"{t[:1].upper()}{t[1:]} {m.upper()}" for t, m in columns]
+    return [FIRST_HEADING, *measured, *table.printed]
+
+
+def texts(table: ResultsTable, row: Row, separator: str) -> list[str]:
+    """What stands in a row's cells, the name's apart."""
+    cells = [
+        cell_text(cell, metric, table.patients, separator)
+        for (_, metric), cell in row.cells.items()
+    ]
+    return [*cells, *(column.get(row.name, ABSENT) for column in table.printed.values())]
 
 
 def cell_text(cell: Cell, metric: str, patients: int, separator: str) -> str:

@@ -1,0 +1,184 @@
+"""Figure 4: what each system paints, beside the truth, with its errors and a zoom on the tumour.
+
+  python -m experiments.figure4 --dataset=phantom --small
+  python -m experiments.figure4 --dataset=brats --root=<folder>
+
+Shown are the two test patients with the most enhancing tumour (without segmentations: the first
+two), each in the slice with the most of it. Stochastic systems show the mean of their samples.
+"""
+
+import io
+import os
+from typing import Any
+
+import jax
+import matplotlib.figure
+import numpy as np
+from jaxtyping import Array, Bool, Float
+from matplotlib.axes import Axes
+
+from cdm_jax import inference
+from cdm_jax.data.dataset import Dataset
+from cdm_jax.data.nifti import read_labels
+from cdm_jax.data.prepare import FULL_SCALE, PreparedSubject
+from cdm_jax.data.resample import to_frame
+from cdm_jax.methods import base
+from cdm_jax.metrics.regions import ENHANCING_TUMOUR
+from experiments.records import RESULTS
+from experiments.study import Study, main
+from experiments.table1 import SYSTEMS
+
+PATIENTS = 2
+STAGES = {
+    "pix2pix": "Pix2pix",
+    "cyclegan": "CycleGAN",
+    "gcgan": "GcGAN",
+    "cut": "CUT",
+    "reggan": "RegGAN",
+    "resvit": "ResViT",
+    "diffusion": "Diffusion",
+    "m1": "M1",
+    "cunet": "CDM",
+}
+ERROR_LIMIT = 0.3  # of the truth's range, where the error map's colours end
+ZOOM_MARGIN = 4  # pixels around the tumour
+
+
+def measure(study: Study) -> None:
+    """Paints the slices with every trained system; writes the record, a compressed .npz."""
+    study.run(SYSTEMS)
+    dataset = study.data()
+    shown = patients_to_show(dataset)
+    slices = np.stack([np.asarray(s.slices[place]) for s, place, _ in shown])
+    number = len(shown[0][0].sources)
+    images = {
+        "sources": slices[..., :number] / FULL_SCALE,
+        "truth": slices[..., number:] / FULL_SCALE,
+        "tumour": np.stack([tumour for *_, tumour in shown]),
+    }
+    images |= {stage: painted(study, stage, slices[..., :number]) for stage in STAGES}
+    content: dict[str, Any] = {name: to_bytes(image) for name, image in images.items()}
+    content["subjects"] = np.array([subject.subject_id for subject, *_ in shown])
+    content["source_names"] = np.array(shown[0][0].sources)
+    content["target_names"] = np.array(shown[0][0].targets)
+    content["command"] = np.array(study.command("figure4"))
+    path = RESULTS / study.dataset / "figure4.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **content)
+    temporary = path.with_suffix(".partial")
+    temporary.write_bytes(buffer.getvalue())
+    os.replace(temporary, path)
+
+
+def to_bytes(image: Float[np.ndarray, "..."]) -> np.ndarray:
+    """Values in [0, 1] as bytes."""
+    return np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
+
+
+def patients_to_show(
+    dataset: Dataset,
+) -> list[tuple[PreparedSubject, int, Bool[np.ndarray, "h w"]]]:
+    """(subject, place among its slices, what to enlarge in the model's frame), most first."""
+    found = []
+    for subject in dataset.test:
+        path = dataset.subjects[subject.subject_id].segmentation
+        size = subject.slices.shape[1]
+        if path is None:
+            found.append((0, subject, len(subject.slices) // 2, np.zeros((size, size), bool)))
+            continue
+        labels = read_labels(path)[list(subject.slice_indices)]
+        enhancing = np.isin(labels, ENHANCING_TUMOUR)
+        place = int(enhancing.sum(axis=(1, 2)).argmax())
+        shown = enhancing if enhancing.any() else labels > 0
+        tumour = to_frame(shown[place : place + 1].astype(np.float32), size)[0] > 0.5
+        found.append((int(enhancing.sum()), subject, place, tumour))
+    found.sort(key=lambda entry: -entry[0])
+    return [entry[1:] for entry in found[:PATIENTS]]
+
+
+def painted(study: Study, stage: str, sources: np.ndarray) -> Float[np.ndarray, "n h w t"]:
+    """These slices by one system, in [0, 1]: the mean of its samples."""
+    config = study.config("cdm")
+    system = inference.load_system(study.workdir / stage, len(sources), config.sampler)
+    method = system.method
+    number = config[stage].get("num_samples", config.evaluate.num_samples)
+    samples = number if method.stochastic else 1
+
+    def mean(model: base.Model, batch: base.Batch, key: Array) -> inference.Outputs:
+        drawn = base.to_unit_range(method.translate(model, batch["source"], key, samples))
+        return {"mean": drawn.mean(axis=0)}
+
+    return system.volumes(system.compile(mean), {"source": sources}, jax.random.key(0))["mean"]
+
+
+def show(study: Study) -> None:
+    """Draws the figure from the record."""
+    with np.load(RESULTS / study.dataset / "figure4.npz") as content:
+        images = {name: content[name] for name in content.files}
+    study.save_figure("figure4", draw(images))
+
+
+def draw(images: dict[str, np.ndarray]) -> matplotlib.figure.Figure:
+    """A pair of rows (images, errors) for each patient and target, a column for each system."""
+    targets, subjects = images["target_names"].tolist(), images["subjects"].tolist()
+    stages = [stage for stage in STAGES if stage in images]
+    titles = [*images["source_names"].tolist(), *(STAGES[s] for s in stages), "truth"]
+    first = len(images["source_names"])
+    pairs = [(n, t) for n in range(len(subjects)) for t in range(len(targets))]
+    figure = matplotlib.figure.Figure(
+        figsize=(1.05 * len(titles), 1.12 * 2 * len(pairs) + 0.3), layout="constrained"
+    )
+    grid = figure.subplots(2 * len(pairs), len(titles), squeeze=False)
+    for axis in grid.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.spines[:].set_visible(False)
+    for axis, title in zip(grid[0], titles, strict=True):
+        axis.set_title(title, fontsize=8)
+    shade = None
+    for (n, t), above, below in zip(pairs, grid[::2], grid[1::2], strict=True):
+        box = zoom_box(images["tumour"][n])
+        above[0].set_ylabel(f"{subjects[n][-9:]}\n{targets[t]}", fontsize=7)
+        below[0].set_ylabel("error", fontsize=7)
+        truth = images["truth"][n, ..., t] / 255
+        columns = [images["sources"][n, ..., s] / 255 for s in range(images["sources"].shape[-1])]
+        columns += [images[stage][n, ..., t] / 255 for stage in stages] + [truth]
+        for place, (image, axis) in enumerate(zip(columns, above, strict=True)):
+            show_image(axis, image, box)
+            if first <= place < len(columns) - 1:
+                error = np.abs(image - truth)
+                shade = below[place].imshow(error, cmap="cividis", vmin=0, vmax=ERROR_LIMIT)
+    if shade is not None:
+        bar = figure.colorbar(shade, ax=grid, location="bottom", shrink=0.3, aspect=40, pad=0.01)
+        bar.set_label("absolute error (1 = the truth's 99.5th percentile)", fontsize=7)
+        bar.ax.tick_params(labelsize=7)
+    return figure
+
+
+def zoom_box(tumour: np.ndarray) -> tuple[slice, slice] | None:
+    """Rows and columns around the tumour, None where there is none."""
+    rows, columns = np.nonzero(tumour)
+    if not rows.size:
+        return None
+    side = max(np.ptp(rows), np.ptp(columns)) // 2 + ZOOM_MARGIN
+    y, x = (int(v.min() + v.max()) // 2 for v in (rows, columns))
+    return slice(max(0, y - side), y + side + 1), slice(max(0, x - side), x + side + 1)
+
+
+def show_image(
+    axis: Axes, image: Float[np.ndarray, "h w"], box: tuple[slice, slice] | None
+) -> None:
+    """One image, with the tumour enlarged in its lower right corner."""
+    axis.imshow(image, cmap="gray", vmin=0, vmax=1)
+    if box is None:
+        return
+    inset = axis.inset_axes((0.56, 0, 0.44, 0.44))
+    inset.imshow(image[box], cmap="gray", vmin=0, vmax=1)
+    inset.set_xticks([])
+    inset.set_yticks([])
+    inset.spines[:].set_color("#E69F00")
+
+
+if __name__ == "__main__":
+    main(None, __doc__, measure, show)

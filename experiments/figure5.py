@@ -1,0 +1,123 @@
+"""Figure 5: (a) slices a second against N, (b, c) PSNR and SSIM against the number of parameters.
+
+  python -m experiments.figure5 --dataset=phantom --small
+  python -m experiments.figure5 --dataset=brats --root=<folder>
+
+(a) is of CDM and Diffusion, the area of a bubble its PSNR; both are timed in the same run. (b) and
+(c) are of all systems of Table I; parameters are those that a translation uses.
+"""
+
+import matplotlib.figure
+import numpy as np
+from matplotlib.axes import Axes
+
+from cdm_jax.methods import base
+from cdm_jax.report.tables import AVERAGE, results_table
+from experiments.networks import create, example, inference_parameters, start
+from experiments.records import load_results, save_results
+from experiments.study import Study, main
+from experiments.sweep import STEPS, sweep
+from experiments.table1 import ROWS, SYSTEMS
+
+CONVENTION = "volume"
+SWEPT = {"cunet": "CDM", "diffusion": "Diffusion"}
+# Okabe and Ito's colours, which the colour-blind can tell apart, and a shape each for print.
+COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+SHAPES = "osD^vP*X<"
+# Row of the records -> stage whose parameters a translation uses.
+TRAINED = {
+    row: row.split("/")[0]
+    for row in ROWS
+    if row not in ("copy", "brain_mean", "regression", "resampled_truth", "cunet")
+}
+BUBBLE = 25  # points squared for the smallest bubble; each dB more adds as much
+
+
+def measure(study: Study) -> None:
+    """Times CDM and Diffusion for every N, and counts parameters."""
+    study.run(SYSTEMS)
+    sweep(study, tuple(SWEPT), study.command("figure5"))
+    config = study.config("all")
+    counts = {}
+    for stage in dict.fromkeys(TRAINED.values()):
+        method = create(config, stage)
+        if isinstance(method, base.Translator):
+            state = start(config, stage, example(config, 1))
+            counts[stage] = inference_parameters(method, state, example(config, 1))
+    content = {"command": study.command("figure5"), "size": config.data.size, "parameters": counts}
+    save_results(f"{study.dataset}/figure5", content)
+
+
+def show(study: Study) -> None:
+    """Draws the figure from the records."""
+    figure = matplotlib.figure.Figure(figsize=(10.5, 3.6), layout="constrained")
+    speed, psnr, ssim = figure.subplots(1, 3)
+    draw_speed(speed, load_results(f"{study.dataset}/sampling"))
+    counts = load_results(f"{study.dataset}/figure5")["parameters"]
+    records = load_results(f"{study.dataset}/systems")["records"]
+    for axis, metric, label in ((psnr, "psnr", "PSNR, dB"), (ssim, "ssim", "SSIM")):
+        draw_parameters(axis, records, counts, metric, label)
+    handles, labels = psnr.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
+    study.save_figure("figure5", figure)
+
+
+def mean_of(records: list, row: str, metric: str) -> float:
+    """Mean over patients, targets averaged."""
+    table = results_table(records, CONVENTION)
+    cells = next(r.cells for r in table.rows if r.name == row)
+    return cells[AVERAGE, metric].summary.mean
+
+
+def draw_speed(axis: Axes, content: dict) -> None:
+    """(a) Slices a second against N; a bubble's area grows with the PSNR of one sample."""
+    points = {
+        stage: [
+            (steps, 1 / row["seconds_a_slice"], mean_of(row["records"], stage, "psnr"))
+            for steps in STEPS
+            if (row := content["systems"][stage].get(str(steps)))
+        ]
+        for stage in SWEPT
+    }
+    lowest = min(psnr for found in points.values() for *_, psnr in found)
+    for (stage, found), colour in zip(points.items(), (COLOURS[5], COLOURS[6]), strict=True):
+        steps, rates, values = (np.array(column) for column in zip(*found, strict=True))
+        axis.plot(steps, rates, color=colour, linewidth=1.5, label=SWEPT[stage])
+        area = BUBBLE * (1 + values - lowest)
+        axis.scatter(steps, rates, s=area, color=colour, alpha=0.8)
+        for n, rate, value in found:
+            axis.annotate(f"{value:.1f}", (n, rate), (0, 8), textcoords="offset points", fontsize=7)
+    axis.set_yscale("log")
+    axis.set_xlabel("sampling steps N", fontsize=9)
+    axis.set_ylabel(f"slices a second on {content['device']}", fontsize=9)
+    axis.set_title("(a) speed; numbers and areas: PSNR in dB", fontsize=9)
+    axis.legend(fontsize=8)
+    axis.tick_params(labelsize=8)
+
+
+def draw_parameters(
+    axis: Axes, records: list, counts: dict[str, int], metric: str, label: str
+) -> None:
+    """(b), (c) A metric against the parameters that a translation uses."""
+    for place, (row, stage) in enumerate(TRAINED.items()):
+        if stage not in counts or row not in records[0]["rows"]:
+            continue
+        axis.scatter(
+            counts[stage] / 1e6,
+            mean_of(records, row, metric),
+            color=COLOURS[place % len(COLOURS)],
+            marker=SHAPES[place % len(SHAPES)],
+            edgecolors="black",
+            linewidths=0.5,
+            s=55,
+            label=ROWS[row],
+        )
+    axis.set_xscale("log")
+    axis.set_xlabel("parameters, millions", fontsize=9)
+    axis.set_ylabel(f"{label} ({AVERAGE}, {CONVENTION})", fontsize=9)
+    axis.set_title(f"({'b' if metric == 'psnr' else 'c'}) {metric.upper()} and size", fontsize=9)
+    axis.tick_params(labelsize=8, which="both")
+
+
+if __name__ == "__main__":
+    main(None, __doc__, measure, show)

@@ -1,0 +1,186 @@
+"""What the tables and figures share: a data set's workdir, its trained systems, their outputs.
+
+Every table and figure is `python -m experiments.NAME [--dataset=phantom|brats|upenn_gbm] [--small]
+[--root=<patients>] [--workdir=...] [--show]`. They share one workdir a data set: what one of them
+has trained or evaluated, the others find. The record goes to `experiments/results/<dataset>/`, what
+is drawn from it to `docs/results/<dataset>/`; `--show` draws from the committed record alone.
+"""
+
+import argparse
+import importlib
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+
+from cdm_jax import checkpoint
+from cdm_jax import main as command_line
+from cdm_jax.data.dataset import Dataset, load_dataset
+from cdm_jax.errors import UserError
+from cdm_jax.metrics.aggregate import Record
+from cdm_jax.report.tables import ResultsTable, to_csv, to_latex, to_markdown
+from cdm_jax.writer import console
+from configs import baselines
+from configs.common import CUNETS, SYSTEMS
+
+DATASETS = ("phantom", "brats", "upenn_gbm")
+# Steps of every image network in a small study: two cores train those of Table III in half an hour.
+SMALL_STEPS = 1000
+SMALL_STAGES = (*CUNETS, *baselines.SMALL)
+FORMATS = ("png", "pdf", "svg")
+DOCS = pathlib.Path(__file__).parents[1] / "docs" / "results"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One data set, at one scale.
+
+    Attributes:
+      dataset: one of `DATASETS`.
+      small: small networks and slices for a CPU, instead of the paper's.
+      root: the patients' folder; empty for the phantom.
+      workdir: of all systems.
+    """
+
+    dataset: str
+    small: bool
+    root: str
+    workdir: pathlib.Path
+
+    def config(self, system: str) -> ConfigDict:
+        """The config of a system, as the command line makes it."""
+        module = importlib.import_module(f"configs.{self.dataset}")
+        config = module.get_config(f"{system},small={str(self.small).lower()}")
+        config.data.root = self.root
+        return config
+
+    def data(self) -> Dataset:
+        """The prepared patients."""
+        return load_dataset(self.config("cdm"), self.workdir)
+
+    def arguments(self, system: str) -> list[str]:
+        """The command line that trains a system and scores it."""
+        stage = f"{system},small={str(self.small).lower()}"
+        arguments = ["train", f"--config=configs/{self.dataset}.py:{stage}"]
+        arguments += [f"--workdir={self.workdir}"]
+        if self.root:
+            arguments.append(f"--config.data.root={self.root}")
+        if self.small:
+            lengths = [f"--config.{s}.train.num_steps={SMALL_STEPS}" for s in SMALL_STAGES]
+            arguments += lengths
+        return arguments
+
+    def command(self, name: str) -> str:
+        """The command that reproduces a record."""
+        return f"python -m experiments.{name} --dataset={self.dataset}{' --small' * self.small}"
+
+    def run(self, systems: Sequence[str]) -> None:
+        """Trains and evaluates what is missing of these systems, saying how long it may take."""
+        start, missing = time.perf_counter(), [s for s in systems if not self._is_trained(s)]
+        for system in systems:
+            told = f"{self.dataset}: {system} ({systems.index(system) + 1} of {len(systems)})"
+            if system in missing and missing.index(system):
+                spent = (time.perf_counter() - start) / 60
+                left = spent / missing.index(system) * (len(missing) - missing.index(system))
+                told += f", {spent:.0f} min spent, about {left:.0f} left"
+            console.rule(told)
+            if command_line.main(["cdm_jax.main", *self.arguments(system)]):
+                raise SystemExit(1)
+
+    def _is_trained(self, system: str) -> bool:
+        return all(checkpoint.finished(self.workdir / stage) for stage in SYSTEMS[system])
+
+    def save_tables(
+        self, name: str, tables: Mapping[str, ResultsTable], findings: Sequence[str] = ()
+    ) -> None:
+        """Prints tables, and writes them as Markdown, CSV and LaTeX.
+
+        Args:
+          name: of the files, such as "table1".
+          tables: a file's further name, such as the convention's, to the table.
+          findings: sentences to put above them.
+        """
+        text = "\n\n".join([*findings, *(to_markdown(table) for table in tables.values())])
+        console.print(text, soft_wrap=True)
+        write(self._docs(f"{name}.md"), text)
+        for part, table in tables.items():
+            write(self._docs(f"{name}_{part}.csv"), to_csv(table))
+            write(self._docs(f"{name}_{part}.tex"), to_latex(table))
+
+    def save_figure(self, name: str, figure: Figure) -> None:
+        """Writes a figure in each of `FORMATS`, the same bytes for the same numbers."""
+        for kind in FORMATS:
+            path = self._docs(f"{name}.{kind}")
+            dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+            figure.savefig(path, dpi=150, metadata=dates.get(kind))
+        console.print(f"drawn: {self._docs(name)}.png, .pdf, .svg")
+
+    def _docs(self, name: str) -> pathlib.Path:
+        folder = DOCS / self.dataset
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / name
+
+
+def write(path: pathlib.Path, text: str) -> None:
+    """Writes a text file as a whole or not at all."""
+    temporary = path.with_suffix(path.suffix + ".partial")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def chosen(records: Sequence[Record], names: Mapping[str, str]) -> list[Record]:
+    """Records with some of their rows, in this order and under other names."""
+    return [
+        {
+            **record,
+            "rows": {
+                new: record["rows"][old] for old, new in names.items() if old in record["rows"]
+            },
+        }
+        for record in records
+    ]
+
+
+def main(
+    arguments: Sequence[str] | None,
+    text: str | None,
+    measure: Callable[[Study], None],
+    show: Callable[[Study], None],
+    dataset: str = "phantom",
+) -> None:
+    """The command line of a table or figure: measure what is missing, then draw from the record.
+
+    Args:
+      arguments: of the command line; those of the process where None.
+      text: the module's docstring, whose first line says what it does.
+      measure: trains, evaluates and writes the record.
+      show: reads the record, prints and writes what is drawn from it.
+      dataset: the default.
+    """
+    parser = argparse.ArgumentParser(description=(text or "").partition("\n")[0])
+    parser.add_argument("--dataset", choices=DATASETS, default=dataset)
+    parser.add_argument("--small", action="store_true", help="small networks at 64x64, for a CPU")
+    parser.add_argument("--root", default="", help="folder of patients; none for the phantom")
+    parser.add_argument("--workdir", type=pathlib.Path, help="default runs/<dataset>[_small]")
+    parser.add_argument("--show", action="store_true", help="only draw from the committed record")
+    options = parser.parse_args(arguments)
+    name = f"{options.dataset}{'_small' * options.small}"
+    study = Study(
+        dataset=options.dataset,
+        small=options.small,
+        root=options.root,
+        workdir=options.workdir or pathlib.Path("runs") / name,
+    )
+    try:
+        if not options.show:
+            measure(study)
+        show(study)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except FileNotFoundError as error:
+        sys.exit(f"error: {error.filename} is not there: run this without --show first")

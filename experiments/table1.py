@@ -1,0 +1,69 @@
+"""Table I: every system on the same patients with an equal budget, beside rows without training.
+
+  python -m experiments.table1 --dataset=phantom --small
+  python -m experiments.table1 --dataset=brats --root=<folder>
+
+Budget: every image network trains on the same number of slices (two-stage systems so many in each),
+by the proportions of its official schedule; no system is tuned, and there is one seed.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from cdm_jax.report.tables import ResultsTable, results_table
+from experiments import published
+from experiments.records import load_records, load_results, main_values, save_results
+from experiments.study import Study, chosen, main
+
+SYSTEMS = ("cdm", "pix2pix", "cyclegan", "gcgan", "cut", "reggan", "resvit", "diffusion")
+REFERENCE = "CDM"
+CONVENTIONS = ("paper", "volume")
+ROWS = {
+    "copy": "Copy of a source",
+    "brain_mean": "Brain's mean",
+    "regression": "Intensity regression",
+    "pix2pix": "Pix2pix",
+    "cyclegan": "CycleGAN",
+    "gcgan": "GcGAN",
+    "cut": "CUT",
+    "reggan": "RegGAN",
+    "resvit": "ResViT",
+    "diffusion": "Diffusion",
+    "m1": "M1 (UNet alone)",
+    "cunet": "CDM, one sample",
+    "cunet/mean_of_8": REFERENCE,
+    "resampled_truth": "Truth at the model's size",
+}
+
+
+def measure(study: Study) -> None:
+    """Trains and evaluates the systems; writes the record."""
+    study.run(SYSTEMS)
+    records = [main_values(record) for record in load_records(study.workdir)]
+    rows = {name: name for name in ROWS}
+    save_results(
+        f"{study.dataset}/systems",
+        {"command": study.command("table1"), "records": chosen(records, rows)},
+    )
+
+
+def tables(
+    study: Study, numbers: Mapping[str, Sequence[published.Numbers]], title: str
+) -> dict[str, ResultsTable]:
+    """A table a convention; the paper's numbers stand in that which is nearest to them."""
+    records = chosen(load_results(f"{study.dataset}/systems")["records"], ROWS)
+    found = {name: results_table(records, name, reference=REFERENCE) for name in CONVENTIONS}
+    for place, heading in enumerate(published.HEADINGS):
+        found["paper"].printed[f"{heading} printed in {title}"] = {
+            system: published.text(row[place]) for system, row in numbers.items()
+        }
+    return found
+
+
+def show(study: Study) -> None:
+    """Draws the table from the record."""
+    note = "CDM is the mean of eight samples. Printed: PSNR / SSIM / MAE of the paper on BraTS2023."
+    study.save_tables("table1", tables(study, published.TABLE_1, "Table I"), [note])
+
+
+if __name__ == "__main__":
+    main(None, __doc__, measure, show, dataset="brats")

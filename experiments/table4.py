@@ -1,0 +1,84 @@
+"""Table IV: CDM by the number of sampling steps N, with its time a slice.
+
+python -m experiments.table4 --dataset=phantom --small
+python -m experiments.table4 --dataset=brats --root=<folder>
+"""
+
+import numpy as np
+
+from cdm_jax.metrics.aggregate import compare, per_patient
+from cdm_jax.report.tables import AVERAGE, ResultsTable, results_table
+from experiments import published
+from experiments.records import load_results
+from experiments.study import Study, chosen, main
+from experiments.sweep import STEPS, sweep
+
+REFERENCE = "N = 30"
+CONVENTIONS = ("paper", "volume")
+ROWS = {"cunet": "one sample", "cunet/mean_of_8": "mean of 8"}
+
+
+def measure(study: Study) -> None:
+    """Trains CDM where it is missing and measures it for every N."""
+    study.run(["cdm"])
+    sweep(study, ("cunet",), study.command("table4"))
+
+
+def joined(study: Study) -> list[dict]:
+    """One record a subject, with a row for every N: one sample, and the mean of eight."""
+    found = load_results(f"{study.dataset}/sampling")["systems"]["cunet"]
+    records: list[dict] = []
+    for steps in map(str, STEPS):
+        renamed = chosen(
+            found[steps]["records"],
+            {"cunet": f"N = {steps}", "cunet/mean_of_8": f"N = {steps}, mean of 8"},
+        )
+        records = records or [{**record, "rows": {}} for record in renamed]
+        for record, new in zip(records, renamed, strict=True):
+            record["rows"] = record["rows"] | new["rows"]
+    return records
+
+
+def tables(study: Study) -> dict[str, ResultsTable]:
+    """A table a convention, with the time that one sample of a slice takes."""
+    content, records = load_results(f"{study.dataset}/sampling"), joined(study)
+    times = {
+        f"N = {steps}": f"{1000 * row['seconds_a_slice']:.1f}"
+        for steps, row in content["systems"]["cunet"].items()
+    }
+    found = {}
+    for name in CONVENTIONS:
+        found[name] = results_table(records, name, reference=REFERENCE)
+        found[name].printed["ms a slice"] = times
+    found["paper"].printed["Avg printed in Table IV"] = {
+        f"N = {steps}": published.text(row) for steps, row in published.TABLE_4.items()
+    }
+    return found
+
+
+def finding(study: Study) -> str:
+    """What more steps buy, in a sentence."""
+    records, parts = joined(study), []
+    targets = list(records[0]["rows"][REFERENCE]["volume"])
+    for few, many in ((1, 10), (10, 30), (30, 40)):
+        pairs = []
+        for steps in (many, few):
+            rows = [per_patient(records, f"N = {steps}", "volume", t, "psnr")[1] for t in targets]
+            pairs.append(np.mean(rows, axis=0))
+        result = compare(*pairs)
+        low, high = result.interval or (float("nan"), float("nan"))
+        parts.append(
+            f"from N = {few} to {many} {result.difference:+.2f} dB [{low:+.2f}, {high:+.2f}]"
+        )
+    return f"- One sample's PSNR ({AVERAGE}, volume): {', '.join(parts)}."
+
+
+def show(study: Study) -> None:
+    """Draws the table from the record."""
+    device = load_results(f"{study.dataset}/sampling")["device"]
+    note = f"Times: one sample, in a full batch, compiled and warm, on {device}."
+    study.save_tables("table4", tables(study), [note, finding(study)])
+
+
+if __name__ == "__main__":
+    main(None, __doc__, measure, show)

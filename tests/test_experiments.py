@@ -1,0 +1,202 @@
+"""Tables and figures: what they are drawn from, and what they say."""
+
+import csv
+import io
+import math
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from cdm_jax import inference
+from cdm_jax.report import tables
+from experiments import (
+    figure4,
+    figure5,
+    published,
+    study,
+    sweep,
+    table1,
+    table2,
+    table3,
+    table4,
+)
+from experiments.records import RESULTS
+
+DRAWN = {"table1": table1, "table2": table2, "table3": table3, "table4": table4}
+SMALL = study.Study(dataset="phantom", small=True, root="", workdir=None)
+
+
+def records(rows, patients=12):
+    """Records whose PSNR of T1c is `rows[name] + n / 10` for patient n; T2f is 1 dB lower."""
+
+    def scores(value):
+        return {"psnr": value, "ssim": 0.9 + value / 1000, "mae": 1 / value}
+
+    return [
+        {
+            "subject": f"s{n}",
+            "patient": f"p{n}",
+            "split": "abc",
+            "conventions": {"paper": "1", "volume": "2"},
+            "rows": {
+                name: {
+                    convention: {
+                        "t1c": scores(value + n / 10),
+                        "t2f": scores(value + n / 10 - 1),
+                    }
+                    for convention in ("paper", "volume")
+                }
+                for name, value in rows.items()
+            },
+        }
+        for n in range(patients)
+    ]
+
+
+def test_chosen_rows_come_in_the_asked_order_under_their_new_names():
+    (first, *_) = study.chosen(records({"a": 20, "b": 21, "c": 22}), {"c": "C", "a": "A", "z": "Z"})
+    assert list(first["rows"]) == ["C", "A"]
+    assert first["rows"]["C"]["volume"]["t1c"]["psnr"] == 22
+    assert first["split"] == "abc"
+
+
+def test_csv_holds_the_tables_numbers_at_full_precision():
+    table = tables.results_table(records({"a": 20, "b": 21}), "volume", reference="a")
+    lines = list(csv.DictReader(io.StringIO(tables.to_csv(table))))
+    assert len(lines) == 2 * 3 * 3  # systems, modalities with their average, metrics
+    line = next(
+        li for li in lines if (li["system"], li["modality"], li["metric"]) == ("b", "Avg", "psnr")
+    )
+    assert float(line["mean"]) == pytest.approx(21 + 0.55 - 0.5, abs=1e-12)
+    assert float(line["difference"]) == pytest.approx(1, abs=1e-12)
+    assert float(line["p_value"]) == pytest.approx(2 / 2**12)
+    assert line["patients"] == "12"
+
+
+def test_latex_has_a_cell_for_every_heading_and_escapes_what_it_would_read():
+    table = tables.results_table(records({"a_b": 20, "c": 21}), "volume", reference="c")
+    table.printed["50 % & more"] = {"c": "x"}
+    lines = tables.to_latex(table).splitlines()
+    body = [line for line in lines if line.endswith(r"\\")]
+    assert len(body) == 3
+    plain = [line.replace(r"\&", "") for line in body]
+    assert {line.count("&") for line in plain} == {len(tables.headings(table)) - 1}
+    assert lines[0] == r"\begin{tabular}{l" + "r" * 10 + "}"
+    assert r"50 \% \& more" in body[0]
+    assert r"a\_b" in body[1]
+    assert "±" not in "".join(lines)
+
+
+def test_printed_columns_stand_in_their_rows_and_nowhere_else():
+    table = tables.results_table(records({"a": 20, "b": 21}), "volume")
+    table.printed["printed"] = {"b": "31.92"}
+    text = tables.to_markdown(table).splitlines()
+    assert text[0].endswith("| printed |")
+    assert text[2].endswith(f"| {tables.ABSENT} |")
+    assert text[3].endswith("| 31.92 |")
+
+
+def test_findings_follow_the_numbers():
+    rows = {
+        "Copy of a source": 10,
+        "M1": 20,
+        "M1 with the 1x1 branch": 22,
+        "M2": 21,
+        "CDM": 21,
+        "CDM, one sample": 20.9,
+        "CDM, shuffled": 20.9,
+        "CDM, oracle (a leak)": 23,
+    }
+    (text,) = table3.findings(records(rows))
+    help_, capacity, decoupling, shuffling, leak = text.splitlines()
+    assert help_.count("+1.00 dB [+1.00, +1.00], more") == 2
+    assert capacity.count("-1.00 dB [-1.00, -1.00], less") == 2
+    assert decoupling.count("+0.00 dB [+0.00, +0.00], no difference seen") == 2
+    assert shuffling.count("no difference seen") == 2
+    assert leak.count("+2.00 dB") == 2
+
+
+def test_the_papers_averages_are_those_of_its_targets():
+    for printed in (published.TABLE_1, published.TABLE_2):
+        for system, (t1c, t2f, average) in printed.items():
+            for place, digits in ((0, 2), (1, 3), (2, 4)):
+                mean = (float(t1c[place]) + float(t2f[place])) / 2
+                assert math.isclose(mean, float(average[place]), abs_tol=1.01 * 10**-digits), system
+
+
+def test_a_zoom_holds_the_whole_tumour_and_only_what_is_near():
+    tumour = np.zeros((64, 64), bool)
+    tumour[20:30, 40:44] = True
+    rows, columns = figure4.zoom_box(tumour)
+    assert tumour[rows, columns].sum() == tumour.sum()
+    assert rows.stop - rows.start == columns.stop - columns.start < 24
+    assert figure4.zoom_box(np.zeros((64, 64), bool)) is None
+
+
+def test_figure_4_shows_each_system_and_the_error_that_it_makes():
+    rng = np.random.default_rng(0)
+    images = {
+        "sources": rng.integers(0, 255, (1, 16, 16, 2)).astype(np.uint8),
+        "truth": np.full((1, 16, 16, 1), 100, np.uint8),
+        "tumour": np.zeros((1, 16, 16), np.uint8),
+        "m1": np.full((1, 16, 16, 1), 151, np.uint8),
+        "cunet": np.full((1, 16, 16, 1), 100, np.uint8),
+        "subjects": np.array(["s0"]),
+        "source_names": np.array(["t1", "t2"]),
+        "target_names": np.array(["t1c"]),
+    }
+    figure = figure4.draw(images)
+    titles = [axis.get_title() for axis in figure.axes[:5]]
+    assert titles == ["t1", "t2", "M1", "CDM", "truth"]
+    errors = [axis.images[0].get_array() for axis in figure.axes[5:10] if axis.images]
+    assert [float(error.max()) for error in errors] == pytest.approx([0.2, 0])
+
+
+def test_a_study_gives_the_command_line_that_makes_its_config(tmp_path):
+    small = study.Study(dataset="phantom", small=True, root="", workdir=tmp_path)
+    assert small.arguments("cdm")[1] == "--config=configs/phantom.py:cdm,small=true"
+    assert "--config.rcg.train.num_steps=1000" in small.arguments("cdm")
+    assert small.config("cdm").data.size == 64
+    full = study.Study(dataset="brats", small=False, root="/data", workdir=tmp_path)
+    assert full.config("cdm").data.size == 256
+    assert "--config.data.root=/data" in full.arguments("cdm")
+    assert not [a for a in full.arguments("cdm") if "num_steps" in a]
+
+
+def test_an_evaluation_may_sample_with_other_steps_than_training_did(finished_run):
+    steps = ConfigDict({"num_steps": 2, "eta": 0.0, "grid": "ends"})
+    system = inference.load_system(finished_run / "cunet", 2, steps)
+    assert system.method.sampler.sampler.num_steps == 2
+    assert inference.load_system(finished_run / "cunet", 2).method.sampler.sampler.num_steps == 4
+
+
+def test_a_record_that_is_missing_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.records.RESULTS", tmp_path)
+    with pytest.raises(SystemExit, match="is not there: run this without --show first"):
+        study.main(["--dataset=brats", "--show"], "", table1.measure, table1.show)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_the_committed_tables_are_what_the_committed_records_give(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "DOCS", tmp_path)
+    DRAWN[name].show(SMALL)
+    committed = RESULTS.parents[1] / "docs/results/phantom"
+    drawn = sorted((tmp_path / "phantom").iterdir())
+    assert drawn
+    for path in drawn:
+        assert path.read_text() == (committed / path.name).read_text(), path.name
+
+
+@pytest.mark.parametrize("module", [figure4, figure5])
+def test_figures_are_drawn_from_committed_records(module, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "DOCS", tmp_path)
+    monkeypatch.setattr(study, "FORMATS", ("png",))
+    module.show(SMALL)
+    (path,) = (tmp_path / "phantom").iterdir()
+    assert path.stat().st_size > 20_000
+
+
+def test_a_record_of_a_sweep_keeps_the_systems_own_rows():
+    (record, *_) = records({"cunet": 20, "cunet/mean_of_8": 21, "cunet/null": 19, "copy": 10})
+    assert list(sweep.own_rows(record, "cunet")["rows"]) == ["cunet", "cunet/mean_of_8"]
