@@ -10,9 +10,11 @@ from cdm_jax import checkpoint, parallel
 from cdm_jax.data import dataset as data
 from cdm_jax.errors import UserError
 from cdm_jax.evaluate import evaluate_run
+from cdm_jax.publish import publish_run
 from cdm_jax.score import score_folders
 from cdm_jax.synthesize import synthesize_folder
 from cdm_jax.train import train_stage
+from cdm_jax.uncertainty import calibrate_stage, summary
 from cdm_jax.writer import console
 
 
@@ -25,8 +27,10 @@ class Request:
       workdir: folder of the run.
       input: `synthesize`: patients; `score`: synthetic images.
       output: `synthesize`, `score`: folder of results.
-      samples: `synthesize`: samples to draw.
+      samples: `synthesize`, `calibrate`: samples to draw.
+      level: `calibrate`: nominal coverage of the intervals.
       truth: `score`: the real patients.
+      patients: `report`: how many unseen patients are shown in pictures.
     """
 
     config: ConfigDict | None
@@ -34,7 +38,9 @@ class Request:
     input: pathlib.Path | None
     output: pathlib.Path | None
     samples: int
+    level: float
     truth: pathlib.Path | None
+    patients: int
 
 
 def _config(request: Request) -> ConfigDict:
@@ -79,13 +85,27 @@ def evaluate(request: Request) -> None:
     evaluate_run(config, request.workdir, _dataset(config, request))
 
 
+def _stage_folder(request: Request) -> pathlib.Path:
+    """The folder of the system that the config names; of CDM where there is none."""
+    stage = request.config.stage if request.config is not None else "cunet"
+    return request.workdir / ("cunet" if stage == "cdm" else stage)
+
+
+def calibrate(request: Request) -> None:
+    """Makes intervals for `synthesize`, on the validation patients of a run."""
+    config = _config(request)
+    _cache_compilations(request)
+    folder, dataset = _stage_folder(request), _dataset(config, request)
+    intervals = calibrate_stage(folder, dataset, samples=request.samples, level=request.level)
+    console.print("\n".join(summary(intervals)))
+
+
 def synthesize(request: Request) -> None:
     """Writes the missing modalities of a patient or a cohort."""
     if request.input is None or request.output is None:
         raise UserError("synthesize needs --input=<folder of patients> and --output=<folder>")
     _cache_compilations(request)
-    stage = request.config.stage if request.config is not None else "cunet"
-    folder = request.workdir / ("cunet" if stage == "cdm" else stage)
+    folder = _stage_folder(request)
     written = synthesize_folder(request.input, request.output, folder, samples=request.samples)
     console.print(f"wrote {len(written)} subjects to {request.output}")
 
@@ -97,6 +117,15 @@ def score(request: Request) -> None:
     output = request.output or request.input / "scores"
     records = score_folders(request.input, request.truth, output)
     console.print(f"scored {len(records)} subjects: {output}")
+
+
+def report(request: Request) -> None:
+    """Writes a run's pages: summary, tables, pictures of unseen patients, a viewer."""
+    config = _config(request)
+    _cache_compilations(request)
+    dataset = _dataset(config, request)
+    page = publish_run(config, request.workdir, dataset, request.patients)
+    console.print(f"open {page} in a browser")
 
 
 def prepare(request: Request) -> None:

@@ -27,6 +27,7 @@ from cdm_jax.methods import base
 from cdm_jax.metrics.aggregate import Record
 from cdm_jax.metrics.conventions import Case, fingerprint, get_convention, json_ready
 from cdm_jax.metrics.regions import region_masks
+from cdm_jax.report.card import PARTS, model_card, parameter_counts, save_card
 from cdm_jax.report.tables import results_table, to_markdown, to_rich
 from cdm_jax.untrained import Untrained, fit_untrained
 from cdm_jax.writer import console, write_json
@@ -87,6 +88,8 @@ def evaluate_run(
     if parallel.is_first():
         reference = settings.reference if settings.reference in records[0]["rows"] else None
         show_tables(records, settings.conventions, reference, folder)
+        if name is None and settings.part == "test":
+            evaluation.save_cards(records, workdir)
     return records
 
 
@@ -173,6 +176,22 @@ class _Evaluation:
         record = json_ready(identity | {"checkpoint": done | wanted, "rows": scores})
         write_json(path, record)
         return record
+
+    def save_cards(self, records: Sequence[Record], workdir: pathlib.Path) -> None:
+        """Writes the numbers into the card of each system, unless it was sampled in another way."""
+        patients = {part: len(getattr(self._dataset, part)) for part in PARTS}
+        for stage, system in self._systems.items():
+            provenance = system.provenance.to_json()
+            if provenance["config"]["sampler"] != checkpoint.plain(self._config.sampler):
+                continue
+            text = model_card(
+                provenance=provenance,
+                parameters=parameter_counts(stage, system.model),
+                patients=patients,
+                translates=True,
+                records=records,
+            )
+            save_card(workdir / stage, text)
 
     def _rows(
         self,

@@ -2,8 +2,10 @@
 
   python -m cdm_jax.main [train] --config=configs/brats.py:mdn --workdir=runs/brats
   python -m cdm_jax.main evaluate --workdir=runs/brats
+  python -m cdm_jax.main calibrate --workdir=runs/brats --samples=8 [--level=0.9]
   python -m cdm_jax.main synthesize --workdir=runs/brats --input=<patients> --output=<folder>
   python -m cdm_jax.main score --input=<synthetic images> --truth=<real patients> [--output=...]
+  python -m cdm_jax.main report --workdir=runs/brats [--patients=3]
   python -m cdm_jax.main prepare|phantom --config=... --workdir=...
 
 Any config value can be overridden: --config.data.root=<folder>.
@@ -23,8 +25,10 @@ from cdm_jax.writer import console
 COMMANDS: dict[str, Callable[[commands.Request], None]] = {
     "train": commands.train,
     "evaluate": commands.evaluate,
+    "calibrate": commands.calibrate,
     "synthesize": commands.synthesize,
     "score": commands.score,
+    "report": commands.report,
     "prepare": commands.prepare,
     "phantom": commands.phantom,
 }
@@ -44,7 +48,12 @@ def _define(argv: Sequence[str]) -> flags.FlagValues:
         ("truth", "score: the real patients' folder"),
     ):
         flags.DEFINE_string(name, None, text, flag_values=values)
-    flags.DEFINE_integer("samples", 1, "synthesize: samples", lower_bound=1, flag_values=values)
+    samples = "synthesize, calibrate: samples a patient; default 1, to calibrate 8"
+    flags.DEFINE_integer("samples", None, samples, lower_bound=1, flag_values=values)
+    flags.DEFINE_float("level", 0.9, "calibrate: nominal coverage", flag_values=values)
+    flags.DEFINE_integer(
+        "patients", 3, "report: patients to show", lower_bound=1, flag_values=values
+    )
     flags.DEFINE_string(
         "coordinator_address", "", "several processes: host:port of the first", flag_values=values
     )
@@ -78,8 +87,10 @@ def _request(name: str, values: flags.FlagValues) -> commands.Request:
         workdir=pathlib.Path(workdir),
         input=pathlib.Path(values.input) if values.input else None,
         output=pathlib.Path(values.output) if values.output else None,
-        samples=values.samples,
+        samples=values.samples or (8 if name == "calibrate" else 1),
+        level=values.level,
         truth=pathlib.Path(values.truth) if values.truth else None,
+        patients=values.patients,
     )
 
 

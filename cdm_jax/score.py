@@ -35,9 +35,9 @@ def score_folders(
 ) -> list[Record]:
     """Scores each modality that a subject has in both folders; prints the tables.
 
-    The convention `paper` is applied to the axial slices of the files' own grid. The brain is where
-    the modalities that were not predicted are not background (where there are none: the real
-    images of those that were).
+    Conventions of slices, as `paper`, are applied to the axial slices of the files' own grid. The
+    brain is where the modalities that were not predicted are not background (where there are none:
+    the real images of those that were).
 
     Args:
       predictions: synthetic images, in any layout of `data.subjects.LAYOUTS`.

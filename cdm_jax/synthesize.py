@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 from rich.progress import track
 
 import cdm_jax
-from cdm_jax import inference, parallel
+from cdm_jax import inference, parallel, uncertainty
 from cdm_jax.data.intensity import brain_mask
 from cdm_jax.data.nifti import read_volume, write_like
 from cdm_jax.data.prepare import Prepared, PrepareSettings, prepare_subject
 from cdm_jax.data.subjects import Subject, find_subjects
 from cdm_jax.errors import UserError
-from cdm_jax.methods import base
 from cdm_jax.report.overview import Panel, save_overview
+from cdm_jax.uncertainty import Intervals
 from cdm_jax.writer import console, write_json
 
 NOTICE = "Synthetic image made by a neural network for research. Not for clinical use."
@@ -28,7 +28,8 @@ SCALE_RULE = (
     "percentile in the brain."
 )
 
-Volume = Float[np.ndarray, "z y x"]
+# What may be written of a target: what each file's name ends in.
+IMAGES = {"mean": "", "deviation": "-deviation", "lower": "-lower", "upper": "-upper"}
 
 
 def synthesize_folder(
@@ -41,7 +42,8 @@ def synthesize_folder(
       output: one folder a subject is made in it.
       stage_folder: of the trained system, such as `runs/brats/cunet`.
       samples: independent samples; with more than one the mean is written, and their standard
-        deviation beside it.
+        deviation beside it. Where the stage's intervals are calibrated for so many samples
+        (`cdm_jax/uncertainty.py`), their lower and upper ends are written too.
 
     Returns:
       The subjects' folders.
@@ -49,7 +51,7 @@ def synthesize_folder(
     Raises:
       UserError: no patients, no trained system, or an unreadable file.
     """
-    system = inference.load_system(stage_folder, _batch_size(samples))
+    system = inference.load_system(stage_folder, uncertainty.slices_per_call(samples))
     data = system.provenance.config.data
     if not source.is_dir():
         raise UserError(f"--input={source} is not a folder: give a patient's, or one of many")
@@ -59,20 +61,23 @@ def synthesize_folder(
         patterns=data.patterns.to_dict() or None,
         require_all=False,
     )
-    return _synthesize(subjects, output, system, samples)
+    return _synthesize(subjects, output, stage_folder, system, samples)
 
 
 def synthesize_subjects(
     subjects: Sequence[Subject], output: pathlib.Path, stage_folder: pathlib.Path, *, samples: int
 ) -> list[pathlib.Path]:
     """The same for subjects that are known already."""
-    return _synthesize(
-        subjects, output, inference.load_system(stage_folder, _batch_size(samples)), samples
-    )
+    system = inference.load_system(stage_folder, uncertainty.slices_per_call(samples))
+    return _synthesize(subjects, output, stage_folder, system, samples)
 
 
 def _synthesize(
-    subjects: Sequence[Subject], output: pathlib.Path, system: inference.System, samples: int
+    subjects: Sequence[Subject],
+    output: pathlib.Path,
+    stage_folder: pathlib.Path,
+    system: inference.System,
+    samples: int,
 ) -> list[pathlib.Path]:
     """Synthesises this process's share of the subjects.
 
@@ -86,45 +91,37 @@ def _synthesize(
         size=data.size,
         minimum_brain=data.minimum_brain,
     )
-    compiled = system.compile(_mean_and_deviation(system.method, samples))
+    intervals = uncertainty.find_intervals(stage_folder, system, samples)
+    compiled = system.compile(uncertainty.mean_and_deviation(system.method, samples))
     for subject in track(parallel.own_share(subjects), "synthesising", console=console):
         folder = output / subject.subject_id
-        sidecars = _sidecars(subject, system, samples)
+        sidecars = _sidecars(subject, system, samples, intervals)
         if _is_done(folder, sidecars):
             continue
         prepared = prepare_subject(subject, settings)
         stored = {"source": prepared.slices[..., : len(settings.sources)]}
         key = inference.subject_key(system.provenance.config.seed, subject.subject_id)
         outputs = system.volumes(compiled, stored, key)
-        _write(subject, prepared, outputs, system, folder)
+        for name in sidecars:  # what they say is true no longer
+            (folder / name).unlink(missing_ok=True)
+        _write(subject, prepared, outputs, system, intervals, folder)
         for name, content in sidecars.items():
             write_json(folder / name, content)
     parallel.wait_for_all("synthesis")
     return [output / subject.subject_id for subject in subjects]
 
 
-def _batch_size(samples: int) -> int:
-    """Slices a call: fewer when each is drawn several times, to bound the memory."""
-    return max(1, 16 // samples)
-
-
-def _mean_and_deviation(method: base.Translator, samples: int) -> inference.Compute:
-    """Mean over samples, and of several their standard deviation, in [0, 1]."""
-
-    def compute(model: base.Model, batch: base.Batch, key: Array) -> inference.Outputs:
-        drawn = base.to_unit_range(method.translate(model, batch["source"], key, samples))
-        mean = {"mean": drawn.mean(axis=0)}
-        return mean | {"deviation": drawn.std(axis=0)} if samples > 1 else mean
-
-    return compute
-
-
-def _sidecars(subject: Subject, system: inference.System, samples: int) -> dict[str, Any]:
+def _sidecars(
+    subject: Subject, system: inference.System, samples: int, intervals: Intervals | None
+) -> dict[str, Any]:
     """What stands beside each synthetic image: file name -> content."""
-    return {
-        f"{subject.subject_id}-{target}.json": _provenance(subject, target, system, samples)
-        for target in system.provenance.config.data.targets
-    }
+    sidecars = {}
+    for target in system.provenance.config.data.targets:
+        content = _provenance(subject, target, system, samples)
+        if intervals is not None:
+            content["intervals"] = uncertainty.sidecar(intervals, target)
+        sidecars[f"{subject.subject_id}-{target}.json"] = content
+    return sidecars
 
 
 def _is_done(folder: pathlib.Path, sidecars: dict[str, Any]) -> bool:
@@ -140,6 +137,7 @@ def _write(
     prepared: Prepared,
     outputs: dict[str, Float[np.ndarray, "slice h w t"]],
     system: inference.System,
+    intervals: Intervals | None,
     folder: pathlib.Path,
 ) -> None:
     """Writes images and the overview of one subject."""
@@ -155,12 +153,16 @@ def _write(
             name: inference.to_native(prepared, slices[..., t], brain)
             for name, slices in outputs.items()
         }
+        if intervals is not None:
+            images |= uncertainty.within(images, brain, intervals, target)
         stem = f"{subject.subject_id}-{target}"
-        for name, image in images.items():
-            path = folder / (f"{stem}.nii.gz" if name == "mean" else f"{stem}-deviation.nii.gz")
-            write_like(
-                path, image * scales[target], reference, description=f"SYNTHETIC {target} cdm_jax"
-            )
+        for name, ending in IMAGES.items():
+            path = folder / f"{stem}{ending}.nii.gz"
+            if name in images:
+                scaled = images[name] * scales[target]
+                write_like(path, scaled, reference, description=f"SYNTHETIC {target} cdm_jax")
+            else:
+                path.unlink(missing_ok=True)  # left by a run with other samples
         panels.append(Panel(f"{target} synthetic", images["mean"]))
         if target in subject.images:
             truth = prepared.intensities[target].apply(read_volume(subject.images[target]))

@@ -25,6 +25,7 @@ from cdm_jax.data.pipeline import SliceSource, prefetched, training_batches
 from cdm_jax.data.prepare import PreparedSubject, median_scales
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
+from cdm_jax.report.card import PARTS, model_card, parameter_counts, save_card
 from cdm_jax.writer import ProfilerWindow, StopRequest, TrainingProgress, Writer, console
 
 MEASURED_SLICES = 4096  # enough for the means and covariances that `finish` measures
@@ -215,6 +216,18 @@ def train_stage(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) -> 
                 state = _loop(run, state, batches, checkpoints, writer)
                 state = _finish(run, state, writer)
             checkpoints.save(run.length.num_steps, state, batches, run.provenance())
+    if parallel.is_first():
+        save_card(folder, _card(run, state))
+
+
+def _card(run: Run, state: base.State) -> str:
+    """The model card, before any evaluation."""
+    return model_card(
+        provenance=run.provenance().to_json(),
+        parameters=parameter_counts(run.config.stage, base.model_of(state)),
+        patients={part: len(getattr(run.dataset, part)) for part in PARTS},
+        translates=isinstance(run.method, base.Translator),
+    )
 
 
 def _check_continues(run: Run) -> None:
@@ -307,7 +320,7 @@ def _loop(
     totals = nothing
     with StopRequest() as stop, TrainingProgress(run.config.stage, first, length.num_steps) as bar:
         for step in range(first + 1, length.num_steps + 1):
-            profiler.before(step)
+            profiler.before(step, state)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, totals = step_function(state, totals, next(batches))
             if step % length.log_every == 0 or step == length.num_steps:
@@ -325,7 +338,7 @@ def _loop(
                 checkpoints.save(step, state, batches, run.provenance())
             if leave:
                 raise SystemExit(f"stopped, saved at step {step}; the same command goes on")
-        profiler.close()
+        profiler.close(state)
     return state
 
 

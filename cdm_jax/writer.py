@@ -169,17 +169,23 @@ class ProfilerWindow:
         self._steps = range(first_step, first_step + num_steps)
         self._running = False
 
-    def before(self, step: int) -> None:
-        """Call before each step; starts and ends the trace when its time has come."""
+    def before(self, step: int, state: Any) -> None:
+        """Call before each step; starts and ends the trace when its time has come.
+
+        Devices run behind Python: the trace begins and ends when they have computed `state`, so
+        that it holds its own steps and no other.
+        """
         if step in self._steps and not self._running:
+            jax.block_until_ready(state)
             jax.profiler.start_trace(self._folder)
             self._running = True
         elif self._running and step not in self._steps:
-            self.close()
+            self.close(state)
 
-    def close(self) -> None:
+    def close(self, state: Any) -> None:
         """Ends a trace that runs; open it with `xprof --port 8791 <folder>/profile`."""
         if self._running:
+            jax.block_until_ready(state)
             jax.profiler.stop_trace()
             console.print(f"profile written to {self._folder}")
         self._running = False

@@ -204,7 +204,7 @@ SECTIONS = {
 STAGES = {"resvit": ("resvit_cnn", "resvit"), "rcg": ("mrm", "rdm", "rcg")}  # of more than one
 
 _SMALL_RESVIT = {"width": 16, "hidden": 96, "layers": 2, "heads": 4}
-_SMALL_UNET = {"width": 32, "multipliers": (1, 2, 2), "blocks": 1, "attention": (16,), "heads": 2}
+_SMALL_UNET = {"width": 16, "multipliers": (1, 2, 4), "blocks": 1, "attention": (16,), "heads": 2}
 SMALL: dict[str, dict] = {
     "pix2pix": {"width": 32, "halvings": 6},
     "cyclegan": {"width": 16, "blocks": 6},

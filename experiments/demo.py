@@ -1,4 +1,4 @@
-"""From nothing to a synthesised patient: train all stages, evaluate, synthesise, make a page.
+"""From nothing to a synthesised patient: train all stages, evaluate, synthesise, write the report.
 
   python -m experiments.demo --config=configs/phantom.py:cdm --workdir=runs/demo
 
@@ -12,9 +12,6 @@ import time
 from collections.abc import Sequence
 
 from cdm_jax import main as command_line
-from cdm_jax.report.page import Picture, save_page
-from cdm_jax.report.tables import results_table
-from cdm_jax.synthesize import NOTICE
 from cdm_jax.writer import console
 
 
@@ -41,25 +38,6 @@ def unseen_patient(workdir: pathlib.Path) -> pathlib.Path:
     return workdir / "patients" / subject
 
 
-def make_page(workdir: pathlib.Path, synthesis: pathlib.Path) -> pathlib.Path:
-    """Writes `<workdir>/index.html` from the records and the synthesis."""
-    folder = workdir / "evaluation" / "test"
-    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    pictures = [
-        Picture(path=path, caption=f"{path.stem}: acquired and synthesised, a patient never seen")
-        for path in sorted(synthesis.glob("*/*.png"))
-    ]
-    tables = [
-        (f"Convention {name}", results_table(records, name, reference="m1"))
-        for name in records[0]["conventions"]
-    ]
-    page = workdir / "index.html"
-    save_page(
-        page, title="CDM on phantom patients", notice=NOTICE, pictures=pictures, tables=tables
-    )
-    return page
-
-
 def main(arguments: Sequence[str]) -> None:
     """Runs the demo with the flags `--config` and `--workdir`."""
     start = time.perf_counter()
@@ -75,10 +53,10 @@ def main(arguments: Sequence[str]) -> None:
         f"--output={output}",
         "--samples=8",
     )
-    page = make_page(workdir, output)
+    run("report", f"--workdir={workdir}")
     console.print(
         f"\nDone in {time.perf_counter() - start:.0f} s. Look at:\n"
-        f"  {page} (tables and pictures)\n"
+        f"  {workdir}/report/index.html (tables, pictures, curves, 3D; open it in a browser)\n"
         f"  {output / patient.name} (NIfTI for any viewer, beside {patient})\n"
         f"  {workdir}/cunet/pictures, tensorboard --logdir {workdir} (training)"
     )

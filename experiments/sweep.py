@@ -37,9 +37,11 @@ def sweep(study: Study, stages: tuple[str, ...], command: str) -> None:
         for place, steps in enumerate(STEPS):
             console.rule(f"{stage}: N = {steps} ({place + 1} of {len(STEPS)})")
             config = study.config("cdm")
+            usual = config.sampler.num_steps == steps  # whose records are there already
             config.sampler.num_steps = steps
             config.evaluate.systems = (stage,)
-            records = evaluate_run(config, study.workdir, dataset, f"{stage}_{steps}_steps")
+            folder = None if usual else f"{stage}_{steps}_steps"
+            records = evaluate_run(config, study.workdir, dataset, folder)
             rows[str(steps)] = {
                 "records": [own_rows(main_values(record), stage) for record in records],
                 "seconds_a_slice": seconds_a_slice(study, stage, steps),

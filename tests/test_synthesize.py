@@ -1,5 +1,6 @@
 """What a clinician's engineer gets: NIfTI on the input's grid, sidecars, a picture."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cdm_jax import inference, synthesize, uncertainty
 from cdm_jax.data.intensity import brain_mask
 from cdm_jax.data.nifti import read_volume
 from cdm_jax.data.subjects import find_subjects
@@ -120,6 +122,110 @@ def test_a_subject_that_is_done_is_left_alone_and_made_anew_for_other_samples(
     again = synthesize(1)
     assert all(again[name] > first[name] for name in first)
     assert synthesize(2).keys() > first.keys()
+
+
+def _assert_same_grid(path, reference):
+    ours, theirs = nib.load(path).header, nib.load(reference).header
+    for field in GRID_FIELDS:
+        assert ours[field].tobytes() == theirs[field].tobytes(), field
+
+
+@pytest.fixture
+def calibrated(finished_run, tmp_path):
+    """A stage's folder with intervals for two samples, and the intervals."""
+    folder = tmp_path / "stages" / "cunet"
+    shutil.copytree(finished_run / "cunet", folder)
+    system = inference.load_system(folder, 8)
+    intervals = uncertainty.Intervals(
+        checkpoint=system.fingerprint,
+        split=system.provenance.split,
+        samples=2,
+        level=0.9,
+        method="conformal",
+        guarantee="guaranteed: at least 90.0%",
+        guaranteed_level=0.9,
+        patients=9,
+        patients_needed=9,
+        floor=0.01,
+        multipliers={"t1c": 3.0, "t2f": 5.0},
+    )
+    uncertainty.save_intervals(folder, intervals)
+    return folder, intervals
+
+
+def test_intervals_enclose_the_mean_on_the_inputs_grid(calibrated, patient, tmp_path):
+    (folder,) = synthesize_folder(patient, tmp_path / "out", calibrated[0], samples=2)
+    brain = brain_mask({n: read_volume(next(patient.glob(f"*{n}*"))) for n in ("t1n", "t2w")})
+    for target, multiplier in (("t1c", 3.0), ("t2f", 5.0)):
+        stem = folder / f"{patient.name}-{target}"
+        paths = {name: f"{stem}{end}.nii.gz" for name, end in synthesize.IMAGES.items()}
+        for path in paths.values():
+            _assert_same_grid(path, next(patient.glob("*t1n*")))
+        images = {name: read_volume(path) for name, path in paths.items()}
+        assert (images["lower"] <= images["mean"]).all()
+        assert (images["mean"] <= images["upper"]).all()
+        assert not images["upper"][~brain].any()
+        sidecar = json.loads(stem.with_name(stem.name + ".json").read_text())
+        assert sidecar["intervals"]["level"] == 0.9
+        assert sidecar["intervals"]["guarantee"] == "guaranteed: at least 90.0%"
+        scale = sidecar["reference_scale"]
+        assert images["upper"].max() <= scale * (1 + 1e-6)
+        half = multiplier * (images["deviation"] + 0.01 * scale)
+        inside = brain & (images["mean"] + half < scale)
+        np.testing.assert_allclose(
+            (images["upper"] - images["mean"])[inside], half[inside], rtol=1e-3, atol=1e-3
+        )
+        assert (images["upper"] - images["lower"])[brain].min() > 0
+
+
+def test_intervals_are_part_of_what_makes_a_subject_done(calibrated, patient, tmp_path, capsys):
+    stage, intervals = calibrated
+
+    def written():
+        (folder,) = synthesize_folder(patient, tmp_path / "out", stage, samples=2)
+        return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+    first = written()
+    assert written() == first
+    assert "calibrate" not in capsys.readouterr().out
+    uncertainty.save_intervals(
+        stage, dataclasses.replace(intervals, multipliers={"t1c": 4.0} | {"t2f": 5.0})
+    )
+    wider = written()
+    assert all(wider[name] > first[name] for name in first)
+    (stage / uncertainty.FILE).unlink()
+    without = written()
+    assert not [name for name in without if "lower" in name or "upper" in name]
+    assert len(without) == len(first) - 4
+    assert "`calibrate` with --samples=2 would give intervals" in capsys.readouterr().out
+
+
+def test_intervals_of_another_checkpoint_are_left_out(calibrated, patient, tmp_path):
+    stage, intervals = calibrated
+    uncertainty.save_intervals(stage, dataclasses.replace(intervals, checkpoint="another"))
+    (folder,) = synthesize_folder(patient, tmp_path / "out", stage, samples=2)
+    assert not list(folder.glob("*lower*"))
+    assert "intervals" not in json.loads(next(folder.glob("*-t1c.json")).read_text())
+
+
+def test_a_subject_that_was_being_made_anew_when_killed_is_not_taken_for_done(
+    finished_run, patient, tmp_path, monkeypatch
+):
+    def synthesized(samples):
+        synthesize_folder(patient, tmp_path, finished_run / "cunet", samples=samples)
+        return read_volume(next(tmp_path.glob("*/*-t1c.nii.gz")))
+
+    three = synthesized(3)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(synthesize, "save_overview", killed)
+        with pytest.raises(KeyboardInterrupt):
+            synthesized(1)
+    assert (read_volume(next(tmp_path.glob("*/*-t1c.nii.gz"))) != three).any()
+    np.testing.assert_array_equal(synthesized(3), three)
 
 
 def test_mistakes_are_named(finished_run, patient, tmp_path):

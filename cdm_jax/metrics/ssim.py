@@ -1,47 +1,87 @@
 """Structural similarity (Wang et al. 2004, "Image quality assessment"), in any dimension."""
 
+import dataclasses
 import math
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, uniform_filter
 
 from cdm_jax.errors import UserError
+from cdm_jax.metrics.regions import bounding_box
 
-SIGMA = 1.5
-RADIUS = 5  # The window has 2 * RADIUS + 1 = 11 taps along each axis.
 K1 = 0.01
 K2 = 0.03
 
 
-def _window_mean(image: Float[np.ndarray, "*space"]) -> Float[np.ndarray, "*space"]:
-    return gaussian_filter(image, SIGMA, radius=RADIUS, mode="reflect")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Window:
+    """How the local moments are taken.
+
+    Attributes:
+        radius: The window has ``2 * radius + 1`` taps along each axis.
+        sigma: The standard deviation of its Gaussian weights, in voxels; None for equal weights.
+        border: How images go on beyond the frame, in SciPy's words: ``reflect`` repeats the
+            outermost voxels, ``mirror`` does not.
+        sample_covariance: Whether (co)variances are divided by the number of taps less one, as if
+            the weights were equal.
+    """
+
+    radius: int = 5
+    sigma: float | None = 1.5
+    border: Literal["reflect", "mirror"] = "reflect"
+    sample_covariance: bool = False
+
+    def mean(self, image: Float[np.ndarray, "*space"]) -> Float[np.ndarray, "*space"]:
+        """Averages an image around each voxel."""
+        if self.sigma is None:
+            return uniform_filter(image, 2 * self.radius + 1, mode=self.border)
+        return gaussian_filter(image, self.sigma, radius=self.radius, mode=self.border)
+
+    def correction(self, dimensions: int) -> float:
+        """Returns the factor of (co)variances in an image of so many dimensions."""
+        taps = (2 * self.radius + 1) ** dimensions
+        return taps / (taps - 1) if self.sample_covariance else 1.0
+
+
+WANG = Window()
+"""Wang et al. 2004, and this package's own."""
+SCIKIT_IMAGE = Window(radius=3, sigma=None, sample_covariance=True)
+"""The defaults of scikit-image's ``structural_similarity`` (formerly ``compare_ssim``)."""
+TORCHMETRICS = Window(border="mirror")
+"""The defaults of torchmetrics' ``structural_similarity_index_measure``."""
+RADIUS = WANG.radius
 
 
 def ssim_map(
     prediction: Float[np.ndarray, "*space"],
     truth: Float[np.ndarray, "*space"],
     data_range: float = 1.0,
+    window: Window = WANG,
 ) -> Float[np.ndarray, "*space"]:
     """Computes the similarity around each voxel (Wang et al. 2004, Eq. 13).
 
-    Local moments are means under a Gaussian window (standard deviation 1.5, 11 taps along each
-    axis) with the population's covariance. Images are continued by reflection at the frame.
+    Local moments are by default means under a Gaussian window (standard deviation 1.5, 11 taps
+    along each axis) with the population's covariance, and images are continued by reflection at
+    the frame.
 
     Args:
         prediction: The synthetic image, of any dimension.
         truth: The real image, on the same scale.
-        data_range: The difference between the largest and the smallest allowed value.
+        data_range: The difference between the largest and the smallest allowed value; positive.
+        window: How the moments are taken.
 
     Returns:
         A map in [-1, 1] of the images' shape, in double precision.
     """
     x = prediction.astype(np.float64)
     y = truth.astype(np.float64)
-    mean_x, mean_y = _window_mean(x), _window_mean(y)
-    variance_x = _window_mean(x * x) - mean_x * mean_x
-    variance_y = _window_mean(y * y) - mean_y * mean_y
-    covariance = _window_mean(x * y) - mean_x * mean_y
+    mean_x, mean_y = window.mean(x), window.mean(y)
+    correction = window.correction(x.ndim)
+    variance_x = correction * (window.mean(x * x) - mean_x * mean_x)
+    variance_y = correction * (window.mean(y * y) - mean_y * mean_y)
+    covariance = correction * (window.mean(x * y) - mean_x * mean_y)
 
     c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
@@ -59,19 +99,21 @@ def ssim(
     truth: Float[np.ndarray, "*space"],
     data_range: float = 1.0,
     mask: Bool[np.ndarray, "*space"] | None = None,
+    window: Window = WANG,
 ) -> float:
     """Averages the similarity map.
 
-    Without a mask, the outermost 5 voxels along each axis do not count: only windows that lie
-    wholly in the frame do, as in Wang et al. and in scikit-image, whose ``structural_similarity``
-    with Gaussian weights and the population's covariance gives the same number. With a mask, every
-    voxel of the mask counts, also those near the frame.
+    Without a mask, the outermost voxels along each axis (5 by default) do not count: only windows
+    that lie wholly in the frame do, as in Wang et al. and in scikit-image, whose
+    ``structural_similarity`` with Gaussian weights and the population's covariance gives the same
+    number. With a mask, every voxel of the mask counts, also those near the frame.
 
     Args:
         prediction: The synthetic image, of any dimension.
         truth: The real image, on the same scale.
-        data_range: The difference between the largest and the smallest allowed value.
+        data_range: The difference between the largest and the smallest allowed value; positive.
         mask: The voxels whose similarity counts.
+        window: How the moments are taken.
 
     Returns:
         The similarity, in [-1, 1]; NaN for an empty mask.
@@ -79,12 +121,44 @@ def ssim(
     Raises:
         UserError: There is no mask and an axis is shorter than the window.
     """
-    similarity = ssim_map(prediction, truth, data_range)
+    similarity = ssim_map(prediction, truth, data_range, window)
     if mask is not None:
         return mean_inside(similarity, mask)
-    if min(similarity.shape) <= 2 * RADIUS:
+    radius = window.radius
+    if min(similarity.shape) <= 2 * radius:
         raise UserError(
-            f"SSIM over a whole frame needs at least {2 * RADIUS + 1} voxels along each axis, "
+            f"SSIM over a whole frame needs at least {2 * radius + 1} voxels along each axis, "
             f"got {similarity.shape}: use larger images, or give a mask"
         )
-    return float(similarity[(slice(RADIUS, -RADIUS),) * similarity.ndim].mean())
+    return float(similarity[(slice(radius, -radius),) * similarity.ndim].mean())
+
+
+def ssim_with_border(
+    prediction: Float[np.ndarray, "*space"],
+    truth: Float[np.ndarray, "*space"],
+    data_range: float = 1.0,
+    window: Window = WANG,
+) -> float:
+    """Averages the similarity map over every voxel of the frame, its border included.
+
+    Where both images are zero they are alike (similarity 1), so only the box around the rest is
+    computed; the result is the whole frame's.
+
+    Args:
+        prediction: The synthetic image, of any dimension.
+        truth: The real image, on the same scale.
+        data_range: The difference between the largest and the smallest allowed value.
+        window: How the moments are taken.
+
+    Returns:
+        The similarity, in [-1, 1]; NaN where the data range is 0.
+    """
+    if not data_range > 0:
+        return math.nan
+    shown = (prediction != 0) | (truth != 0)
+    if not shown.any():
+        return 1.0
+    # Windows of the box's outermost voxels see zeros only, within it and beyond it.
+    box = bounding_box(shown, margin=2 * window.radius)
+    dissimilarity = 1 - ssim_map(prediction[box], truth[box], data_range, window)
+    return 1 - float(dissimilarity.sum()) / truth.size

@@ -1,99 +1,288 @@
-"""One self-contained HTML page of a run: tables and pictures, no network, no script."""
+"""The report: a folder of pages that a browser opens from disk, without a server or a network.
 
-import base64
-import html
-import os
-import pathlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-from cdm_jax.report.tables import FIRST_HEADING, ResultsTable, cell_text, headings
-
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem;
-  color: #1b1b1b; background: #fff; }
-h1, h2 { line-height: 1.2; }
-figure { margin: 1rem 0; overflow-x: auto; }
-img { max-width: 100%; min-width: 30rem; background: #000; }
-figcaption, .footer { color: #4a4a4a; font-size: .9rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #d5d5d5; }
-th:first-child, td:first-child { text-align: left; }
-.notice { border-left: .3rem solid #9a5b00; padding-left: .8rem; }
+Records, curves and arrays in, pages out: `index.html` with summary, tables and gallery, a page for
+each patient, and for those whose images are shown a viewer of slices and 3D.
 """
+
+import importlib.resources
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+
+from cdm_jax.errors import UserError
+from cdm_jax.metrics.aggregate import Record
+from cdm_jax.report import gallery, patients, rows, viewer
+from cdm_jax.report.curves import Line, curves
+from cdm_jax.report.gallery import Case, Gallery
+from cdm_jax.report.site import Site
+from cdm_jax.report.tables import ResultsTable, headings, results_table, texts
+
+ASSETS = ("report.css", "report.js", "viewer.js")
+OWN_FOLDERS = ("assets", "curves", "patients", "sprites", "viewer", "volumes")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A picture of the page.
+class Stage:
+    """What is told of a stage's training.
 
     Attributes:
-        path: PNG file, embedded whole.
-        caption: what is to be seen; read out by screen readers as well.
+        name: of the stage.
+        facts: term to text, such as its number of steps.
+        lines: of its `metrics.jsonl`.
     """
 
-    path: pathlib.Path
-    caption: str
+    name: str
+    facts: Mapping[str, str]
+    lines: Sequence[Line]
 
 
-def save_page(
-    path: pathlib.Path,
-    *,
-    title: str,
-    notice: str,
-    pictures: Sequence[Picture],
-    tables: Sequence[tuple[str, ResultsTable]],
-) -> None:
-    """Writes the page: the notice, pictures with captions, and named tables.
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All that a report tells, apart from the images.
+
+    Attributes:
+        title: heading and title of the windows.
+        notice: what a reader must know first.
+        facts: term to text: data, split, modalities.
+        records: one a subject.
+        convention: under which the headline table stands.
+        reference: the row against which the others are tested, where there is one.
+        stages: in the order of their training.
+        selection: how the patients shown were chosen.
+        remarks: further things that a reader must know, such as systems without images.
+    """
+
+    title: str
+    notice: str
+    facts: Mapping[str, str]
+    records: Sequence[Record]
+    convention: str
+    reference: str | None
+    stages: Sequence[Stage]
+    selection: str
+    remarks: Sequence[str] = ()
+
+
+def save_report(folder: pathlib.Path, report: Report, cases: Iterable[Case]) -> pathlib.Path:
+    """Writes the pages, and removes those of an earlier report that are no more.
 
     Args:
-        path: of the HTML file.
-        title: heading and title of the window.
-        notice: what a reader must know first.
-        pictures: shown in order.
-        tables: (heading, table) in order.
+        folder: of the report; what else lies in it stays.
+        report: what it tells.
+        cases: the patients shown, one in memory at a time.
+
+    Returns:
+        The first page.
+
+    Raises:
+        UserError: there are no records, or they are not comparable.
     """
-    body = [
-        f"<h1>{html.escape(title)}</h1>",
-        f'<p class="notice">{html.escape(notice)}</p>',
-        *(_figure(picture) for picture in pictures),
-        *(f"<h2>{html.escape(heading)}</h2>{_table(table)}" for heading, table in tables),
+    site = Site(folder)
+    templates = _templates()
+    niivue, no_viewer = _niivue()
+    tables = _tables(report)
+    headline = _headline(report)  # all tables first: records that cannot be compared write nothing
+    for name in ASSETS:
+        site.write(f"assets/{name}", _asset(name))
+    if niivue is not None:
+        site.write("assets/niivue.js", niivue)
+    galleries = {}
+    for case in cases:
+        galleries[case.subject] = gallery.save_gallery(site, case)
+        if niivue is not None:
+            _save_viewer(site, templates, report, case)
+    common = {
+        "report": report,
+        "no_viewer": no_viewer,
+        "legend": _legend(),
+        "meaning": rows.meaning,
+        "is_result": rows.is_result,
+    }
+    _save_patients(site, templates, report, galleries, common)
+    page = templates.get_template("index.html").render(
+        common,
+        root="",
+        headline=headline,
+        galleries=galleries.values(),
+        tables=tables,
+        stages=_stages(site, report),
+        subjects=_subjects(report, galleries),
+    )
+    site.write("index.html", page)
+    site.prune(OWN_FOLDERS)
+    return folder / "index.html"
+
+
+def _templates() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("cdm_jax.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _asset(name: str) -> str:
+    file = importlib.resources.files("cdm_jax.report") / "templates" / name
+    return file.read_text(encoding="utf-8")
+
+
+def _niivue() -> tuple[str | None, str]:
+    """NiiVue's script, or why there is none."""
+    try:
+        return viewer.niivue_script(), ""
+    except UserError as error:
+        return None, str(error)
+
+
+def _legend() -> dict[str, Any]:
+    """Colours and ends of the overlays' scales."""
+    colours = {
+        "bright": gallery.TOO_BRIGHT,
+        "dark": gallery.TOO_DARK,
+        "deviation": gallery.DEVIATION,
+    }
+    return {name: f"rgb({r} {g} {b})" for name, (r, g, b) in colours.items()} | {
+        "error_limit": gallery.ERROR_LIMIT,
+        "deviation_limit": gallery.DEVIATION_LIMIT,
+    }
+
+
+def _laid_out(table: ResultsTable, names: Iterable[str]) -> dict[str, Any]:
+    """A table as texts, with these rows in this order."""
+    found = {row.name: row for row in table.rows}
+    return {
+        "headings": headings(table)[1:],
+        "lines": [(name, texts(table, found[name], " ")) for name in names],
+        "footer": table.footer,
+    }
+
+
+def _without(table: dict[str, Any], word: str) -> dict[str, Any]:
+    """A table without the columns whose heading holds a word."""
+    kept = [n for n, heading in enumerate(table["headings"]) if word not in heading]
+    return table | {
+        "headings": [table["headings"][n] for n in kept],
+        "lines": [(name, [cells[n] for n in kept]) for name, cells in table["lines"]],
+    }
+
+
+def _tables(report: Report) -> list[tuple[str, dict[str, Any]]]:
+    """A table for each convention, with every row."""
+    tables = []
+    for name in dict.fromkeys(name for r in report.records for name in r["conventions"]):
+        table = results_table(report.records, name, reference=report.reference)
+        tables.append((name, _laid_out(table, [row.name for row in table.rows])))
+    return tables
+
+
+def _headline(report: Report) -> dict[str, Any]:
+    """The rows by which a run is judged: those without training, and one for each system.
+
+    PSNR and SSIM only, which a laptop's width holds; MAE is in the full tables.
+    """
+    table = results_table(report.records, report.convention, reference=report.reference)
+    names = [row.name for row in table.rows]
+    trained = rows.headline_rows(report.records).values()
+    kept = [name for name in names if name in rows.UNTRAINED]
+    kept += trained or [name for name in names if name not in kept]
+    return _without(_laid_out(table, kept), "MAE")
+
+
+def _stages(site: Site, report: Report) -> list[dict[str, Any]]:
+    """Stages with their curves' files."""
+    targets = patients.targets_of(report.records)
+    return [
+        {
+            "name": stage.name,
+            "facts": stage.facts,
+            "curves": [
+                (site.write(f"curves/{stage.name}-{number}.svg", curve.svg), curve)
+                for number, curve in enumerate(curves(stage.name, stage.lines, targets))
+            ],
+        }
+        for stage in report.stages
     ]
-    document = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>"
-        f"<body><main>{''.join(body)}</main></body></html>\n"
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(document, encoding="utf-8")
-    os.replace(temporary, path)
 
 
-def _figure(picture: Picture) -> str:
-    data = base64.b64encode(picture.path.read_bytes()).decode()
-    caption = html.escape(picture.caption)
-    return (
-        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{caption}</figcaption></figure>"
-    )
+def _subjects(report: Report, galleries: Mapping[str, Gallery]) -> dict[str, Any]:
+    """The table of patients, and the numbers from which the browser makes others."""
+    values = patients.subject_values(report.records)
+    trained = list(rows.headline_rows(report.records).values())
+    names = list(next(iter(values["values"].values())))
+    return {
+        "columns": [patients.heading(target, metric) for target, metric, _ in values["columns"]],
+        "names": [record["subject"] for record in report.records],
+        "shown": set(galleries),
+        "rows": names,
+        "row": (trained or names)[0],
+        "place": report.convention,
+        "data": values,
+    }
 
 
-def _table(table: ResultsTable) -> str:
-    head = "".join(f'<th scope="col">{html.escape(text)}</th>' for text in headings(table))
-    rows = [
-        f'<tr><th scope="row">{html.escape(row.name)}</th>'
-        + "".join(
-            f"<td>{html.escape(cell_text(cell, metric, table.patients, ' '))}</td>"
-            for (_, metric), cell in row.cells.items()
+def _save_patients(
+    site: Site,
+    templates: jinja2.Environment,
+    report: Report,
+    galleries: Mapping[str, Gallery],
+    common: Mapping[str, Any],
+) -> None:
+    """A page for each subject of the records, with links to those before and after."""
+    template = templates.get_template("patient.html")
+    names = [record["subject"] for record in report.records]
+    for record, before, after in zip(
+        report.records, [None, *names], [*names[1:], None], strict=False
+    ):
+        page = template.render(
+            common,
+            root="../",
+            subject=record["subject"],
+            before=before,
+            after=after,
+            gallery=galleries.get(record["subject"]),
+            tables=patients.subject_tables(record),
         )
-        + "</tr>"
-        for row in table.rows
-    ]
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{FIRST_HEADING} table"><table>'
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-        f'<p class="footer">{html.escape(table.footer)}</p>'
+        site.write(f"patients/{record['subject']}.html", page)
+
+
+def _niivue_voxel(case: Case) -> tuple[int, int, int]:
+    """The case's focus as NiiVue counts voxels: from the patient's left, back and bottom."""
+    (z, y, x), (_, rows_y, columns_x) = case.focus, case.brain.shape
+    return columns_x - 1 - x, rows_y - 1 - y, z
+
+
+def _save_viewer(site: Site, templates: jinja2.Environment, report: Report, case: Case) -> None:
+    """A case's volumes as scripts, and the page that shows them in slices and in 3D."""
+    described = []
+    for image in case.images:
+        files = {kind: f"{case.subject}/{image.name}-{kind}" for kind in image.nifti}
+        for kind, name in files.items():
+            site.write(f"volumes/{name}.js", viewer.volume_script(name, image.nifti[kind]))
+        described.append(
+            {
+                "role": image.role,
+                "modality": image.modality,
+                "system": image.system,
+                "title": image.title,
+                "files": files,
+            }
+        )
+    page = templates.get_template("viewer.html").render(
+        report=report,
+        root="../",
+        subject=case.subject,
+        legend=_legend(),
+        images=described,
+        focus=_niivue_voxel(case),
+        colours={
+            "bright": gallery.TOO_BRIGHT,
+            "dark": gallery.TOO_DARK,
+            "deviation": gallery.DEVIATION,
+        },
     )
+    site.write(f"viewer/{case.subject}.html", page)

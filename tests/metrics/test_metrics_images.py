@@ -10,7 +10,15 @@ from skimage import metrics as skimage_metrics
 from cdm_jax.errors import UserError
 from cdm_jax.metrics.mae import mae
 from cdm_jax.metrics.psnr import psnr
-from cdm_jax.metrics.ssim import RADIUS, ssim, ssim_map
+from cdm_jax.metrics.ssim import (
+    RADIUS,
+    SCIKIT_IMAGE,
+    TORCHMETRICS,
+    WANG,
+    ssim,
+    ssim_map,
+    ssim_with_border,
+)
 
 
 def structured(shape, seed=0):
@@ -119,3 +127,39 @@ def test_a_frame_smaller_than_the_window_is_refused():
     image, other = noise((10, 30))
     with pytest.raises(UserError, match="at least 11 voxels"):
         ssim(image, other)
+
+
+@pytest.mark.parametrize("shape", [(40, 33), (23, 31, 27)])
+@pytest.mark.parametrize("make", [structured, noise])
+def test_the_uniform_window_is_scikit_images_default(make, shape):
+    prediction, truth = make(shape)
+    mean, similarity = skimage_metrics.structural_similarity(
+        truth, prediction, data_range=1.5, full=True
+    )
+    assert ssim(prediction, truth, 1.5, window=SCIKIT_IMAGE) == pytest.approx(mean, abs=1e-9)
+    found = ssim_map(prediction, truth, 1.5, SCIKIT_IMAGE)
+    np.testing.assert_allclose(found, similarity, atol=1e-9)
+
+
+def test_a_frame_smaller_than_a_smaller_window_is_refused():
+    image, other = noise((6, 30))
+    with pytest.raises(UserError, match="at least 7 voxels"):
+        ssim(image, other, window=SCIKIT_IMAGE)
+
+
+@pytest.mark.parametrize("window", [WANG, SCIKIT_IMAGE, TORCHMETRICS])
+@pytest.mark.parametrize(
+    "place", [(slice(15, 18), slice(20, 22)), (slice(0, 3), slice(37, 40)), (slice(3), slice(40))]
+)
+def test_the_mean_with_the_border_needs_only_the_box_of_what_is_shown(window, place):
+    prediction, truth = np.zeros((33, 40)), np.zeros((33, 40))
+    prediction[place], truth[place] = noise(truth[place].shape)
+    expected = ssim_map(prediction, truth, 0.7, window).mean()
+    assert ssim_with_border(prediction, truth, 0.7, window) == pytest.approx(expected, abs=1e-12)
+    assert expected < 0.995
+
+
+def test_the_mean_with_the_border_of_nothing_is_full_and_without_a_range_undefined():
+    blank = np.zeros((12, 12))
+    assert ssim_with_border(blank, blank) == 1
+    assert math.isnan(ssim_with_border(blank, blank, 0.0))

@@ -1,4 +1,21 @@
-"""The table of named conventions: a number without one of these names means nothing."""
+"""The table of named conventions: a number without one of these names means nothing.
+
+========================  ======  =========================  ==================================
+name                      unit    range of values            background
+========================  ======  =========================  ==================================
+`paper`                   slice   1                          counts
+`volume` (decides)        volume  truth's p99.5 in the brain does not count
+`reggan`                  slice   1 (SSIM: 2)                counts for SSIM only
+`resvit`                  slice   each image's own maximum   counts; empty slices count as 0 dB
+`syndiff`                 slice   each image's own maximum   counts
+`brasyn` (SSIM only)      volume  each image's own p99.5     counts
+`torchmetrics`            volume  truth's own                counts
+`monai`                   slice   1                          counts
+`skimage`                 slice   truth's own                counts
+========================  ======  =========================  ==================================
+
+The classes say exactly what each does, where it departs from its source, and what is NaN in it.
+"""
 
 import dataclasses
 import hashlib
@@ -10,13 +27,34 @@ from typing import Any
 
 from cdm_jax.errors import UserError
 from cdm_jax.metrics.conventions.base import Case, Convention
+from cdm_jax.metrics.conventions.libraries import (
+    MonaiConvention,
+    SkimageConvention,
+    TorchmetricsConvention,
+)
 from cdm_jax.metrics.conventions.paper import PaperConvention
+from cdm_jax.metrics.conventions.scripts import (
+    BraSynConvention,
+    RegGANConvention,
+    ResViTConvention,
+    SynDiffConvention,
+)
 from cdm_jax.metrics.conventions.volume import VolumeConvention
 
 __all__ = ["CONVENTIONS", "Case", "Convention", "fingerprint", "get_convention", "json_ready"]
 
 CONVENTIONS: Mapping[str, Convention] = MappingProxyType(
-    {"paper": PaperConvention(), "volume": VolumeConvention()}
+    {
+        "paper": PaperConvention(),
+        "volume": VolumeConvention(),
+        "reggan": RegGANConvention(),
+        "resvit": ResViTConvention(),
+        "syndiff": SynDiffConvention(),
+        "brasyn": BraSynConvention(),
+        "torchmetrics": TorchmetricsConvention(),
+        "monai": MonaiConvention(),
+        "skimage": SkimageConvention(),
+    }
 )
 
 

@@ -9,6 +9,8 @@ from jaxtyping import Bool, Float, Num
 
 from cdm_jax.errors import UserError
 
+METRICS = ("psnr", "ssim", "mae")  # What every convention returns.
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
@@ -49,7 +51,7 @@ class Convention(abc.ABC):
 
     Attributes:
         space: The images it wants: ``slices``, axial slices at the model's size in [0, 1], or
-            ``native``, whole volumes on the subject's own grid in the truth's own unit.
+            ``native``, whole volumes on the subject's own grid in the truth's unit.
         version: Raised with every change of what the numbers mean.
     """
 
@@ -58,4 +60,7 @@ class Convention(abc.ABC):
 
     @abc.abstractmethod
     def score(self, case: Case) -> dict[str, Any]:
-        """Returns at least ``psnr`` (dB), ``ssim`` and ``mae`` as floats; NaN where undefined."""
+        """Returns at least ``psnr`` (dB), ``ssim`` and ``mae`` as floats.
+
+        NaN is what is undefined, and what a copied source does not compute.
+        """

@@ -1,0 +1,290 @@
+"""A run's report: images of a few unseen patients by every system, then pages for a browser."""
+
+import importlib
+import json
+import pathlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Real
+from ml_collections import ConfigDict
+
+from cdm_jax import checkpoint, parallel
+from cdm_jax.data.dataset import Dataset
+from cdm_jax.data.intensity import brain_mask, measure
+from cdm_jax.data.nifti import read_geometry, read_labels, read_volume, write_like
+from cdm_jax.data.subjects import Subject
+from cdm_jax.errors import UserError
+from cdm_jax.metrics.aggregate import Record
+from cdm_jax.metrics.regions import ENHANCING_TUMOUR
+from cdm_jax.report import patients, rows
+from cdm_jax.report.curves import final_values
+from cdm_jax.report.gallery import DEVIATION_LIMIT, ERROR_LIMIT, Case, Image
+from cdm_jax.report.page import Report, Stage, save_report
+from cdm_jax.report.viewer import overlay_values
+from cdm_jax.synthesize import synthesize_subjects
+
+CONVENTION = "volume"  # under which patients are chosen, where the records have it
+SIMULATED = (
+    "These patients are simulated. Their numbers compare methods with each other and say nothing "
+    "about real patients."
+)
+PAGE_NOTICE = (
+    "For research, not for clinical use. Images named synthesis were made by neural networks: they "
+    "show what a patient's other images make likely, not what is there."
+)
+
+Volume = Float[np.ndarray, "z y x"]
+
+
+def publish_run(
+    config: ConfigDict, workdir: pathlib.Path, dataset: Dataset, num_patients: int
+) -> pathlib.Path:
+    """Writes `<workdir>/report`; images that were synthesised for an earlier report are kept.
+
+    Args:
+      config: its `evaluate` section says which records and which row to test against.
+      workdir: of the run, with its evaluation.
+      dataset: prepared patients.
+      num_patients: unseen patients of whom images are shown; all have a page of numbers.
+
+    Returns:
+      The first page.
+
+    Raises:
+      UserError: nothing was evaluated, or on another split.
+    """
+    records = _records(workdir / "evaluation" / config.evaluate.part, dataset)
+    known = dict.fromkeys(name for record in records for name in record["conventions"])
+    convention = CONVENTION if CONVENTION in known else next(iter(known))
+    systems, remarks = _systems(records, workdir)
+    reference = config.evaluate.reference
+    judged = next((row for name, row in systems.items() if name != reference), "copy")
+    chosen = patients.choose(records, judged, convention, num_patients)
+    subjects = [dataset.subjects[name] for name in chosen]
+    folder = workdir / "report"
+    for name, row in systems.items():
+        synthesize_subjects(
+            subjects, folder / "images" / name, workdir / name, samples=rows.samples_of(row)
+        )
+    report = Report(
+        title=f"{config.data.name}: {', '.join(config.data.targets)} synthesised from "
+        f"{', '.join(config.data.sources)}",
+        notice=PAGE_NOTICE,
+        facts=_facts(config, dataset),
+        records=records,
+        convention=convention,
+        reference=reference if reference in records[0]["rows"] else None,
+        stages=_stages(config, workdir),
+        selection=_selection(len(chosen), len(records)),
+        remarks=[*([SIMULATED] if "phantom" in config else []), *remarks],
+    )
+    cases = _cases(subjects, chosen, systems, folder / "images", records, convention)
+    page = folder / "index.html"
+    if parallel.is_first():
+        page = save_report(folder, report, cases)
+    parallel.wait_for_all("report")
+    return page
+
+
+def _records(folder: pathlib.Path, dataset: Dataset) -> list[Record]:
+    paths = sorted(folder.glob("*.json"))
+    records = [json.loads(path.read_text()) for path in paths]
+    records = [record for record in records if record.get("subject") in dataset.subjects]
+    if not records:
+        raise UserError(
+            f"nothing has been evaluated in {folder}: run the command evaluate with this --workdir"
+        )
+    others = {record["split"] for record in records} - {dataset.split_hash}
+    if others:
+        raise UserError(
+            f"the records in {folder} are of split {', '.join(sorted(others))}, this data's is "
+            f"{dataset.split_hash}: evaluate again"
+        )
+    return records
+
+
+def _systems(records: Sequence[Record], workdir: pathlib.Path) -> tuple[dict[str, str], list[str]]:
+    """Systems that can paint, with their headline rows; and what to say of the others."""
+    systems: dict[str, str] = {}
+    remarks = []
+    for name, row in rows.headline_rows(records).items():
+        if checkpoint.finished(workdir / name):
+            systems[name] = row
+        else:
+            remarks.append(f"{name} has numbers but no images: its checkpoint is not in the run.")
+    return systems, remarks
+
+
+def _selection(shown: int, total: int) -> str:
+    return (
+        f"{shown} of {total} unseen patients, chosen by rule and not by eye, the rule beside each "
+        "name (more: --patients=N). Each opens on the slice with most of the tumour. Samples were "
+        "drawn anew for these pages, so a picture is not the very draw that the tables score."
+    )
+
+
+def _facts(config: ConfigDict, dataset: Dataset) -> dict[str, str]:
+    counts = {name: len(getattr(dataset, name)) for name in ("train", "validation", "test")}
+    return {
+        "Data": f"{config.data.name}{' (simulated patients)' if 'phantom' in config else ''}",
+        "Input modalities": ", ".join(config.data.sources),
+        "Target modalities": ", ".join(config.data.targets),
+        "Examinations": ", ".join(f"{count} {name}" for name, count in counts.items()),
+        "Split (by patient)": dataset.split_hash,
+        "Model's slices": f"{config.data.size} x {config.data.size} pixels",
+        "Scored part": config.evaluate.part,
+    }
+
+
+def _stages(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
+    """The run's stages: those of the config's pipeline in its order, then all others."""
+    names = [
+        *config.pipeline,
+        *sorted(path.parent.name for path in workdir.glob("*/metrics.jsonl")),
+    ]
+    stages = []
+    for name in dict.fromkeys(names):
+        log, saved = workdir / name / "metrics.jsonl", checkpoint.provenance(workdir / name)
+        if saved is None or not log.exists():
+            continue
+        lines = [json.loads(line) for line in log.read_text().splitlines() if line]
+        method = saved.config[saved.config.stage].method
+        facts = {
+            "Method": _description(method),
+            "Steps": f"{saved.config[saved.config.stage].train.num_steps}"
+            + ("" if checkpoint.finished(log.parent) else " planned, not finished"),
+            "Slices a step": str(saved.batch_size),
+            "Split": saved.split,
+        }
+        stages.append(Stage(name=name, facts=facts | final_values(lines), lines=lines))
+    return stages
+
+
+def _description(method: str) -> str:
+    """The first line of what a method's module says of itself."""
+    text = importlib.import_module(f"cdm_jax.methods.{method}").__doc__ or method
+    return text.partition("\n")[0]
+
+
+def _cases(
+    subjects: Sequence[Subject],
+    reasons: Mapping[str, str],
+    systems: Mapping[str, str],
+    images: pathlib.Path,
+    records: Sequence[Record],
+    convention: str,
+) -> Iterator[Case]:
+    """The patients shown, each read when its turn comes."""
+    by_subject = {record["subject"]: record for record in records}
+    for subject in subjects:
+        record = by_subject[subject.subject_id]
+        yield _case(subject, reasons[subject.subject_id], systems, images, record, convention)
+
+
+def _case(
+    subject: Subject,
+    reason: str,
+    systems: Mapping[str, str],
+    images: pathlib.Path,
+    record: Record,
+    convention: str,
+) -> Case:
+    targets = patients.targets_of([record])
+    real = {name: read_volume(path) for name, path in subject.images.items()}
+    sources = {name: volume for name, volume in real.items() if name not in targets}
+    unit = {name: measure(volume, name).apply(volume) for name, volume in real.items()}
+    brain = brain_mask(sources)
+    grid = next(iter(subject.images.values()))
+    shown = [
+        Image(
+            name=f"{'input' if name in sources else 'truth'}-{name}",
+            role="input" if name in sources else "truth",
+            modality=name,
+            values=volume,
+            nifti={"image": _nifti(volume * 255, np.uint8, grid)},
+        )
+        for name, volume in unit.items()
+    ]
+    for system, row in systems.items():
+        folder = images / system / subject.subject_id
+        for target in targets:
+            stem = f"{subject.subject_id}-{target}"
+            note = _note(record, row, convention, target)
+            shown.append(_synthesis(folder, stem, system, note, target, unit[target], brain, grid))
+    return Case(
+        subject=subject.subject_id,
+        reason=reason,
+        images=shown,
+        brain=brain,
+        voxel_size=read_geometry(grid).voxel_size,
+        focus=_focus(subject, brain),
+    )
+
+
+def _focus(subject: Subject, brain: Bool[np.ndarray, "z y x"]) -> tuple[int, int, int]:
+    """The middle of the slice with most of the enhancing tumour, else the tumour, else the brain.
+
+    Where no tumour is known, this is the slice with most brain.
+    """
+    labels = np.zeros(brain.shape, np.int16)
+    if subject.segmentation is not None:
+        labels = read_labels(subject.segmentation)
+    enhancing = np.isin(labels, ENHANCING_TUMOUR)
+    mask = next(m for m in (enhancing & brain, (labels > 0) & brain, brain) if m.any())
+    z = int(mask.sum(axis=(1, 2)).argmax())
+    y, x = (int(np.median(indices)) for indices in np.nonzero(mask[z]))
+    return z, y, x
+
+
+def _note(record: Record, row: str, convention: str, target: str) -> str:
+    numbers = (
+        (metric, patients.value(record, row, convention, target, metric))
+        for metric in ("psnr", "ssim")
+    )
+    return ", ".join(
+        f"{metric.upper()} {patients.text(number, metric)}" for metric, number in numbers
+    )
+
+
+def _synthesis(
+    folder: pathlib.Path,
+    stem: str,
+    system: str,
+    note: str,
+    target: str,
+    truth: Volume,
+    brain: Bool[np.ndarray, "z y x"],
+    grid: pathlib.Path,
+) -> Image:
+    """A synthetic image as it was written, on the network's scale of [0, 1]."""
+    scale = np.float32(json.loads((folder / f"{stem}.json").read_text())["reference_scale"])
+    values = np.clip(read_volume(folder / f"{stem}.nii.gz") / scale, 0, 1)
+    error = (values - truth) * brain
+    nifti = {
+        "image": _nifti(values * 255, np.uint8, grid),
+        "error": _nifti(overlay_values(error, ERROR_LIMIT), np.int16, grid),
+    }
+    deviation, file = None, folder / f"{stem}-deviation.nii.gz"
+    if file.exists():
+        deviation = read_volume(file) / scale
+        nifti["deviation"] = _nifti(overlay_values(deviation, DEVIATION_LIMIT), np.int16, grid)
+    return Image(
+        name=f"{system}-{target}",
+        role="synthesis",
+        modality=target,
+        system=system,
+        note=note,
+        values=values,
+        deviation=deviation,
+        nifti=nifti,
+    )
+
+
+def _nifti(volume: Real[np.ndarray, "z y x"], dtype: type[np.integer], grid: pathlib.Path) -> bytes:
+    """Rounded values as a small compressed NIfTI file on a patient's grid."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "volume.nii.gz"
+        write_like(path, np.rint(volume), grid, dtype=dtype)
+        return path.read_bytes()

@@ -1,0 +1,219 @@
+"""Slices of a patient as sprites: all slices of a volume below one another in one PNG.
+
+The browser moves a sprite behind a window of one slice; errors and deviations are transparent
+sprites above the image.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import PIL.Image
+from jaxtyping import Bool, Float, UInt8
+
+from cdm_jax.report.site import Site
+
+MOST_SLICES = 48
+MOST_PIXELS = 256  # rows or columns of a slice in the gallery
+MARGIN = 2
+ERROR_LIMIT = 0.3  # full colour, in units of the truth's 99.5th percentile
+DEVIATION_LIMIT = 0.1
+# Okabe and Ito's: told apart with any colour vision.
+TOO_BRIGHT = (230, 159, 0)
+TOO_DARK = (86, 180, 233)
+DEVIATION = (240, 228, 66)
+
+Volume = Float[np.ndarray, "z y x"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Image:
+    """A volume to look at.
+
+    Attributes:
+        name: unique among a case's images, fit for a file's name.
+        role: what it is.
+        modality: which it shows.
+        system: that made it, for a synthesis.
+        note: below the picture.
+        values: in [0, 1], on the patient's grid.
+        deviation: standard deviation of the samples, in the same unit.
+        nifti: compressed NIfTI files for the viewer: "image" (0 to 255), and for a synthesis
+            "error" and "deviation" as `viewer.overlay_values` encodes them.
+    """
+
+    name: str
+    role: Literal["input", "truth", "synthesis"]
+    modality: str
+    system: str | None = None
+    note: str = ""
+    values: Volume
+    deviation: Volume | None = None
+    nifti: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """What it is, in a few words."""
+        made = f" by {self.system}" if self.system else ""
+        return f"{self.role.capitalize()}: {self.modality}{made}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Case:
+    """A patient to show.
+
+    Attributes:
+        subject: the examination's name.
+        reason: why this one.
+        images: inputs, truths and syntheses.
+        brain: of the inputs.
+        voxel_size: along (z, y, x) in mm.
+        focus: the voxel (z, y, x) that is looked at first.
+    """
+
+    subject: str
+    reason: str
+    images: Sequence[Image]
+    brain: Bool[np.ndarray, "z y x"]
+    voxel_size: tuple[float, float, float]
+    focus: tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """A window on a sprite: its title, the note below, the sprite, and overlays by their kind."""
+
+    title: str
+    note: str
+    sprite: str
+    overlays: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """A case's panels.
+
+    Attributes:
+        subject: the examination's name.
+        reason: why this one.
+        slices: indices z, from inferior to superior.
+        start: position among them with which to begin.
+        aspect: width of a slice over its height.
+        rows: target modality to its panels: inputs, truth, systems.
+    """
+
+    subject: str
+    reason: str
+    slices: Sequence[int]
+    start: int
+    aspect: float
+    rows: Mapping[str, Sequence[Panel]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Window:
+    """Which voxels of a volume the sprites show."""
+
+    z: Sequence[int]
+    y: slice
+    x: slice
+
+    def cut(self, volume: np.ndarray) -> np.ndarray:
+        return volume[self.z][:, self.y, self.x]
+
+
+def save_gallery(site: Site, case: Case) -> Gallery:
+    """Writes a case's sprites to `sprites/<subject>`."""
+    window = _window(case.brain)
+    truths = {i.modality: i.values for i in case.images if i.role == "truth"}
+    panels = {
+        image.name: _panel(site, case, image, truths.get(image.modality), window)
+        for image in case.images
+    }
+    inputs = [panels[image.name] for image in case.images if image.role == "input"]
+    targets = dict.fromkeys(image.modality for image in case.images if image.role != "input")
+    rows = {
+        target: inputs
+        + [panels[i.name] for i in case.images if i.role != "input" and i.modality == target]
+        for target in targets
+    }
+    _, height, width = window.cut(case.brain).shape
+    _, size_y, size_x = case.voxel_size
+    return Gallery(
+        subject=case.subject,
+        reason=case.reason,
+        slices=window.z,
+        start=int(np.abs(np.asarray(window.z) - case.focus[0]).argmin()),
+        aspect=width * size_x / (height * size_y),
+        rows=rows,
+    )
+
+
+def _window(brain: Bool[np.ndarray, "z y x"]) -> _Window:
+    """The brain's box with a margin; slices and pixels are thinned where there are too many."""
+    z, y, x = (np.flatnonzero(brain.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1)))
+    count = min(len(z), MOST_SLICES)
+    step = -(-max(int(y[-1] - y[0]), int(x[-1] - x[0]), 1) // MOST_PIXELS)
+    shown = z[np.linspace(0, len(z) - 1, count).round().astype(int)]
+    cuts = (slice(max(int(e[0]) - MARGIN, 0), int(e[-1]) + MARGIN + 1, int(step)) for e in (y, x))
+    return _Window(z=shown.tolist(), y=next(cuts), x=next(cuts))
+
+
+def _panel(site: Site, case: Case, image: Image, truth: Volume | None, window: _Window) -> Panel:
+    brain = window.cut(case.brain)
+    values = window.cut(image.values)
+    overlays = {}
+    if image.role == "synthesis" and truth is not None:
+        overlays["error"] = error_colours(values - window.cut(truth), brain)
+    if image.deviation is not None:
+        overlays["deviation"] = deviation_colours(window.cut(image.deviation), brain)
+    stem = f"sprites/{case.subject}/{image.name}"
+    return Panel(
+        title=image.title,
+        note=image.note,
+        sprite=site.write(f"{stem}.png", sprite(grey(values))),
+        overlays={
+            kind: site.write(f"{stem}-{kind}.png", sprite(colours))
+            for kind, colours in overlays.items()
+        },
+    )
+
+
+def grey(values: Float[np.ndarray, "slice h w"]) -> UInt8[np.ndarray, "slice h w"]:
+    """Values of [0, 1] as grey levels."""
+    return np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
+
+
+def error_colours(
+    error: Float[np.ndarray, "slice h w"], brain: Bool[np.ndarray, "slice h w"]
+) -> UInt8[np.ndarray, "slice h w 4"]:
+    """Signed errors as colours that are the more opaque the larger the error.
+
+    Args:
+        error: synthesis minus truth, in [-1, 1].
+        brain: outside of it nothing is shown.
+    """
+    colours = np.where((error > 0)[..., None], TOO_BRIGHT, TOO_DARK)
+    return _with_opacity(colours, np.abs(error) / ERROR_LIMIT * brain)
+
+
+def deviation_colours(
+    deviation: Float[np.ndarray, "slice h w"], brain: Bool[np.ndarray, "slice h w"]
+) -> UInt8[np.ndarray, "slice h w 4"]:
+    """Deviations of samples as one colour, the more opaque the larger they are."""
+    colours = np.broadcast_to(DEVIATION, (*deviation.shape, 3))
+    return _with_opacity(colours, deviation / DEVIATION_LIMIT * brain)
+
+
+def _with_opacity(colours: np.ndarray, opacity: np.ndarray) -> UInt8[np.ndarray, "slice h w 4"]:
+    return np.concatenate([colours.astype(np.uint8), grey(opacity)[..., None]], axis=-1)
+
+
+def sprite(slices: UInt8[np.ndarray, "slice h w *channels"]) -> bytes:
+    """All slices below one another as a PNG."""
+    sheet = slices.reshape(-1, *slices.shape[2:])
+    out = io.BytesIO()
+    PIL.Image.fromarray(sheet).save(out, format="PNG", optimize=True)
+    return out.getvalue()

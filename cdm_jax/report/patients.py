@@ -1,0 +1,153 @@
+"""Single patients: which of them to show, and their numbers for tables that can be sorted."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cdm_jax.metrics.aggregate import Record
+from cdm_jax.report.tables import ABSENT, DECIMALS
+
+CONTRAST = "t1c"  # where an enhancing tumour shows, if it is a target
+ENHANCING = "enhancing_tumour"
+
+
+def targets_of(records: Sequence[Record]) -> list[str]:
+    """The target modalities of the records, in their order."""
+    scored = (
+        row.get(name, {})
+        for r in records
+        for row in r["rows"].values()
+        for name in r["conventions"]
+    )
+    return list(dict.fromkeys(target for scores in scored for target in scores))
+
+
+def value(
+    record: Record, row: str, convention: str, target: str, metric: str, region: str | None = None
+) -> float | None:
+    """One number of a record; None where there is none."""
+    scores = record["rows"].get(row, {}).get(convention, {}).get(target, {})
+    if region is not None:
+        scores = scores.get("regions", {}).get(region, {})
+    return scores.get(metric)
+
+
+def choose(records: Sequence[Record], row: str, convention: str, count: int) -> dict[str, str]:
+    """Chooses subjects to show, so that the good and the bad are seen.
+
+    First the one whose tumour enhances most, then the best and the worst by the mean PSNR over the
+    targets, then the next worst.
+
+    Args:
+        records: one a subject.
+        row: the row to judge by.
+        convention: under which.
+        count: how many; fewer where there are no more.
+
+    Returns:
+        Subject to the reason in words, in the order of choice.
+    """
+    targets = targets_of(records)
+    ranked = sorted(
+        (r for r in records if _mean_psnr(r, row, convention, targets) is not None),
+        key=lambda r: _mean_psnr(r, row, convention, targets) or 0.0,
+    )
+    reasons: dict[str, str] = {}
+    contrast = CONTRAST if CONTRAST in targets else targets[0]
+    enhancing = {
+        r["subject"]: value(r, "copy", convention, contrast, "mae", ENHANCING) or 0.0
+        for r in records
+    }
+    if strongest := max(enhancing, key=enhancing.__getitem__) if any(enhancing.values()) else None:
+        reasons[strongest] = (
+            f"the tumour that enhances most (where a copied source errs most in {contrast})"
+        )
+    if ranked:
+        reasons.setdefault(ranked[-1]["subject"], f"the best PSNR of {row}")
+        reasons.setdefault(ranked[0]["subject"], f"the worst PSNR of {row}")
+    for record in ranked:
+        reasons.setdefault(record["subject"], f"the next worst PSNR of {row}")
+    for record in records:
+        reasons.setdefault(record["subject"], "no PSNR")
+    return dict(list(reasons.items())[:count])
+
+
+def _mean_psnr(record: Record, row: str, convention: str, targets: Sequence[str]) -> float | None:
+    values = [value(record, row, convention, target, "psnr") for target in targets]
+    present = [v for v in values if v is not None]
+    return sum(present) / len(present) if present else None
+
+
+def places(records: Sequence[Record]) -> dict[str, tuple[str, str | None]]:
+    """Where numbers were measured: a label to (convention, region or None)."""
+    found: dict[str, tuple[str, str | None]] = {}
+    for name in dict.fromkeys(name for record in records for name in record["conventions"]):
+        found[name] = (name, None)
+        scored = (row.get(name, {}) for r in records for row in r["rows"].values())
+        regions = dict.fromkeys(
+            region for s in scored for t in s.values() for region in t.get("regions", {})
+        )
+        for region in regions:
+            found[f"{name}, {region.replace('_', ' ')}"] = (name, region)
+    return found
+
+
+def subject_values(records: Sequence[Record]) -> dict[str, Any]:
+    """Every number of every subject, for a table in the browser.
+
+    Returns:
+        `columns`: [target, metric, decimals]; `values`: place -> row -> subject -> a number, or
+        None, for each column.
+    """
+    columns = [(t, metric) for t in targets_of(records) for metric in DECIMALS]
+    rows = dict.fromkeys(name for record in records for name in record["rows"])
+    values = {
+        label: {
+            row: {
+                r["subject"]: [
+                    _rounded(value(r, row, name, target, metric, region), metric)
+                    for target, metric in columns
+                ]
+                for r in records
+            }
+            for row in rows
+        }
+        for label, (name, region) in places(records).items()
+    }
+    return {
+        "columns": [[target, metric, DECIMALS[metric]] for target, metric in columns],
+        "values": values,
+    }
+
+
+def subject_tables(record: Record) -> list[Mapping[str, Any]]:
+    """One subject's tables, a place each.
+
+    Returns:
+        `label`, `headings` and `lines`: (row, texts).
+    """
+    columns = [(t, metric) for t in targets_of([record]) for metric in DECIMALS]
+    return [
+        {
+            "label": label,
+            "headings": [heading(target, metric) for target, metric in columns],
+            "lines": [
+                (row, [text(value(record, row, name, t, m, region), m) for t, m in columns])
+                for row in record["rows"]
+            ],
+        }
+        for label, (name, region) in places([record]).items()
+    ]
+
+
+def heading(target: str, metric: str) -> str:
+    """Head of a column."""
+    return f"{target[:1].upper()}{target[1:]} {metric.upper()}"
+
+
+def text(number: float | None, metric: str) -> str:
+    """A number with its metric's decimals, or a dash."""
+    return ABSENT if number is None else f"{number:.{DECIMALS[metric]}f}"
+
+
+def _rounded(number: float | None, metric: str) -> float | None:
+    return None if number is None else round(number, DECIMALS[metric])

@@ -1,0 +1,35 @@
+"""Files of a report's folder: each as a whole or not at all, and none left from an earlier one."""
+
+import os
+import pathlib
+
+GENERATED = (".css", ".html", ".js", ".png", ".svg")
+
+
+class Site:
+    """A folder of pages that is written file by file.
+
+    Args:
+        root: the folder; made if need be.
+    """
+
+    def __init__(self, root: pathlib.Path):
+        self.root = root
+        self._written: set[pathlib.Path] = set()
+
+    def write(self, name: str, content: str | bytes) -> str:
+        """Writes a file below the folder and returns its name there, for links."""
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.partial")
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, path)
+        self._written.add(path)
+        return name
+
+    def prune(self, folders: tuple[str, ...]) -> None:
+        """Removes what an earlier report left in these folders, which hold nothing else."""
+        for folder in folders:
+            for path in sorted((self.root / folder).rglob("*")):
+                if path.suffix in GENERATED and path not in self._written:
+                    path.unlink()

@@ -1,0 +1,390 @@
+"""Intervals around CDM's mean of eight samples, calibrated and then met by unseen patients.
+
+  python -m experiments.uncertainty --dataset=phantom --small
+
+Calibrates on the validation patients as `python -m cdm_jax.main calibrate` does, and asks of the
+test patients: do the intervals cover what they should, brain and tumour; does the deviation of the
+samples tell where the error is (risk-coverage curve: the most certain voxels are kept, against the
+best possible order and a random one); and does the interval widen where the truth is missed most?
+Two further calibrations show what the first is worth: a level that fewer patients suffice for, and
+intervals of one width, which know nothing of the samples' deviation.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.progress import track
+
+from cdm_jax import checkpoint
+from cdm_jax.evaluate import usable_segmentation
+from cdm_jax.metrics.aggregate import Comparison, Record, Summary, compare, per_patient, summarise
+from cdm_jax.metrics.conformal import coverage_by_region, risk_coverage
+from cdm_jax.metrics.regions import region_masks
+from cdm_jax.uncertainty import (
+    FLOOR,
+    Drawn,
+    Intervals,
+    Sampler,
+    calibration_scores,
+    fit_intervals,
+    load_stochastic,
+    save_intervals,
+)
+from cdm_jax.writer import console
+from experiments.records import load_results, save_results
+from experiments.study import DOCS, Study, main, write
+
+NAME = "uncertainty"
+STAGE = "cunet"
+SAMPLES = 8
+CONVENTION = "intervals"  # of the records: native grid, truth by its own intensity rule
+MAIN, FEWER, FLAT = "samples, 90 %", "samples, 80 %", "one width, 90 %"
+ROWS = {MAIN: (0.9, FLOOR), FEWER: (0.8, FLOOR), FLAT: (0.9, 100.0)}  # level, floor
+ORDERS = ("deviation", "best possible", "random")
+SHARES = np.linspace(0.05, 1, 20)
+REGIONS = {
+    "brain": "whole brain",
+    "healthy": "healthy brain",
+    "whole_tumour": "whole tumour",
+    "tumour_core": "tumour core",
+    "enhancing_tumour": "enhancing tumour",
+}
+METRICS = {"coverage": 3, "width": 3, "mae": 4, "deviation": 4}  # decimals
+
+
+# What is measured
+
+
+def measure(study: Study) -> None:
+    """Calibrates, draws samples of every test patient, writes the record."""
+    folder = study.workdir / STAGE
+    if not checkpoint.finished(folder):
+        study.run(("cdm",))
+    dataset = study.data()
+    sampler = Sampler(load_stochastic(folder, SAMPLES), SAMPLES)
+    floors = dict.fromkeys(floor for _, floor in ROWS.values())
+    scores = {floor: calibration_scores(sampler, dataset, floor) for floor in floors}
+    fitted = {
+        row: fit_intervals(scores[floor], sampler, level, floor)
+        for row, (level, floor) in ROWS.items()
+    }
+    save_intervals(folder, fitted[MAIN])
+    records = []
+    for subject in track(dataset.test, "measuring coverage", console=console):
+        files = dataset.subjects[subject.subject_id]
+        brain, drawn = sampler.draw(subject, files)
+        regions = region_masks(usable_segmentation(files, brain), brain)
+        identity = {
+            "subject": subject.subject_id,
+            "patient": subject.patient_id,
+            "split": dataset.split_hash,
+            "conventions": {CONVENTION: sampler.system.fingerprint},
+        }
+        records.append(identity | {"rows": scored(drawn, regions, fitted)})
+    content = {
+        "command": study.command(NAME),
+        "intervals": {row: dataclasses.asdict(one) for row, one in fitted.items()},
+        "records": records,
+    }
+    save_results(f"{study.dataset}/{NAME}", content)
+
+
+def scored(
+    drawn: Mapping[str, Drawn],
+    regions: Mapping[str, np.ndarray],
+    fitted: Mapping[str, Intervals],
+) -> dict[str, Any]:
+    """Rows of a patient's record: coverage by region, and the error of what is kept."""
+    rows: dict[str, Any] = {}
+    for row, intervals in fitted.items():
+        rows[row] = {
+            target: {
+                "regions": coverage_by_region(
+                    images.truth,
+                    images.mean,
+                    images.deviation,
+                    regions,
+                    multiplier=intervals.multipliers[target],
+                    floor=intervals.floor,
+                )
+            }
+            for target, images in drawn.items()
+        }
+    for order in ORDERS:
+        rows[order] = {t: kept(images, regions["brain"], order) for t, images in drawn.items()}
+    return {row: {CONVENTION: targets} for row, targets in rows.items()}
+
+
+def kept(images: Drawn, brain: np.ndarray, order: str) -> dict[str, float]:
+    """Mean absolute error of the most certain shares of a brain, and the area under the curve."""
+    errors = np.abs(images.truth - images.mean)[brain]
+    by = {
+        "deviation": images.deviation[brain],
+        "best possible": errors,
+        "random": np.zeros_like(errors),
+    }
+    curve = risk_coverage(errors, by[order], SHARES)
+    risks = {f"{share:.2f}": float(risk) for share, risk in zip(SHARES, curve.risk, strict=True)}
+    return risks | {"area": curve.area}
+
+
+# What it says
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Widening:
+    """Enhancing tumour against healthy brain, over the patients that have both.
+
+    Attributes:
+      width: ratio of the intervals' widths: logarithm, over patients.
+      error: ratio of the mean absolute errors, likewise.
+      difference: of the two logarithms, paired.
+    """
+
+    width: Summary
+    error: Summary
+    difference: Comparison
+
+
+def widening(records: Sequence[Record], row: str, target: str) -> Widening:
+    """Whether intervals widen in enhancing tumour as the error grows there."""
+    logs = {}
+    for metric in ("width", "mae"):
+        tumour, healthy = (
+            values(records, row, target, metric, region)
+            for region in ("enhancing_tumour", "healthy")
+        )
+        logs[metric] = np.log(tumour) - np.log(healthy)
+    return Widening(
+        width=summarise(logs["width"]),
+        error=summarise(logs["mae"]),
+        difference=compare(logs["width"], logs["mae"]),
+    )
+
+
+def values(
+    records: Sequence[Record], row: str, target: str, metric: str, region: str | None = None
+) -> Float[np.ndarray, " patients"]:
+    """One number a patient."""
+    return per_patient(records, row, CONVENTION, target, metric, region)[1]
+
+
+def widening_sentence(records: Sequence[Record], target: str) -> str:
+    """The answer for one target, whichever way it falls."""
+    found = widening(records, MAIN, target)
+    if not found.width.n:
+        return f"{target}: no patient has an enhancing tumour."
+    missed = _side(found.error.interval)
+    head = (
+        f"{target}: in enhancing tumour the error is {_ratio(found.error)} times that of healthy "
+        f"brain and the interval {_ratio(found.width)} times as wide ({found.width.n} patients)."
+    )
+    covered = [
+        summarise(values(records, MAIN, target, "coverage", region)).mean
+        for region in ("enhancing_tumour", "healthy")
+    ]
+    tail = f"It covers {covered[0]:.1%} of enhancing tumour, {covered[1]:.1%} of healthy brain."
+    if missed != "more":
+        return f"{head} The truth is not missed more there. {tail}"
+    width = {
+        "more": "It widens where the truth is missed",
+        "less": "It does NOT widen where the truth is missed, it narrows",
+        "alike": "It does NOT widen noticeably where the truth is missed",
+    }[_side(found.width.interval)]
+    against = {
+        "more": "and by more than the error grows",
+        "less": "and by less than the error grows",
+        "alike": "as the error grows",
+    }[_side(found.difference.interval)]
+    widens = _side(found.width.interval) == "more"
+    return f"{head} {width}{', ' + against if widens else ''}. {tail}"
+
+
+def _side(interval: tuple[float, float] | None) -> str:
+    """Where zero lies: "more" if the whole interval is above it, "less" if below."""
+    low, high = interval or (0.0, 0.0)
+    return "more" if low > 0 else "less" if high < 0 else "alike"
+
+
+def _ratio(logs: Summary) -> str:
+    """A ratio with its interval, from its logarithm's."""
+    text = f"{np.exp(logs.mean):.2f}"
+    if logs.interval is None:
+        return text
+    low, high = np.exp(logs.interval)
+    return f"{text} [{low:.2f}, {high:.2f}]"
+
+
+def order_sentence(records: Sequence[Record], target: str) -> str:
+    """Whether the deviation tells where the error is."""
+    areas = {order: values(records, order, target, "area") for order in ORDERS}
+    means = {order: float(np.mean(area)) for order, area in areas.items()}
+    gain = (means["random"] - means["deviation"]) / (means["random"] - means["best possible"])
+    side = _side(compare(areas["deviation"], areas["random"]).interval)
+    verdict = {
+        "less": "tells where the error is better than chance",
+        "more": "tells where the error is WORSE than chance",
+        "alike": "does NOT tell where the error is better than chance",
+    }[side]
+    half = summarise(values(records, "deviation", target, "0.50")).mean
+    every = summarise(values(records, "deviation", target, "1.00")).mean
+    return (
+        f"{target}: the samples' deviation {verdict}: kept by it, the most certain half of a brain "
+        f"has an error of {half:.4f}, the whole {every:.4f}; of the area that the best possible "
+        f"order gains over a random one it gains {gain:.0%}."
+    )
+
+
+def flat_sentence(records: Sequence[Record], target: str) -> str:
+    """What the deviation does for the width, beside intervals that are as wide everywhere."""
+    ours, flat = (values(records, row, target, "width", "brain") for row in (MAIN, FLAT))
+    covered = [
+        summarise(values(records, row, target, "coverage", "brain")).mean for row in (MAIN, FLAT)
+    ]
+    word = {
+        "more": "wider than intervals of one width, so that the deviation costs more than it helps",
+        "less": "narrower than intervals of one width, so that the deviation helps",
+        "alike": "as wide as intervals of one width",
+    }[_side(compare(ours, flat).interval)]
+    return (
+        f"{target}: by the deviation intervals are {word} ({np.mean(ours):.3f} against "
+        f"{np.mean(flat):.3f}; they cover {covered[0]:.1%} and {covered[1]:.1%})."
+    )
+
+
+def coverage_sentence(records: Sequence[Record], row: str, intervals: Intervals) -> str:
+    """What was promised and what was met."""
+    words = {"more": "above the level", "less": "BELOW the level", "alike": "as the level says"}
+    found = []
+    for target in intervals.multipliers:
+        coverage = values(records, row, target, "coverage", "brain")
+        side = _side(summarise(coverage - intervals.level).interval)
+        found.append(f"{target} {_interval(summarise(coverage), 3)}, {words[side]}")
+    covered = f"{row}: unseen patients' brains are covered {'; '.join(found)}."
+    return f"{covered} {intervals.guarantee[:1].upper()}{intervals.guarantee[1:]}."
+
+
+# How it is shown
+
+
+def _interval(summary: Summary, decimals: int) -> str:
+    """A mean with its 95 % interval over patients."""
+    if not summary.n:
+        return "–"
+    text = f"{summary.mean:.{decimals}f}"
+    if summary.interval is None:
+        return text
+    low, high = summary.interval
+    return f"{text} [{low:.{decimals}f}, {high:.{decimals}f}]"
+
+
+def coverage_table(records: Sequence[Record], row: str, target: str) -> list[str]:
+    """Markdown lines: a region each, means over patients with 95 % intervals."""
+    lines = [
+        f"| {target}, {row} | coverage | width | error (MAE) | deviation | patients |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for region, name in REGIONS.items():
+        cells = {m: summarise(values(records, row, target, m, region)) for m in METRICS}
+        texts = [_interval(cells[m], decimals) for m, decimals in METRICS.items()]
+        lines.append(f"| {name} | {' | '.join(texts)} | {cells['coverage'].n} |")
+    return lines
+
+
+def order_table(records: Sequence[Record], targets: Sequence[str]) -> list[str]:
+    """Markdown lines: the error of what is kept, for each order of the voxels."""
+    shares = ("0.25", "0.50", "0.75", "1.00")
+    lines = [
+        f"| kept by | {' | '.join(f'{float(s):.0%} kept' for s in shares)} | area |",
+        f"| --- |{' ---: |' * (len(shares) + 1)}",
+    ]
+    for target in targets:
+        for order in ORDERS:
+            cells = [summarise(values(records, order, target, name)) for name in (*shares, "area")]
+            texts = [_interval(cell, 4) for cell in cells]
+            lines.append(f"| {target}, {order} | {' | '.join(texts)} |")
+    return lines
+
+
+def report(content: Mapping[str, Any]) -> str:
+    """The whole Markdown text, from the record alone."""
+    records = content["records"]
+    fitted = {row: Intervals(**one) for row, one in content["intervals"].items()}
+    targets = list(fitted[MAIN].multipliers)
+    parts = [["# What the samples' deviation is worth"], [f"Made by `{content['command']}`."]]
+    parts += [["## Does the interval widen where the truth is missed?"]]
+    parts += [[widening_sentence(records, target)] for target in targets]
+    parts += [["## Do they cover what they should?"]]
+    parts += [[coverage_sentence(records, row, one)] for row, one in fitted.items()]
+    parts += [coverage_table(records, row, target) for row in ROWS for target in targets]
+    parts += [["## Does the deviation tell where the error is?"]]
+    parts += [
+        [sentence(records, t)] for t in targets for sentence in (order_sentence, flat_sentence)
+    ]
+    parts += [order_table(records, targets)]
+    parts += [["![Coverage by region, and risk-coverage curves](uncertainty.png)"]]
+    note = (
+        "Means over test patients, 95 % bootstrap intervals over patients in brackets. Units of "
+        "[0, 1], where a truth's own 99.5th percentile is 1. Ratios are geometric means. Area: the "
+        "error of what is kept, averaged over all shares."
+    )
+    return "\n\n".join("\n".join(part) for part in [*parts, [note]]) + "\n"
+
+
+def draw(content: Mapping[str, Any]) -> Figure:
+    """Coverage by region above, risk-coverage curves below, a column for each target."""
+    targets = list(content["intervals"][MAIN]["multipliers"])
+    figure = Figure(figsize=(4.2 * len(targets), 7), layout="constrained")
+    axes = figure.subplots(2, len(targets), squeeze=False, sharey="row")
+    for column, target in enumerate(targets):
+        _draw_coverage(axes[0, column], content["records"], target)
+        _draw_risk(axes[1, column], content["records"], target)
+    axes[0, 0].set_ylabel("share of voxels within the interval")
+    axes[1, 0].set_ylabel("mean absolute error of what is kept")
+    axes[1, 0].set_ylim(bottom=0)  # shared, so only once all curves are there
+    return figure
+
+
+def _draw_coverage(axis: Axes, records: Sequence[Record], target: str) -> None:
+    """A point a region with its 95 % interval over patients."""
+    for shift, row, colour in ((-0.12, MAIN, "tab:blue"), (0.12, FLAT, "tab:grey")):
+        cells = [summarise(values(records, row, target, "coverage", r)) for r in REGIONS]
+        present = [(place, cell) for place, cell in enumerate(cells) if cell.n]
+        for place, cell in present:
+            axis.plot([place + shift] * 2, cell.interval or [cell.mean] * 2, color=colour, lw=1.5)
+        places = [place + shift for place, _ in present]
+        axis.plot(places, [cell.mean for _, cell in present], "o", color=colour, label=row)
+    axis.axhline(ROWS[MAIN][0], color="black", lw=0.8, ls="--", label="nominal")
+    axis.set_xticks(range(len(REGIONS)), [n.replace(" ", "\n") for n in REGIONS.values()])
+    axis.tick_params(axis="x", labelsize=8)
+    axis.set_ylim(0, 1.02)
+    axis.set_title(target)
+    axis.legend(fontsize=8, loc="lower left")
+
+
+def _draw_risk(axis: Axes, records: Sequence[Record], target: str) -> None:
+    """The error of the kept share in each order."""
+    styles = {"deviation": "-", "best possible": "--", "random": ":"}
+    for order, style in styles.items():
+        risks = [summarise(values(records, order, target, f"{s:.2f}")).mean for s in SHARES]
+        axis.plot(SHARES, risks, style, label=f"kept by {order}" if style == "-" else order)
+    axis.set_xlabel("share of the brain that is kept")
+    axis.legend(fontsize=8)
+
+
+def show(study: Study) -> None:
+    """Prints the tables and writes them and the figure, from the record."""
+    content = load_results(f"{study.dataset}/{NAME}")
+    text = report(content)
+    console.print(text, soft_wrap=True, markup=False)
+    study.save_figure(NAME, draw(content))
+    write(DOCS / study.dataset / f"{NAME}.md", text)
+
+
+if __name__ == "__main__":
+    main(None, __doc__, measure, show)
