@@ -4,12 +4,12 @@ VENV ?= .venv
 RUN ?= runs/demo
 CONFIG ?= configs/phantom.py:cdm
 # Shorter than the study of experiments/seeds.py, so that it ends within 12 minutes on Python 3.11 too.
-LENGTH ?= --config.cunet.train.num_steps=1150 --config.m1.train.num_steps=1150
+LENGTH ?= --config.cunet.train.num_steps=1050 --config.m1.train.num_steps=1050
 
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test test-slow test-parity lint clean
+.PHONY: demo test test-slow test-parity test-browser lint clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,11 @@ test-slow: $(READY)
 test-parity: $(READY)
 	$(BIN)/pip install --quiet --editable '.[dev,parity]'
 	$(BIN)/python -m pytest tests/parity
+
+# The report in Chromium, which has to be there (Debian: apt-get install chromium).
+test-browser: $(READY)
+	$(BIN)/pip install --quiet --editable '.[dev,browser]'
+	$(BIN)/python -m pytest tests/browser
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ from rich.progress import track
 
 import cdm_jax
 from cdm_jax import inference, parallel, uncertainty
-from cdm_jax.data.intensity import brain_mask
+from cdm_jax.data.intensity import brain_mask, measure
 from cdm_jax.data.nifti import read_volume, write_like
 from cdm_jax.data.prepare import Prepared, PrepareSettings, prepare_subject
 from cdm_jax.data.subjects import Subject, find_subjects
@@ -165,7 +165,8 @@ def _write(
                 path.unlink(missing_ok=True)  # left by a run with other samples
         panels.append(Panel(f"{target} synthetic", images["mean"]))
         if target in subject.images:
-            truth = prepared.intensities[target].apply(read_volume(subject.images[target]))
+            volume = read_volume(subject.images[target])  # not prepared where another is missing
+            truth = measure(volume, f"{subject.subject_id} {target}").apply(volume)
             panels.append(Panel(f"{target} acquired", truth))
         if "deviation" in images:
             panels.append(Panel(f"{target} deviation x 5", 5 * images["deviation"]))

@@ -108,6 +108,19 @@ def test_a_plain_unet_translates_too(finished_run, patient, tmp_path):
     assert len(list(tmp_path.glob("*/*.nii.gz"))) == 2
 
 
+def test_a_patient_who_lacks_only_one_target_gets_all_images_and_the_picture(
+    finished_run, tmp_path
+):
+    subject = find_subjects(finished_run / "patients", modalities=MODALITIES)[0]
+    folder = tmp_path / subject.subject_id
+    folder.mkdir()
+    for name in ("t1", "t2", "t2f"):
+        shutil.copy(subject.images[name], folder)
+    (output,) = synthesize_folder(folder, tmp_path / "out", finished_run / "m1", samples=1)
+    assert len(list(output.glob("*.nii.gz"))) == len(list(output.glob("*.json"))) == 2
+    assert (output / f"{subject.subject_id}.png").exists()
+
+
 def test_a_subject_that_is_done_is_left_alone_and_made_anew_for_other_samples(
     finished_run, patient, tmp_path
 ):
