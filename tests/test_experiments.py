@@ -24,6 +24,7 @@ from experiments import (
 from experiments.records import RESULTS
 
 DRAWN = {"table1": table1, "table2": table2, "table3": table3, "table4": table4}
+RECORDS = {"table1": "systems", "table2": "systems", "table3": "table3", "table4": "sampling"}
 SMALL = study.Study(dataset="phantom", small=True, root="", workdir=None)
 
 
@@ -179,6 +180,8 @@ def test_a_record_that_is_missing_is_one_line(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_the_committed_tables_are_what_the_committed_records_give(name, tmp_path, monkeypatch):
+    if not (RESULTS / f"phantom/{RECORDS[name]}.json").exists():
+        pytest.skip(f"no record of {name} is committed yet")
     monkeypatch.setattr(study, "DOCS", tmp_path)
     DRAWN[name].show(SMALL)
     committed = RESULTS.parents[1] / "docs/results/phantom"
@@ -188,8 +191,12 @@ def test_the_committed_tables_are_what_the_committed_records_give(name, tmp_path
         assert path.read_text() == (committed / path.name).read_text(), path.name
 
 
-@pytest.mark.parametrize("module", [figure4, figure5])
-def test_figures_are_drawn_from_committed_records(module, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("module", "record"), [(figure4, "figure4.npz"), (figure5, "figure5.json")]
+)
+def test_figures_are_drawn_from_committed_records(module, record, tmp_path, monkeypatch):
+    if not (RESULTS / "phantom" / record).exists():
+        pytest.skip(f"no {record} is committed yet")
     monkeypatch.setattr(study, "DOCS", tmp_path)
     monkeypatch.setattr(study, "FORMATS", ("png",))
     module.show(SMALL)
