@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import matplotlib
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
@@ -117,7 +118,8 @@ class Study:
         for kind in FORMATS:
             path = self._docs(f"{name}.{kind}")
             dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
-            figure.savefig(path, dpi=150, metadata=dates.get(kind))
+            with matplotlib.rc_context({"svg.hashsalt": name}):
+                figure.savefig(path, dpi=150, metadata=dates.get(kind))
         console.print(f"drawn: {self._docs(name)}.png, .pdf, .svg")
 
     def _docs(self, name: str) -> pathlib.Path:
