@@ -26,20 +26,10 @@ from cdm_jax.methods import base
 from cdm_jax.metrics.regions import ENHANCING_TUMOUR
 from experiments.records import RESULTS
 from experiments.study import Study, main
-from experiments.table1 import SYSTEMS
+from experiments.table1 import HEADLINES, ROWS, SYSTEMS
 
 PATIENTS = 2
-STAGES = {
-    "pix2pix": "Pix2pix",
-    "cyclegan": "CycleGAN",
-    "gcgan": "GcGAN",
-    "cut": "CUT",
-    "reggan": "RegGAN",
-    "resvit": "ResViT",
-    "diffusion": "Diffusion",
-    "m1": "M1",
-    "cunet": "CDM",
-}
+STAGES = {stage: ROWS[row] for stage, row in HEADLINES.items()}
 ERROR_LIMIT = 0.3  # of the truth's range, where the error map's colours end
 ZOOM_MARGIN = 4  # pixels around the tumour
 

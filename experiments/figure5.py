@@ -17,19 +17,13 @@ from experiments.networks import create, example, inference_parameters, start
 from experiments.records import load_results, save_results
 from experiments.study import Study, main
 from experiments.sweep import STEPS, sweep
-from experiments.table1 import ROWS, SYSTEMS
+from experiments.table1 import HEADLINES, ROWS, SYSTEMS
 
 CONVENTION = "volume"
 SWEPT = {"cunet": "CDM", "diffusion": "Diffusion"}
 # Okabe and Ito's colours, which the colour-blind can tell apart, and a shape each for print.
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 SHAPES = "osD^vP*X<"
-# Row of the records -> stage whose parameters a translation uses.
-TRAINED = {
-    row: row.split("/")[0]
-    for row in ROWS
-    if row not in ("copy", "brain_mean", "regression", "resampled_truth", "cunet")
-}
 BUBBLE = 25  # points squared for the smallest bubble; each dB more adds as much
 
 
@@ -39,7 +33,7 @@ def measure(study: Study) -> None:
     sweep(study, tuple(SWEPT), study.command("figure5"))
     config = study.config("all")
     counts = {}
-    for stage in dict.fromkeys(TRAINED.values()):
+    for stage in HEADLINES:
         method = create(config, stage)
         if isinstance(method, base.Translator):
             state = start(config, stage, example(config, 1))
@@ -99,7 +93,7 @@ def draw_parameters(
     axis: Axes, records: list, counts: dict[str, int], metric: str, label: str
 ) -> None:
     """(b), (c) A metric against the parameters that a translation uses."""
-    for place, (row, stage) in enumerate(TRAINED.items()):
+    for place, (stage, row) in enumerate(HEADLINES.items()):
         if stage not in counts or row not in records[0]["rows"]:
             continue
         axis.scatter(

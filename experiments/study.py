@@ -12,7 +12,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib
@@ -28,6 +28,7 @@ from cdm_jax.report.tables import ResultsTable, to_csv, to_latex, to_markdown
 from cdm_jax.writer import console
 from configs import baselines
 from configs.common import CUNETS, SYSTEMS
+from experiments.records import load_records, main_values, save_results
 
 DATASETS = ("phantom", "brats", "upenn_gbm")
 # Steps of every image network in a small study: two cores train those of Table III in half an hour.
@@ -92,6 +93,23 @@ class Study:
             console.rule(told)
             if command_line.main(["cdm_jax.main", *self.arguments(system)]):
                 raise SystemExit(1)
+
+    def measure(self, record: str, name: str, systems: Sequence[str], rows: Iterable[str]) -> None:
+        """Trains and evaluates systems where they are missing, and writes these rows' record.
+
+        Args:
+          record: its name below the data set's, such as "systems".
+          name: of the experiment whose command reproduces it.
+          systems: to run.
+          rows: of the evaluation's records, to keep.
+        """
+        self.run(systems)
+        found = [main_values(record) for record in load_records(self.workdir)]
+        content = {
+            "command": self.command(name),
+            "records": chosen(found, {row: row for row in rows}),
+        }
+        save_results(f"{self.dataset}/{record}", content)
 
     def _is_trained(self, system: str) -> bool:
         return all(checkpoint.finished(self.workdir / stage) for stage in SYSTEMS[system])

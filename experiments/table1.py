@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from cdm_jax.report.tables import ResultsTable, results_table
 from experiments import published
-from experiments.records import load_records, load_results, main_values, save_results
+from experiments.records import load_results
 from experiments.study import Study, chosen, main
 
 SYSTEMS = ("cdm", "pix2pix", "cyclegan", "gcgan", "cut", "reggan", "resvit", "diffusion")
@@ -33,17 +33,14 @@ ROWS = {
     "cunet/mean_of_8": REFERENCE,
     "resampled_truth": "Truth at the model's size",
 }
+UNTRAINED = ("copy", "brain_mean", "regression", "resampled_truth")
+# Stage to the row that stands for it: the last one, the mean of samples where there is one.
+HEADLINES = {row.partition("/")[0]: row for row in ROWS if row not in UNTRAINED}
 
 
 def measure(study: Study) -> None:
     """Trains and evaluates the systems; writes the record."""
-    study.run(SYSTEMS)
-    records = [main_values(record) for record in load_records(study.workdir)]
-    rows = {name: name for name in ROWS}
-    save_results(
-        f"{study.dataset}/systems",
-        {"command": study.command("table1"), "records": chosen(records, rows)},
-    )
+    study.measure("systems", "table1", SYSTEMS, ROWS)
 
 
 def tables(

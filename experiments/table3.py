@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from cdm_jax.metrics.aggregate import Comparison, Record, compare, per_patient
 from cdm_jax.report.tables import ResultsTable, results_table
 from experiments import published
-from experiments.records import load_records, load_results, main_values, save_results
+from experiments.records import load_results
 from experiments.study import Study, chosen, main
 
 SYSTEMS = ("cdm", "m1_1x1", "m2", "rcg")
@@ -52,13 +52,7 @@ QUESTIONS = (
 
 def measure(study: Study) -> None:
     """Trains and evaluates the systems; writes the record."""
-    study.run(SYSTEMS)
-    records = [main_values(record) for record in load_records(study.workdir)]
-    rows = {name: name for name in ROWS}
-    save_results(
-        f"{study.dataset}/table3",
-        {"command": study.command("table3"), "records": chosen(records, rows)},
-    )
+    study.measure("table3", "table3", SYSTEMS, ROWS)
 
 
 def tables(records: Sequence[Record]) -> dict[str, ResultsTable]:

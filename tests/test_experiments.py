@@ -149,7 +149,7 @@ def test_figure_4_shows_each_system_and_the_error_that_it_makes():
     }
     figure = figure4.draw(images)
     titles = [axis.get_title() for axis in figure.axes[:5]]
-    assert titles == ["t1", "t2", "M1", "CDM", "truth"]
+    assert titles == ["t1", "t2", "M1 (UNet alone)", "CDM", "truth"]
     errors = [axis.images[0].get_array() for axis in figure.axes[5:10] if axis.images]
     assert [float(error.max()) for error in errors] == pytest.approx([0.2, 0])
 
