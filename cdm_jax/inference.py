@@ -22,7 +22,7 @@ from cdm_jax.data.resample import from_frame
 from cdm_jax.methods import base
 
 Outputs = dict[str, Float[Array, "b h w t"]]
-Compute = Callable[[base.Model, base.Batch, Key[Array, ""]], Outputs]
+Compute = Callable[[base.Model, base.Batch, Key[Array, "*keys"]], Outputs]
 Slices = UInt16[np.ndarray, "slice h w _"]
 
 
@@ -48,7 +48,7 @@ class System:
         """Compiles `compute` for stored slices; pixels of pure background stay 0.
 
         Args:
-          compute: from (model, batch in [-1, 1], key) to named images in [0, 1].
+          compute: from (model, batch in [-1, 1], key or keys) to named images in [0, 1].
         """
 
         @jax.jit
@@ -68,7 +68,7 @@ class System:
         Args:
           compiled: as `compile` returns it.
           stored: "source" and whatever else the function takes, slices in order.
-          key: of this subject; each batch folds in its number.
+          key: of this subject; each slice folds in its number.
 
         Returns:
           Named outputs for every slice.
@@ -76,9 +76,8 @@ class System:
         sharding = parallel.sharded(parallel.local_mesh())
         parts = []
         for number, (batch, valid) in enumerate(padded_batches(stored, self.batch_size)):
-            outputs = compiled(
-                self.model, jax.device_put(batch, sharding), jax.random.fold_in(key, number)
-            )
+            keys = slice_keys(key, number * self.batch_size, self.batch_size)
+            outputs = compiled(self.model, *jax.device_put((batch, keys), sharding))
             parts.append({name: np.asarray(image)[:valid] for name, image in outputs.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -108,6 +107,11 @@ def load_system(
         fingerprint=_fingerprint(model),
         batch_size=batch_size_per_device * jax.local_device_count(),
     )
+
+
+def slice_keys(key: Key[Array, ""], start: int, number: int) -> Key[Array, "{number}"]:
+    """A key for each of `number` slices of a subject, from slice `start` on."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(start, start + number))
 
 
 def _fingerprint(model: base.Model) -> str:

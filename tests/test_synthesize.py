@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import nibabel as nib
 import numpy as np
 import pytest
@@ -100,6 +101,19 @@ def test_a_result_depends_neither_on_the_cohort_nor_on_the_order(
     for name in ("t1c", "t2f", "t1c-deviation"):
         again = read_volume(tmp_path / "out" / patient.name / f"{patient.name}-{name}.nii.gz")
         np.testing.assert_array_equal(again, read_volume(written / f"{patient.name}-{name}.nii.gz"))
+
+
+def test_what_is_drawn_for_a_slice_does_not_depend_on_its_batch(finished_run):
+    """So a patient's images are the same on one device and on eight that share larger batches."""
+    stored = {"source": np.random.default_rng(0).integers(1, 60000, (5, 32, 32, 2), np.uint16)}
+    images = []
+    for batch_size in (2, 5):
+        system = inference.load_system(finished_run / "cunet", batch_size)
+        compiled = system.compile(uncertainty.mean_and_deviation(system.method, 2))
+        images.append(system.volumes(compiled, stored, jax.random.key(1)))
+    assert images[0]["deviation"].max() > 1e-4
+    for name, image in images[0].items():
+        np.testing.assert_allclose(image, images[1][name], atol=1e-5, err_msg=name)
 
 
 def test_a_plain_unet_translates_too(finished_run, patient, tmp_path):

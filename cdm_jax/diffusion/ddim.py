@@ -66,14 +66,14 @@ class DDIM:
         return split_prediction("x0", jnp.clip(x0, -self.clip, self.clip), x, signal)
 
     def sample(
-        self, predict: Predict, noise: Float[Array, "b *d"], key: Key[Array, ""]
+        self, predict: Predict, noise: Float[Array, "b *d"], key: Key[Array, "*keys"]
     ) -> Float[Array, "b *d"]:
         """Turns pure noise into samples.
 
         Args:
           predict: the network, from (x_t, timesteps of shape [b]) to its prediction.
           noise: x_T ~ N(0, I).
-          key: drives the noise of the steps; unused when eta is 0.
+          key: drives the noise of the steps, of all examples or of each; unused when eta is 0.
 
         Returns:
           Samples of the shape of `noise`.
@@ -92,5 +92,5 @@ class DDIM:
             return x, None
 
         steps = self.steps()
-        sample, _ = jax.lax.scan(advance, noise, (steps, jax.random.split(key, self.num_steps)))
+        sample, _ = jax.lax.scan(advance, noise, (steps, draws.split(key, self.num_steps)))
         return sample

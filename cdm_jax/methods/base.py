@@ -22,7 +22,7 @@ Batch = Mapping[str, Num[Array, "b h w _"]]  # "source" and "target", as `to_mod
 Metrics = dict[str, Float[Array, ""]]
 Pictures = dict[str, Float[Array, "b h w"]]
 Model = dict[str, Any]  # what inference needs of a system: params, statistics, frozen stages
-Translate = Callable[[Model, Batch, Key[Array, ""]], Float[Array, "b h w t"]]
+Translate = Callable[[Model, Batch, Key[Array, "*keys"]], Float[Array, "b h w t"]]
 
 
 class State(flax.struct.PyTreeNode):
@@ -104,9 +104,16 @@ class Translator(Method, Protocol):
         """Whether two keys give two results."""
 
     def translate(
-        self, model: Model, sources: Float[Array, "b h w s"], key: Key[Array, ""], num_samples: int
+        self,
+        model: Model,
+        sources: Float[Array, "b h w s"],
+        key: Key[Array, "*keys"],
+        num_samples: int,
     ) -> Float[Array, "k b h w t"]:
-        """Independent translations of the same sources, in [-1, 1]."""
+        """Independent translations of the same sources, in [-1, 1].
+
+        The key is one for all sources, or one for each of them.
+        """
 
     def audits(self, num_samples: int) -> dict[str, Translate]:
         """Further named ways to translate that an evaluation shows beside the honest one."""

@@ -37,7 +37,11 @@ class Adversarial(TranslatorStage, abc.ABC):
         """Source images to target images, both in [-1, 1], as a trained system does."""
 
     def translate(
-        self, model: Model, sources: Float[Array, "b h w s"], key: Key[Array, ""], num_samples: int
+        self,
+        model: Model,
+        sources: Float[Array, "b h w s"],
+        key: Key[Array, "*keys"],
+        num_samples: int,
     ) -> Float[Array, "1 b h w t"]:
         """The one translation that there is, whatever the key."""
         return self.generate(model, sources)[None]

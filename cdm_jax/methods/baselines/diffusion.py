@@ -101,17 +101,21 @@ class Diffusion(TranslatorStage):
         return gradient_step(state, loss, self.optimizer, self.average_decay)
 
     def translate(
-        self, model: Model, sources: Float[Array, "b h w s"], key: Key[Array, ""], num_samples: int
+        self,
+        model: Model,
+        sources: Float[Array, "b h w s"],
+        key: Key[Array, "*keys"],
+        num_samples: int,
     ) -> Float[Array, "k b h w t"]:
         """Independent samples given the sources, one after the other: one fills a device."""
         predict = self._predict(model["params"], sources)
         shape = (*sources.shape[:3], self.network.outputs)
 
         def one(key: Array) -> Array:
-            noise_key, step_key = jax.random.split(key)
+            noise_key, step_key = draws.split(key)
             return self.sampler.sample(predict, draws.normal(noise_key, shape), step_key)
 
-        return jax.lax.map(one, jax.random.split(key, num_samples))
+        return jax.lax.map(one, draws.split(key, num_samples))
 
 
 def create_network(config: Any) -> ADM:

@@ -85,20 +85,24 @@ class RCG(TranslatorStage):
         return gradient_step(state, loss, self.optimizer, self.average_decay)
 
     def translate(
-        self, model: Model, sources: Float[Array, "b h w s"], key: Key[Array, ""], num_samples: int
+        self,
+        model: Model,
+        sources: Float[Array, "b h w s"],
+        key: Key[Array, "*keys"],
+        num_samples: int,
     ) -> Float[Array, "k b h w t"]:
         """Images of any brains: only the number and size of the sources count."""
-        y_key, noise_key = jax.random.split(key)
+        y_key, noise_key = draws.split(key)
         y = self.rdm.samples(model["frozen"]["rdm"], sources, y_key, num_samples)
         shape = (*sources.shape[:3], self.network.outputs)
 
         def one(given: tuple[Array, Array]) -> Array:
             y, key = given
-            noise_key, step_key = jax.random.split(key)
+            noise_key, step_key = draws.split(key)
             noise = draws.normal(noise_key, shape)
             return self.sampler.sample(self._predict(model["params"], y), noise, step_key)
 
-        return jax.lax.map(one, (y, jax.random.split(noise_key, num_samples)))
+        return jax.lax.map(one, (y, draws.split(noise_key, num_samples)))
 
 
 def create(config: Any) -> RCG:

@@ -231,14 +231,18 @@ class CrossConditioned(TranslatorStage):
         return apply(self.network, model["params"]["network"], sources, y)
 
     def translate(
-        self, model: Model, sources: Float[Array, "b h w s"], key: Key[Array, ""], num_samples: int
+        self,
+        model: Model,
+        sources: Float[Array, "b h w s"],
+        key: Key[Array, "*keys"],
+        num_samples: int,
     ) -> Float[Array, "k b h w t"]:
         """Sources to targets, once for each of `num_samples` sampled representations.
 
         Args:
           model: as `base.model_of` gives it.
           sources: images in [-1, 1].
-          key: drives the samples.
+          key: drives the samples, of all sources or of each.
           num_samples: k; without a condition all results are the same one (k = 1).
         """
         if self.sampler is None:

@@ -225,18 +225,18 @@ class MDN(Stage):
         return gradient_step(state, loss, self.optimizer, self.average_decay)
 
     def sample(
-        self, model: Model, sources: Float[Array, "b h w s"], key: Key[Array, ""]
+        self, model: Model, sources: Float[Array, "b h w s"], key: Key[Array, "*keys"]
     ) -> Float[Array, "b d"]:
         """Draws y_0 from pure noise by DDIM (Eq. 3).
 
         Args:
           model: of this stage: its parameters.
           sources: images in [-1, 1]; only their number matters when the condition is "none".
-          key: one sample a key; `jax.vmap` over keys encodes the sources once.
+          key: of all sources or of each; `jax.vmap` over samples' keys encodes the sources once.
         """
         params = model["params"]
         context = self._encode(params, sources)
-        noise_key, step_key = jax.random.split(key)
+        noise_key, step_key = draws.split(key)
         shape = (sources.shape[0], self.representation.representation_width)
 
         def predict(y_t: Array, t: Array) -> Array:
@@ -245,10 +245,10 @@ class MDN(Stage):
         return self.sampler.sample(predict, draws.normal(noise_key, shape), step_key)
 
     def samples(
-        self, model: Model, sources: Float[Array, "b h w s"], key: Key[Array, ""], number: int
+        self, model: Model, sources: Float[Array, "b h w s"], key: Key[Array, "*keys"], number: int
     ) -> Float[Array, "k b d"]:
         """Several independent samples for the same sources."""
-        keys = jax.random.split(key, number)
+        keys = draws.split(key, number)
         return jax.vmap(self.sample, in_axes=(None, None, 0))(model, sources, keys)
 
     def validate(self, model: Model, batch: Batch, key: Key[Array, ""]) -> tuple[Metrics, Pictures]:
