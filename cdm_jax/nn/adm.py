@@ -21,17 +21,24 @@ from cdm_jax.nn.embeddings import sinusoidal
 GROUPS = 32
 
 
-class GroupNorm(nn.Module):
-    """Normalises 32 groups of channels, or as many as 32 and the number of channels both allow.
+def groups_of(channels: int) -> int:
+    """32 for every published width, of 64 channels and more; of fewer, groups of four channels.
 
-    That is their greatest common divisor: 32 for every published width, fewer for small ones.
+    A group of a single channel loses the channel's scale. A narrow network cannot tell then how
+    much noise it is shown, and DDIM never takes away what its first steps have left.
     """
+    wide = channels >= 2 * GROUPS and channels % GROUPS == 0
+    return GROUPS if wide else math.gcd(channels, max(channels // 4, 1))
+
+
+class GroupNorm(nn.Module):
+    """Normalises `groups_of` groups of channels over all places."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Features in, normalised features out."""
         return nn.GroupNorm(
-            num_groups=math.gcd(GROUPS, x.shape[-1]), epsilon=NORM_EPSILON, use_fast_variance=False
+            num_groups=groups_of(x.shape[-1]), epsilon=NORM_EPSILON, use_fast_variance=False
         )(x)
 
 
