@@ -14,7 +14,14 @@ from rich.progress import track
 
 from cdm_jax.data.intensity import Intensity, brain_mask, measure
 from cdm_jax.data.nifti import check_same_grid, read_volume
-from cdm_jax.data.subjects import LAYOUTS, SEGMENTATION, Subject, find_subjects
+from cdm_jax.data.subjects import (
+    LAYOUTS,
+    SEGMENTATION,
+    NoSubjectError,
+    Subject,
+    find_subjects,
+    nifti_files,
+)
 from cdm_jax.errors import UserError
 from cdm_jax.evaluate import show_tables, usable_segmentation
 from cdm_jax.metrics.aggregate import Record
@@ -25,6 +32,7 @@ MODALITIES = tuple(
     dict.fromkeys(n for names in LAYOUTS.values() for n in names if n != SEGMENTATION)
 )
 ROW = "prediction"
+IMAGE = "image"  # the modality of files whose names say none
 UNIT_LIMIT = 1.5  # images whose values stay below it are taken to be in [0, 1]
 
 Volume = Float[np.ndarray, "z y x"]
@@ -35,43 +43,82 @@ def score_folders(
 ) -> list[Record]:
     """Scores each modality that a subject has in both folders; prints the tables.
 
+    Subjects are found by the names of `data.subjects.LAYOUTS`. Where these find nobody in both
+    folders, files with the same path below them are pairs, and each pair counts as a patient.
+
     Conventions of slices, as `paper`, are applied to the axial slices of the files' own grid. The
     brain is where the modalities that were not predicted are not background (where there are none:
     the real images of those that were).
 
     Args:
-      predictions: synthetic images, in any layout of `data.subjects.LAYOUTS`.
-      truth: the real patients, in any of these layouts; other modalities and segmentations there
-        are used as well.
+      predictions: synthetic images.
+      truth: the real patients; of known names, other modalities and segmentations are used as well.
       output: records and `tables.md` are written here.
 
     Returns:
       One record a subject.
 
     Raises:
-      UserError: no subject is in both folders, or two images' grids differ.
+      UserError: nothing is in both folders, or two images' grids differ.
     """
-    found = {
-        name: {s.subject_id: s for s in find_subjects(f, modalities=MODALITIES, require_all=False)}
-        for name, f in (("predictions", predictions), ("truth", truth))
-    }
-    common = sorted(found["predictions"].keys() & found["truth"].keys())
-    if not common:
-        one, other = (next(iter(subjects)) for subjects in found.values())
-        raise UserError(
-            f"no subject is in both folders: the predictions have {one}, the truth has {other}; "
-            "name files or folders of the predictions by the truth's subjects"
-        )
-    if missing := len(found["truth"]) - len(common):
-        console.print(f"{missing} subjects of the truth have no prediction")
-    output.mkdir(parents=True, exist_ok=True)
+    pairs = _pairs(predictions, truth)
     records = []
-    for subject_id in track(common, "scoring", console=console):
-        record = _record(found["predictions"][subject_id], found["truth"][subject_id])
-        write_json(output / f"{subject_id}.json", record)
+    for predicted, real in track(pairs, "scoring", console=console):
+        record = _record(predicted, real)
+        path = output / f"{real.subject_id}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, record)
         records.append(record)
     show_tables(records, tuple(CONVENTIONS), None, output)
     return records
+
+
+def _pairs(predictions: pathlib.Path, truth: pathlib.Path) -> list[tuple[Subject, Subject]]:
+    """Subjects that are in both folders, by known names or else by their files' paths."""
+    ambiguous = None
+    try:
+        pairs = _in_both(_by_names(predictions), _by_names(truth))
+    except NoSubjectError:
+        pairs = []
+    except UserError as error:  # perhaps of names that only look known
+        pairs, ambiguous = [], error
+    if pairs:
+        return pairs
+    found = _by_paths(predictions), _by_paths(truth)
+    if pairs := _in_both(*found):
+        console.print(f"no subject by known names: {len(pairs)} files are paired by their paths")
+        return pairs
+    if ambiguous:
+        raise ambiguous
+    one, other = (next(iter(subjects), "no NIfTI file") for subjects in found)
+    raise UserError(
+        f"no subject is in both folders: the predictions have {one}, the truth has {other}; name "
+        f"both by one of the layouts {', '.join(LAYOUTS)}, or give each prediction the path of its "
+        "truth, such as case01.nii.gz in both folders"
+    )
+
+
+def _by_names(folder: pathlib.Path) -> dict[str, Subject]:
+    subjects = find_subjects(folder, modalities=MODALITIES, require_all=False)
+    return {subject.subject_id: subject for subject in subjects}
+
+
+def _by_paths(folder: pathlib.Path) -> dict[str, Subject]:
+    """Each file as a subject of one image, named by its path below the folder."""
+    paths = {path.relative_to(folder).as_posix(): path for path in nifti_files(folder)}
+    return {
+        name: Subject(subject_id=name, patient_id=name, images={IMAGE: path})
+        for name, path in paths.items()
+    }
+
+
+def _in_both(
+    predicted: Mapping[str, Subject], real: Mapping[str, Subject]
+) -> list[tuple[Subject, Subject]]:
+    common = sorted(predicted.keys() & real.keys())
+    if common and len(common) < len(real):
+        console.print(f"{len(real) - len(common)} subjects of the truth have no prediction")
+    return [(predicted[name], real[name]) for name in common]
 
 
 def _record(predicted: Subject, real: Subject) -> Record:
@@ -107,11 +154,17 @@ def _record(predicted: Subject, real: Subject) -> Record:
             "subject": real.subject_id,
             "patient": real.patient_id,
             "split": "none",
-            "conventions": {name: fingerprint(name) for name in CONVENTIONS},
+            "conventions": {name: _tag(name) for name in CONVENTIONS},
             "scales": scales,
             "rows": {ROW: scores},
         }
     )
+
+
+def _tag(name: str) -> str:
+    """The fingerprint; with the grid where `evaluate` has another, lest the two be compared."""
+    slices = get_convention(name).space == "slices"
+    return f"{fingerprint(name)}{', slices of the own grid' * slices}"
 
 
 def _in_unit_range(path: pathlib.Path, intensity: Intensity) -> tuple[Volume, str]:

@@ -3,8 +3,8 @@
   python -m experiments.figure5 --dataset=phantom --small
   python -m experiments.figure5 --dataset=brats --root=<folder>
 
-(a) is of CDM and Diffusion, the area of a bubble its PSNR; both are timed in the same run. (b) and
-(c) are of all systems of Table I; parameters are those that a translation uses.
+(a) is of CDM and Diffusion, the area of a bubble its PSNR; both are timed on the same device. (b)
+and (c) are of all systems of Table I; parameters are those that a translation uses.
 """
 
 import matplotlib.figure

@@ -11,11 +11,11 @@ from cdm_jax.report.tables import AVERAGE, ResultsTable, results_table
 from experiments import published
 from experiments.records import load_results
 from experiments.study import Study, chosen, main
-from experiments.sweep import STEPS, sweep
+from experiments.sweep import BESIDE, STEPS, sweep
+from experiments.table1 import ROWS
 
 REFERENCE = "N = 30"
 CONVENTIONS = ("paper", "volume")
-ROWS = {"cunet": "one sample", "cunet/mean_of_8": "mean of 8"}
 
 
 def measure(study: Study) -> None:
@@ -25,15 +25,14 @@ def measure(study: Study) -> None:
 
 
 def joined(study: Study) -> list[dict]:
-    """One record a subject, with a row for every N: one sample, and the mean of eight."""
-    found = load_results(f"{study.dataset}/sampling")["systems"]["cunet"]
-    records: list[dict] = []
+    """One record a subject: rows without N, then for every N one sample and the mean of eight."""
+    content = load_results(f"{study.dataset}/sampling")
+    records = [dict(r) for r in chosen(content["beside"], {row: ROWS[row] for row in BESIDE})]
     for steps in map(str, STEPS):
         renamed = chosen(
-            found[steps]["records"],
+            content["systems"]["cunet"][steps]["records"],
             {"cunet": f"N = {steps}", "cunet/mean_of_8": f"N = {steps}, mean of 8"},
         )
-        records = records or [{**record, "rows": {}} for record in renamed]
         for record, new in zip(records, renamed, strict=True):
             record["rows"] = record["rows"] | new["rows"]
     return records

@@ -207,3 +207,61 @@ def test_figures_are_drawn_from_committed_records(module, record, tmp_path, monk
 def test_a_record_of_a_sweep_keeps_the_systems_own_rows():
     (record, *_) = records({"cunet": 20, "cunet/mean_of_8": 21, "cunet/null": 19, "copy": 10})
     assert list(sweep.own_rows(record, "cunet")["rows"]) == ["cunet", "cunet/mean_of_8"]
+
+
+@pytest.fixture
+def swept(monkeypatch, tmp_path):
+    """Runs a sweep whose evaluations and times are made up; gives what it timed."""
+    timed, checkpoints = [], {"cunet": "a"}
+
+    def evaluate(config, workdir, dataset, folder):
+        rows = {"copy": 10, "brain_mean": 11, "regression": 12, "m1": 20, "cunet": 21}
+        rows["cunet/mean_of_8"] = 21.5 + config.sampler.num_steps / 10
+        made = {"checkpoint": dict(checkpoints), "config": str(config.sampler.num_steps)}
+        return [record | made for record in records(rows)]
+
+    def seconds(made_study, stage, steps):
+        timed.append(steps)
+        return steps / 1000
+
+    monkeypatch.setattr("experiments.records.RESULTS", tmp_path)
+    monkeypatch.setattr(study.Study, "data", lambda _: None)
+    monkeypatch.setattr(sweep, "evaluate_run", evaluate)
+    monkeypatch.setattr(sweep, "seconds_a_slice", seconds)
+    sweep.sweep(SMALL, ("cunet",), "command")
+    return timed, checkpoints
+
+
+def test_a_sweep_goes_on_from_its_record_while_the_checkpoints_are_the_same(swept, monkeypatch):
+    timed, checkpoints = swept
+    assert timed == list(sweep.STEPS)
+    sweep.sweep(SMALL, ("cunet",), "command")
+    assert timed == list(sweep.STEPS)
+    checkpoints["cunet"], seconds = "b", sweep.seconds_a_slice
+
+    def interrupted(made_study, stage, steps):
+        if steps == 20:
+            raise KeyboardInterrupt
+        return seconds(made_study, stage, steps)
+
+    monkeypatch.setattr(sweep, "seconds_a_slice", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.sweep(SMALL, ("cunet",), "command")
+    assert timed == [*sweep.STEPS, 1, 10]
+    monkeypatch.setattr(sweep, "seconds_a_slice", seconds)
+    sweep.sweep(SMALL, ("cunet",), "command")
+    assert timed == [*sweep.STEPS, *sweep.STEPS]
+
+
+def test_a_sweep_takes_no_times_of_another_device(swept, monkeypatch):
+    monkeypatch.setattr(sweep.jax, "device_count", lambda: 7)
+    assert sweep.start("phantom/sampling")["systems"] == {}
+
+
+def test_table_4_shows_the_untrained_rows_and_m1_beside_every_n(swept):
+    names = list(table4.joined(SMALL)[0]["rows"])
+    assert names[:4] == [table1.ROWS[row] for row in sweep.BESIDE]
+    assert names[4:6] == ["N = 1", "N = 1, mean of 8"]
+    table = table4.tables(SMALL)["volume"]
+    assert table.printed["ms a slice"]["N = 30"] == "30.0"
+    assert table.rows[0].cells["t1c", "psnr"].summary.mean == pytest.approx(10.55)

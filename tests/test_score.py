@@ -14,7 +14,7 @@ from cdm_jax.data.intensity import brain_mask, measure
 from cdm_jax.data.nifti import read_volume, write_like
 from cdm_jax.data.phantom import PhantomSettings, write_cohort
 from cdm_jax.errors import UserError
-from cdm_jax.metrics.conventions import CONVENTIONS
+from cdm_jax.metrics.conventions import CONVENTIONS, fingerprint
 from cdm_jax.score import score_folders
 
 
@@ -103,6 +103,41 @@ def test_the_command_needs_no_config_and_leaves_records_and_tables(truth, tmp_pa
     assert all(f"Convention {name} (" in tables for name in CONVENTIONS)
 
 
+@pytest.mark.parametrize("name", ["case{}", "site/case{}", "case{}/image", "case{}_t1"])
+def test_files_of_unknown_names_are_paired_by_their_paths(truth, tmp_path, name, capsys):
+    made = blurred(truth, tmp_path / "made", lambda _: 1.0)
+    for n, patient in enumerate(patients(truth)):
+        for folder, source in (("ours", made), ("theirs", truth)):
+            target = tmp_path / folder / f"{name.format(n)}.nii.gz"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source / patient.name / f"{patient.name}-t1c.nii.gz", target)
+    shutil.copy(target, tmp_path / "theirs" / "more.nii.gz")
+    found = score_folders(tmp_path / "ours", tmp_path / "theirs", tmp_path / "out")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 files are paired by their paths" in said
+    assert "1 subjects of the truth have no prediction" in said
+    for n, (patient, record) in enumerate(zip(patients(truth), found, strict=True)):
+        path = f"{name.format(n)}.nii.gz"
+        assert record["subject"] == record["patient"] == path
+        assert json.loads((tmp_path / "out" / f"{path}.json").read_text()) == record
+        image = read_volume(truth / patient.name / f"{patient.name}-t1c.nii.gz")
+        predicted = read_volume(made / patient.name / f"{patient.name}-t1c.nii.gz")
+        brain = image != 0
+        peak = np.percentile(image[brain], 99.5)
+        pair = [np.clip(image / peak, 0, 1), np.clip(predicted, 0, 1)]
+        expected = peak_signal_noise_ratio(*(one[brain] for one in pair), data_range=1)
+        scores = record["rows"]["prediction"]["volume"]["image"]
+        assert scores["psnr"] == pytest.approx(expected, abs=0.01)
+
+
+def test_scores_of_slices_are_not_taken_for_those_of_evaluate(truth, tmp_path):
+    made = blurred(truth, tmp_path / "made", lambda _: 1.0)
+    tags = score_folders(made, truth, tmp_path / "out")[0]["conventions"]
+    assert tags["volume"] == fingerprint("volume")
+    assert tags["paper"] == f"{fingerprint('paper')}, slices of the own grid"
+    assert f"Convention paper ({tags['paper']})" in (tmp_path / "out/tables.md").read_text()
+
+
 def test_mistakes_are_named(truth, tmp_path, capsys):
     assert main.main(["cdm_jax.main", "score", f"--input={truth}"]) == 1
     assert "score needs --input" in capsys.readouterr().err
@@ -118,5 +153,13 @@ def test_mistakes_are_named(truth, tmp_path, capsys):
     stranger = made.parent / "stranger" / "BraTS-GLI-99999-000"
     stranger.mkdir(parents=True)
     shutil.copy(image, stranger / "BraTS-GLI-99999-000-t1c.nii.gz")
-    with pytest.raises(UserError, match="no subject is in both folders: the predictions have"):
+    with pytest.raises(UserError, match=r"the predictions have BraTS-GLI-99999.*give each pred"):
+        score_folders(stranger.parent, truth, tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="the predictions have no NIfTI file"):
+        score_folders(tmp_path / "empty", truth, tmp_path / "out")
+    with pytest.raises(UserError, match="there is no folder"):
+        score_folders(tmp_path / "nowhere", truth, tmp_path / "out")
+    shutil.copytree(stranger, stranger.parent / "copy" / stranger.name)
+    with pytest.raises(UserError, match="two files for t1c"):
         score_folders(stranger.parent, truth, tmp_path / "out")

@@ -49,6 +49,10 @@ _WITH_TIME_POINT = re.compile(r"(BraTS-[A-Za-z-]+-\d{4,5}|UPENN-GBM-\d{5})[-_]\d
 _logger = logging.getLogger(__name__)
 
 
+class NoSubjectError(UserError):
+    """A folder has no subject of the names that were looked for."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Subject:
     """One examination of one patient.
@@ -98,20 +102,19 @@ def find_subjects(
             than keep them with what they have.
 
     Raises:
-        UserError: No folder, no subject, no pattern for a modality, or two files for one modality
-            of one subject.
+        NoSubjectError: No subject.
+        UserError: No folder, no pattern for a modality, or two files for one modality of one
+            subject.
     """
     root = Path(root).resolve()
-    if not root.is_dir():
-        raise UserError(f"there is no folder {root}: give the folder that holds the patients")
-    files = list(_nifti_files(root))
+    files = list(nifti_files(root))
     names = (*modalities, SEGMENTATION)
     found = {name: _match(files, _alternatives(name, patterns)) for name in names}
     subject_ids = sorted({subject for name in modalities for subject in found[name]})
     subjects = [_subject(subject_id, found, modalities) for subject_id in subject_ids]
     complete = [subject for subject in subjects if len(subject.images) == len(modalities)]
     if not subjects or (require_all and not complete):
-        raise UserError(_nothing_found(root, files, subjects, modalities, patterns))
+        raise NoSubjectError(_nothing_found(root, files, subjects, modalities, patterns))
     if not require_all:
         return subjects
     if len(complete) < len(subjects):
@@ -127,7 +130,14 @@ def find_subjects(
     return complete
 
 
-def _nifti_files(root: Path) -> Iterator[Path]:
+def nifti_files(root: Path) -> Iterator[Path]:
+    """The files below a folder, sorted; those that are hidden are passed over.
+
+    Raises:
+        UserError: No folder.
+    """
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}: give the folder that holds the patients")
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(names):
