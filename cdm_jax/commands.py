@@ -2,6 +2,9 @@
 
 import dataclasses
 import pathlib
+import re
+import shlex
+from collections.abc import Sequence
 
 import jax
 from ml_collections import ConfigDict
@@ -13,7 +16,7 @@ from cdm_jax.evaluate import evaluate_run
 from cdm_jax.publish import publish_run
 from cdm_jax.score import score_folders
 from cdm_jax.synthesize import synthesize_folder
-from cdm_jax.train import train_stage
+from cdm_jax.train import MissingStageError, train_stage
 from cdm_jax.uncertainty import calibrate_stage, summary
 from cdm_jax.writer import console
 
@@ -23,6 +26,7 @@ class Request:
     """A parsed command line.
 
     Attributes:
+      arguments: as they were given, without the program's name.
       config: the config with its overrides, or None where the run's own serves.
       workdir: folder of the run.
       input: `synthesize`: patients; `score`: synthetic images.
@@ -33,6 +37,7 @@ class Request:
       patients: `report`: how many unseen patients are shown in pictures.
     """
 
+    arguments: Sequence[str]
     config: ConfigDict | None
     workdir: pathlib.Path
     input: pathlib.Path | None
@@ -65,6 +70,17 @@ def _dataset(config: ConfigDict, request: Request) -> data.Dataset:
         return data.load_dataset(config, request.workdir)
 
 
+def _same_command(arguments: Sequence[str], stage: str) -> str:
+    """The command line that was given, for another stage of its config."""
+    changed = [
+        re.sub(r"(?<=\.py)(:[^,]*)?(?=,|$)", f":{stage}", argument)
+        if before == "--config" or argument.startswith("--config=")
+        else argument
+        for before, argument in zip(["", *arguments], arguments, strict=False)
+    ]
+    return shlex.join(["python", "-m", "cdm_jax.main", *changed])
+
+
 def train(request: Request) -> None:
     """Trains a stage; or a system's stages in order, but for what is finished, and scores it."""
     config = _config(request)
@@ -73,7 +89,11 @@ def train(request: Request) -> None:
     for stage in config.pipeline or (config.stage,):
         stage_config = config.copy_and_resolve_references()
         stage_config.stage = stage
-        train_stage(stage_config, request.workdir, dataset)
+        try:
+            train_stage(stage_config, request.workdir, dataset)
+        except MissingStageError as error:
+            command = _same_command(request.arguments, error.stage)
+            raise UserError(f"{error}, by {command}") from error
     if config.pipeline:
         evaluate_run(config, request.workdir, dataset)
 

@@ -130,7 +130,7 @@ class _Evaluation:
             stage: system.compile(rows_of(stage, system.method, self._num_samples(stage)))
             for stage, system in self._systems.items()
         }
-        self._untrained: Untrained = fit_untrained(dataset.train, config.data.copies)
+        self._untrained: Untrained = fit_untrained(dataset.train, dataset.copies)
 
     def _num_samples(self, stage: str) -> int:
         """Samples for the mean's row; a system whose samples are dear has a number of its own."""
@@ -140,7 +140,7 @@ class _Evaluation:
         """What all rows of a record have in common."""
         settings = checkpoint.plain(self._config.sampler) | {
             "num_samples": self._config.evaluate.num_samples,
-            "copies": checkpoint.plain(self._config.data.copies),
+            "copies": self._dataset.copies,
             "seed": self._config.seed,
         }
         text = json.dumps(settings, sort_keys=True)

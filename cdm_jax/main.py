@@ -64,18 +64,17 @@ def _define(argv: Sequence[str]) -> flags.FlagValues:
 
 def _parse(argv: Sequence[str]) -> tuple[str, flags.FlagValues]:
     """The command's name and the flags."""
-    name = next((argument for argument in argv[1:] if not argument.startswith("-")), "train")
-    asks_config = any(argument.startswith("--config") for argument in argv)
-    if not asks_config and name in ("train", "prepare", "phantom"):
-        argv = [*argv, f"--config={DEFAULT_CONFIG}"]
     values = _define(argv)
-    rest = values(argv)[1:]
-    if name not in COMMANDS or len(rest) > 1:
-        raise UserError(f"unknown command '{' '.join(rest)}': allowed are {', '.join(COMMANDS)}")
+    name, *rest = values(argv)[1:] or ["train"]
+    if name not in COMMANDS or rest:
+        given = " ".join([name, *rest])
+        raise UserError(f"unknown command '{given}': allowed are {', '.join(COMMANDS)}")
+    if values["config"].using_default_value and name in ("train", "prepare", "phantom"):
+        return _parse([*argv, f"--config={DEFAULT_CONFIG}"])
     return name, values
 
 
-def _request(name: str, values: flags.FlagValues) -> commands.Request:
+def _request(arguments: Sequence[str], name: str, values: flags.FlagValues) -> commands.Request:
     """What the command is asked to do."""
     # A config file that could not be loaded says so when it is first looked into: here.
     dataset = None if values.config is None else values.config.data.name
@@ -83,6 +82,7 @@ def _request(name: str, values: flags.FlagValues) -> commands.Request:
         raise UserError(f"{name} needs --workdir=<folder of a trained run> or --config")
     workdir = values.workdir or f"runs/{dataset}"
     return commands.Request(
+        arguments=arguments,
         config=values.config,
         workdir=pathlib.Path(workdir),
         input=pathlib.Path(values.input) if values.input else None,
@@ -100,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
     flags.FLAGS.mark_as_parsed()  # Grain reads absl's global flags
     try:
         name, values = _parse(argv)
-        request = _request(name, values)
+        request = _request(argv[1:], name, values)
         parallel.start(values.coordinator_address, values.num_processes, values.process_id)
     except (UserError, flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError) as e:
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
@@ -111,6 +111,10 @@ def main(argv: Sequence[str]) -> int:
             COMMANDS[name](request)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        advice = "give a folder that exists or can be made, may be written to and has space left"
+        print(f"error: {error}: {advice}", file=sys.stderr)
         return 1
     return 0
 

@@ -25,6 +25,7 @@ from cdm_jax.data.pipeline import SliceSource, prefetched, training_batches
 from cdm_jax.data.prepare import PreparedSubject, median_scales
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
+from cdm_jax.report.card import FILE as CARD
 from cdm_jax.report.card import PARTS, model_card, parameter_counts, save_card
 from cdm_jax.writer import ProfilerWindow, StopRequest, TrainingProgress, Writer, console
 
@@ -53,20 +54,28 @@ def resolve(config: ConfigDict, num_slices: int) -> ConfigDict:
     return config
 
 
+class MissingStageError(UserError):
+    """A stage cannot be trained before the one of this name."""
+
+    def __init__(self, text: str, stage: str):
+        super().__init__(text)
+        self.stage = stage
+
+
 def load_frozen(method: base.Method, config: ConfigDict, workdir: pathlib.Path) -> base.Model:
     """Models of the stages that this one builds on.
 
     Raises:
-      UserError: one is missing, unfinished, or was trained with other settings.
+      MissingStageError: one is missing or unfinished.
+      UserError: one was trained with other settings.
     """
     frozen = {}
     for stage in method.depends_on:
         folder = workdir / stage
         if not checkpoint.finished(folder):
-            raise UserError(
-                f"stage {config.stage} needs a finished {stage} in {folder}: train it by "
-                f"python -m cdm_jax.main --config=configs/{config.data.name}.py:{stage} "
-                f"--workdir={workdir}"
+            raise MissingStageError(
+                f"stage {config.stage} needs a finished {stage} in {folder}: train that first",
+                stage,
             )
         model, saved = checkpoint.load_model(folder)
         _check_same(config, saved.config, ("data", stage), folder)
@@ -77,10 +86,12 @@ def load_frozen(method: base.Method, config: ConfigDict, workdir: pathlib.Path) 
 def _check_same(
     ours: ConfigDict, saved: ConfigDict, sections: Sequence[str], folder: pathlib.Path
 ) -> None:
-    """Refuses to build on a run whose settings differ in more than lengths and places."""
+    """Refuses to build on a run whose settings differ in more than training does not see."""
     harmless = {f"{s}.train.{name}" for s in sections for name in LENGTHS}
     harmless |= {f"{s}.train.batch_size_per_device" for s in sections}  # devices may be others
-    harmless |= {f"data.{name}" for name in ("root", "cache", "split_file", "num_workers")}
+    harmless |= {
+        f"data.{name}" for name in ("root", "cache", "split_file", "num_workers", "copies")
+    }
     changed = [
         line
         for line in checkpoint.differences(ours, saved, sections)
@@ -190,7 +201,8 @@ def train_stage(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) -> 
       dataset: prepared patients.
 
     Raises:
-      UserError: a stage that this one needs is missing, or settings do not fit.
+      MissingStageError: a stage that this one needs is missing.
+      UserError: settings do not fit.
       SystemExit: the run was asked to stop; it has saved and continues by the same command.
     """
     folder = workdir / config.stage
@@ -208,6 +220,8 @@ def train_stage(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) -> 
     with checkpoint.Checkpoints(folder, config.checkpoint.keep) as checkpoints:
         if (checkpoints.latest_step or 0) >= run.length.num_steps:
             console.print(f"[bold]{config.stage}[/] is finished: {folder}")
+            if not (folder / CARD).exists():  # a run may be killed before it is written
+                _write_card(run, *checkpoint.load_model(folder))
             return
         frozen = load_frozen(run.method, config, workdir)
         with contextlib.closing(_training_iterator(run)) as batches:
@@ -216,18 +230,20 @@ def train_stage(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) -> 
                 state = _loop(run, state, batches, checkpoints, writer)
                 state = _finish(run, state, writer)
             checkpoints.save(run.length.num_steps, state, batches, run.provenance())
-    if parallel.is_first():
-        save_card(folder, _card(run, state))
+    _write_card(run, base.model_of(state), run.provenance())
 
 
-def _card(run: Run, state: base.State) -> str:
+def _write_card(run: Run, model: base.Model, provenance: checkpoint.Provenance) -> None:
     """The model card, before any evaluation."""
-    return model_card(
-        provenance=run.provenance().to_json(),
-        parameters=parameter_counts(run.config.stage, base.model_of(state)),
+    if not parallel.is_first():
+        return
+    text = model_card(
+        provenance=provenance.to_json(),
+        parameters=parameter_counts(run.config.stage, model),
         patients={part: len(getattr(run.dataset, part)) for part in PARTS},
         translates=isinstance(run.method, base.Translator),
     )
+    save_card(run.folder, text)
 
 
 def _check_continues(run: Run) -> None:

@@ -79,7 +79,7 @@ def base(stage: str) -> ConfigDict:
                 "root": "",
                 "sources": ("t1", "t2"),
                 "targets": ("t1c", "t2f"),
-                "copies": ("t1", "t2"),  # the source that the "copy" row shows for each target
+                "copies": (),  # source shown by the "copy" row for each target; (): by name
                 "patterns": ConfigDict(),
                 "size": 256,
                 "minimum_brain": 0.01,

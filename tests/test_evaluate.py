@@ -8,6 +8,7 @@ import pytest
 from cdm_jax import evaluate
 from cdm_jax.data.dataset import load_dataset
 from cdm_jax.errors import UserError
+from tests import helpers
 from tests.helpers import STAGES, copy_run, smoke_config
 
 AUDITS = ("mean_of_2", "mean_representation", "oracle", "null", "mean", "shuffled")
@@ -98,6 +99,22 @@ def test_a_system_of_another_split_is_refused(evaluated, tmp_path):
     config = smoke_config("cdm", split_seed=3)
     with pytest.raises(UserError, match="training patients may be among the test"):
         evaluate.evaluate_run(config, other, load_dataset(config, other))
+
+
+def test_one_source_and_three_targets(finished_run, tmp_path):
+    workdir = copy_run(finished_run, tmp_path / "run")
+    config = smoke_config("m1", sources=("t2",), targets=("t1", "t1c", "t2f"))
+    dataset = helpers.train("m1", workdir, config)
+    assert dataset.copies == ("t2", "t2", "t2")
+    records = evaluate.evaluate_run(config, workdir, dataset)
+    for subject, record in zip(dataset.test, records, strict=True):
+        unit = np.asarray(subject.slices).astype(np.float64) / 65535
+        for t, target in enumerate(("t1", "t1c", "t2f"), start=1):
+            expected = np.abs(unit[..., 0] - unit[..., t]).mean(axis=(1, 2)).mean()
+            assert record["rows"]["copy"]["paper"][target]["mae"] == pytest.approx(
+                expected, rel=1e-3
+            )
+            assert np.isfinite(record["rows"]["m1"]["volume"][target]["psnr"])
 
 
 def test_an_untrained_system_is_named(evaluated, tmp_path):

@@ -1,11 +1,13 @@
 """The command line as a user meets it: as a subprocess, with one line for each mistake."""
 
+import shlex
 import subprocess
 import sys
 
 import pytest
 
 from cdm_jax import main as command_line
+from tests.helpers import copy_run
 
 
 def call(*arguments, capsys):
@@ -26,6 +28,11 @@ MISTAKES = {
     "key of a wrong type": (
         ["--config=configs/phantom.py:mdn", "--config.mdn.width=wide"],
         "wide",
+    ),
+    "a value after a space": (["--config", "configs/brats.py:mrm"], "data.root is empty"),
+    "a file as folder": (
+        ["--workdir=pyproject.toml"],
+        "Not a directory: 'pyproject.toml/patients'",
     ),
     "no data": (["--config=configs/brats.py:mrm"], "data.root is empty"),
     "missing folder": (
@@ -50,6 +57,46 @@ def test_a_mistake_is_answered_in_one_line(mistake, capsys, tmp_path, monkeypatc
     assert error.startswith("error: ")
     assert expected in error
     assert error.count("\n") == 1
+
+
+UNFIT = {
+    "--config.mrm.heads=3": "cannot divide mrm.width by mrm.heads: 32 / 3 leaves a remainder; use",
+    "--config.mrm.patch=0": "mrm.patch 0 is too small: use 1 or more",
+    "--config.cunet.groups=5": "cunet.groups 5 do not divide all of cunet.features (8, 8, 16, 8)",
+    "--config.data.copies=('t1',)": "name one of the sources ('t1', 't2') for each of the targets",
+}
+
+
+@pytest.mark.parametrize("override", UNFIT)
+def test_a_value_that_does_not_fit_is_answered_in_one_line(
+    override, finished_run, capsys, monkeypatch, pytestconfig
+):
+    monkeypatch.chdir(pytestconfig.rootpath)
+    config = f"--config=configs/phantom.py:{'cunet' if 'cunet' in override else 'mrm'},smoke"
+    code, error = call(config, override, f"--workdir={finished_run}", capsys=capsys)
+    assert code == 1
+    assert UNFIT[override] in error
+    assert error.count("\n") == 1
+
+
+def test_a_missing_predecessor_is_named_with_the_same_command_for_its_stage(
+    finished_run, tmp_path, capsys, monkeypatch, pytestconfig
+):
+    monkeypatch.chdir(pytestconfig.rootpath)
+    workdir = copy_run(finished_run, tmp_path / "cunet", ("mrm",))
+    others = [
+        *("--workdir", str(workdir), f"--config.data.root={workdir / 'patients'}"),
+        "--config.cunet.features=(8, 8, 16, 8)",
+    ]
+    for config in (["--config={}"], ["--config", "{}"]):
+        given = [part.format("configs/phantom.py:cunet,smoke,size=32") for part in config]
+        code, error = call("train", *given, *others, capsys=capsys)
+        assert code == 1
+        assert error.count("\n") == 1
+        message, _, command = error.partition(" by ")
+        assert message.startswith("error: stage cunet needs a finished mdn in ")
+        asked = [part.format("configs/phantom.py:mdn,smoke,size=32") for part in config]
+        assert shlex.split(command) == ["python", "-m", "cdm_jax.main", "train", *asked, *others]
 
 
 @pytest.mark.slow

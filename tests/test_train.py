@@ -106,10 +106,23 @@ def test_a_finished_stage_is_left_alone(finished_run, capsys):
     assert (finished_run / "m1" / "metrics.jsonl").stat().st_mtime_ns == before
 
 
-def test_a_missing_predecessor_is_named_with_the_command_that_makes_it(finished_run, tmp_path):
+def test_a_missing_predecessor_is_named(finished_run, tmp_path):
     workdir = copy_run(finished_run, tmp_path / "run", ("mrm",))
-    with pytest.raises(UserError, match=r"needs a finished mdn .*configs/phantom.py:mdn"):
+    with pytest.raises(train.MissingStageError, match="cunet needs a finished mdn") as error:
         helpers.train("cunet", workdir)
+    assert error.value.stage == "mdn"
+
+
+def test_a_card_that_a_killed_run_did_not_write_is_written_by_the_next(finished_run, tmp_path):
+    workdir = copy_run(finished_run, tmp_path / "run", ("mrm", "m1"))
+    card = workdir / "m1/MODEL_CARD.md"
+    whole = card.read_text()
+    card.unlink()
+    helpers.train("m1", workdir)
+    assert card.read_text() == whole
+    card.write_text("with the numbers of an evaluation")
+    helpers.train("m1", workdir)
+    assert card.read_text() == "with the numbers of an evaluation"
 
 
 def test_other_settings_do_not_continue_a_run(finished_run):

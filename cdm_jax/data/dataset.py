@@ -12,6 +12,8 @@ from cdm_jax.data.splits import load_or_make
 from cdm_jax.data.subjects import Subject, find_subjects
 from cdm_jax.errors import UserError
 
+SAME_WEIGHTING = {"t1c": "t1", "t1": "t1c", "t2f": "t2", "t2": "t2f"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
@@ -22,6 +24,7 @@ class Dataset:
         validation: subjects of patients held out of training, for selection and calibration.
         test: subjects of patients that nothing is ever tuned on.
         subjects: every subject's files, by subject id.
+        copies: for each target, the source that the row "copy" shows.
         split_hash: names the split in records and checkpoints.
     """
 
@@ -29,6 +32,7 @@ class Dataset:
     validation: tuple[PreparedSubject, ...]
     test: tuple[PreparedSubject, ...]
     subjects: Mapping[str, Subject]
+    copies: tuple[str, ...]
     split_hash: str
 
 
@@ -63,6 +67,27 @@ def make_phantom(config: Any, workdir: pathlib.Path) -> pathlib.Path:
     return root
 
 
+def copied_sources(data: Any) -> tuple[str, ...]:
+    """For each target of a config's section `data`, the source that the row "copy" shows.
+
+    `data.copies` names them. Where it is empty, it is the source of the same weighting (T1 and T1c,
+    T2 and T2-FLAIR), or the first source where that is not among them.
+
+    Raises:
+        UserError: `data.copies` does not name a source for each target.
+    """
+    sources, targets, copies = (tuple(data[key]) for key in ("sources", "targets", "copies"))
+    if not copies:
+        names = (SAME_WEIGHTING.get(target, "") for target in targets)
+        return tuple(name if name in sources else sources[0] for name in names)
+    if len(copies) != len(targets) or not set(copies) <= set(sources):
+        raise UserError(
+            f"data.copies {copies} does not fit: name one of the sources {sources} for each of "
+            f"the targets {targets}, or none, --config.data.copies='()'"
+        )
+    return copies
+
+
 def load_dataset(config: Any, workdir: pathlib.Path) -> Dataset:
     """Finds, splits and prepares a config's subjects; what is done already is read back.
 
@@ -71,16 +96,17 @@ def load_dataset(config: Any, workdir: pathlib.Path) -> Dataset:
         workdir: holds split and cache unless the config names other places.
 
     Raises:
-        UserError: no patients, an unreadable file, a split that does not fit.
+        UserError: no patients, an unreadable file, a split or copies that do not fit.
     """
     data = config.data
-    root = make_phantom(config, workdir) if "phantom" in config else data_root(config, workdir)
     settings = PrepareSettings(
         sources=tuple(data.sources),
         targets=tuple(data.targets),
         size=data.size,
         minimum_brain=data.minimum_brain,
     )
+    copies = copied_sources(data)
+    root = make_phantom(config, workdir) if "phantom" in config else data_root(config, workdir)
     subjects = find_subjects(
         root,
         modalities=settings.sources + settings.targets,
@@ -106,7 +132,12 @@ def load_dataset(config: Any, workdir: pathlib.Path) -> Dataset:
         name: tuple(prepared[subject.subject_id] for subject in part)
         for name, part in parts.items()
     }
-    return Dataset(**by_part, subjects={s.subject_id: s for s in wanted}, split_hash=split.hash)
+    return Dataset(
+        **by_part,
+        subjects={subject.subject_id: subject for subject in wanted},
+        copies=copies,
+        split_hash=split.hash,
+    )
 
 
 def _workers(config: Any) -> int:

@@ -132,7 +132,8 @@ def create_network(config: Any) -> ADM:
     multipliers = tuple(section.multipliers)
     attention = attention_levels(config.data.size, len(multipliers), section.attention)
     for level in (*attention, len(multipliers) - 1):  # the middle has the last level's channels
-        if (channels := multipliers[level] * section.width) % section.heads:
+        channels = multipliers[level] * section.width
+        if section.heads < 1 or channels % section.heads:
             raise UserError(
                 f"{config.stage}.heads {section.heads} do not divide {channels} channels: use "
                 f"a divisor of {config.stage}.width {section.width}"

@@ -150,8 +150,9 @@ def _check(config: Any) -> None:
     """Refuses settings that no network can be built from."""
     stage, section = config.stage, config[config.stage]
     check_size(config, TOKEN_SIZE if section.transformer else 4)
-    if section.blocks < 1:
-        raise UserError(f"{stage}.blocks {section.blocks} is too small: use 1 or more")
+    for name in ("blocks", "heads"):
+        if section[name] < 1:
+            raise UserError(f"{stage}.{name} {section[name]} is too small: use 1 or more")
     if not section.transformer:
         return
     numbers = tuple(section.transformer_blocks)

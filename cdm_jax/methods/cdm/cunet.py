@@ -295,7 +295,8 @@ def create(config: Any) -> CrossConditioned:
     """The stage described by `config[config.stage]`: a C-UNet or one of its ablations.
 
     Raises:
-      UserError: an option that does not exist, or a size that cannot be halved often enough.
+      UserError: an option that does not exist, a size that cannot be halved often enough, or groups
+        that do not divide the features.
     """
     section = config[config.stage]
     for name, allowed in OPTIONS.items():
@@ -313,6 +314,11 @@ def create(config: Any) -> CrossConditioned:
         raise UserError(
             f"data.size {config.data.size} cannot be halved {halvings} times: use a multiple of "
             f"{2**halvings} or fewer {config.stage}.features"
+        )
+    if section.groups < 1 or any(channels % section.groups for channels in section.features):
+        raise UserError(
+            f"{config.stage}.groups {section.groups} do not divide all of {config.stage}.features "
+            f"{tuple(section.features)}: use a common divisor of them"
         )
     network = CUNet(
         features=tuple(section.features),

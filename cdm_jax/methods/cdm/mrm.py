@@ -286,13 +286,21 @@ class MRM(Stage):
 
 def _check(config: Any, size: int) -> None:
     """Refuses sizes that do not divide and names that do not exist."""
+    for name in ("patch", "mask_cell", "pool", "heads", "width"):
+        if config[name] < 1:
+            raise UserError(f"mrm.{name} {config[name]} is too small: use 1 or more")
     for whole, part, names in (
         (size, config.mask_cell, "data.size by mrm.mask_cell"),
         (config.mask_cell, config.patch, "mrm.mask_cell by mrm.patch"),
         (size // config.patch, config.pool, "places a side by mrm.pool"),
+        (config.width, config.heads, "mrm.width by mrm.heads"),
+        (config.width, 4, "mrm.width by 4, for sines and cosines of rows and columns"),
     ):
         if whole % part:
-            raise UserError(f"cannot divide {names}: {whole} / {part} leaves a remainder")
+            raise UserError(
+                f"cannot divide {names}: {whole} / {part} leaves a remainder; use a multiple of "
+                f"{part} or a divisor of {whole}"
+            )
     for name, value, allowed in (
         ("mask_fill", config.mask_fill, ("token", "zero")),
         ("normalisation", config.normalisation, ("zscore", "per_sample", "none")),
@@ -303,7 +311,11 @@ def _check(config: Any, size: int) -> None:
 
 
 def create(config: Any) -> MRM:
-    """The stage described by `config.mrm` for the modalities and size of `config.data`."""
+    """The stage described by `config.mrm` for the modalities and size of `config.data`.
+
+    Raises:
+      UserError: an option that does not exist, or sizes that do not divide.
+    """
     section = config.mrm
     _check(section, config.data.size)
     seen = len(config.data.targets) if section.joint else 1
