@@ -139,9 +139,10 @@ def shrink(config: ConfigDict) -> ConfigDict:
     for name, changes in baselines.SMALL.items():
         section = config[name]
         section.update(changes)
-        # As many slices as C-UNet sees; the official rate, at eight slices instead of one, times
-        # the square root of eight.
-        _lengthen(section, 1300, 8, section.optimizer.learning_rate * 8**0.5)
+        # As many slices as C-UNet sees. The GANs' official rate is of one slice: at eight, it is
+        # multiplied by the square root of eight.
+        official = section.optimizer.learning_rate * 8**0.5
+        _lengthen(section, 1300, 8, baselines.SMALL_RATES.get(name, official))
         section.optimizer.schedule = "linear_decay"
     return config
 
