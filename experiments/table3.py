@@ -10,7 +10,7 @@ another patient's sample. M1 with the 1x1 branch has the capacity of C-UNet and 
 
 from collections.abc import Sequence
 
-from cdm_jax.metrics.aggregate import Comparison, Record, compare, per_patient
+from cdm_jax.metrics.aggregate import Record, compare, per_patient
 from cdm_jax.report.tables import ResultsTable, results_table
 from experiments import published
 from experiments.records import load_results
@@ -71,20 +71,15 @@ def findings(records: Sequence[Record]) -> list[str]:
     for question, row, other in QUESTIONS:
         if not {row, other} <= records[0]["rows"].keys():
             continue
-        answers = [
-            f"{target} {_words(_difference(records, row, other, target))}" for target in targets
-        ]
+        answers = [f"{target} {difference(records, row, other, target)}" for target in targets]
         lines.append(f"- {question} {row} against {other}, PSNR (volume): {'; '.join(answers)}.")
     return ["\n".join(lines)]
 
 
-def _difference(records: Sequence[Record], row: str, other: str, target: str) -> Comparison:
-    values = [per_patient(records, name, "volume", target, "psnr")[1] for name in (row, other)]
-    return compare(*values)
-
-
-def _words(result: Comparison) -> str:
-    """A difference with its interval, and on which side of zero that lies."""
+def difference(records: Sequence[Record], row: str, other: str, target: str) -> str:
+    """A paired difference of PSNR (volume) with its interval, and its side of zero, in words."""
+    pair = (per_patient(records, name, "volume", target, "psnr")[1] for name in (row, other))
+    result = compare(*pair)
     if result.interval is None:
         return f"{result.difference:+.2f} dB ({result.n} patients: too few for an interval)"
     low, high = result.interval

@@ -13,6 +13,7 @@ from cdm_jax.report import tables
 from experiments import (
     figure4,
     figure5,
+    literal,
     published,
     study,
     sweep,
@@ -23,8 +24,14 @@ from experiments import (
 )
 from experiments.records import RESULTS
 
-DRAWN = {"table1": table1, "table2": table2, "table3": table3, "table4": table4}
-RECORDS = {"table1": "systems", "table2": "systems", "table3": "table3", "table4": "sampling"}
+DRAWN = {
+    **{"table1": table1, "table2": table2, "table3": table3, "table4": table4},
+    "literal": literal,
+}
+RECORDS = {
+    **{"table1": "systems", "table2": "systems", "table3": "table3", "table4": "sampling"},
+    "literal": "literal",
+}
 SMALL = study.Study(dataset="phantom", small=True, root="", workdir=None)
 
 

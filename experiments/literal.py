@@ -1,0 +1,114 @@
+"""The paper's letter beside what is built here: an MDN that sees no patient, C-UNets that trust y.
+
+  python -m experiments.literal --dataset=phantom --small
+  python -m experiments.literal --dataset=brats --root=<folder>
+
+The letter is an MDN without any condition and a C-UNet that is trained on the encoder's y of the
+true targets. Its variants change one of both. All are shown as a patient with missing targets gets
+them, and as the leak of the true targets' y (the oracle) makes them look.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+from cdm_jax import main as command_line
+from cdm_jax.metrics.aggregate import Record
+from cdm_jax.report.tables import results_table
+from cdm_jax.writer import console
+from experiments.records import load_records, load_results, main_values, save_results
+from experiments.study import Study, chosen, main
+from experiments.table3 import difference
+
+REFERENCE = "M1"
+CONVENTIONS = ("paper", "volume")
+VARIANTS = {
+    "letter": ("Letter", ("mdn.condition=none", "cunet.representation=encoder")),
+    "encoder": ("MDN sees the sources", ("cunet.representation=encoder",)),
+    "sampled": ("C-UNet trained on samples", ("cunet.representation=sampled",)),
+}
+HERE = "As here"
+ROWS = {
+    "cunet/mean_of_8": "mean of 8",
+    "cunet": "one sample",
+    "cunet/shuffled": "shuffled",
+    "cunet/oracle": "oracle (a leak)",
+}
+
+
+def measure(study: Study) -> None:
+    """Trains CDM and its variants where they are missing, and writes their record."""
+    study.run(["cdm"])
+    usual = [main_values(record) for record in load_records(study.workdir)]
+    records = chosen(usual, {"m1": REFERENCE} | _names(HERE))
+    explained = {HERE: _explained(study)}
+    for variant, (title, values) in VARIANTS.items():
+        console.rule(f"{title} ({list(VARIANTS).index(variant) + 1} of {len(VARIANTS)})")
+        own = dataclasses.replace(study, workdir=study.workdir / "literal" / variant)
+        shared = {
+            "root": study.root or study.workdir / "patients",
+            "cache": study.workdir / "cache",
+            "split_file": study.workdir / "split.json",
+        }
+        arguments = [
+            *own.arguments("cdm"),
+            *(f"--config.data.{name}={place}" for name, place in shared.items()),
+            *(f"--config.{value}" for value in values),
+            "--config.pipeline=('mrm', 'mdn', 'cunet')",
+            "--config.evaluate.systems=('cunet',)",
+        ]
+        if command_line.main(["cdm_jax.main", *arguments]):
+            raise SystemExit(1)
+        found = chosen([main_values(r) for r in load_records(own.workdir)], _names(title))
+        records = [
+            {**record, "rows": record["rows"] | new["rows"]}
+            for record, new in zip(records, found, strict=True)
+        ]
+        explained[title] = _explained(own)
+    content = {"command": study.command("literal"), "explained": explained, "records": records}
+    save_results(f"{study.dataset}/literal", content)
+
+
+def _names(title: str) -> dict[str, str]:
+    return {row: f"{title}, {name}" for row, name in ROWS.items()}
+
+
+def _explained(study: Study) -> dict[str, float]:
+    """Shares of y's variance that MDN's samples explain, on training and validation patients."""
+    lines = (study.workdir / "mdn/metrics.jsonl").read_text().splitlines()
+    values = {name: value for line in lines for name, value in json.loads(line).items()}
+    return {
+        f"{kind}_{part}": values[f"final/explained_{kind}_{part}"]
+        for kind in ("one", "mean")
+        for part in ("train", "validation")
+    }
+
+
+def findings(records: Sequence[Record], explained: dict[str, dict[str, float]]) -> list[str]:
+    """What each variant is worth without and with the leak, and what MDN knows of y."""
+    targets = list(records[0]["rows"][REFERENCE]["volume"])
+    lines = []
+    for title, shares in explained.items():
+        rows = [f"{title}, {name}" for name in (ROWS["cunet/mean_of_8"], ROWS["cunet/oracle"])]
+        honest, leak = (
+            "; ".join(f"{t} {difference(records, row, REFERENCE, t)}" for t in targets)
+            for row in rows
+        )
+        lines.append(
+            f"- {title}: mean of 8 against M1, PSNR (volume): {honest}; with the leak: {leak}. "
+            f"One sample explains {shares['one_train']:.2f} of y's variance on training patients "
+            f"and {shares['one_validation']:.2f} on validation patients."
+        )
+    return ["\n".join(lines)]
+
+
+def show(study: Study) -> None:
+    """Draws the tables from the record."""
+    content = load_results(f"{study.dataset}/literal")
+    records = content["records"]
+    tables = {name: results_table(records, name, reference=REFERENCE) for name in CONVENTIONS}
+    study.save_tables("literal", tables, findings(records, content["explained"]))
+
+
+if __name__ == "__main__":
+    main(None, __doc__, measure, show)
