@@ -5,14 +5,15 @@
 Every step is a command of `cdm_jax.main`; a repeated demo does only what is missing.
 """
 
-import json
 import pathlib
 import sys
 import time
 from collections.abc import Sequence
 
 from cdm_jax import main as command_line
+from cdm_jax.report.patients import choose
 from cdm_jax.writer import console
+from experiments.records import load_records
 
 
 def run(*arguments: str) -> None:
@@ -26,25 +27,14 @@ def _values(arguments: Sequence[str]) -> dict[str, str]:
     return dict(argument.lstrip("-").split("=", 1) for argument in arguments)
 
 
-def unseen_patient(workdir: pathlib.Path) -> pathlib.Path:
-    """Folder of the test subject whose tumour enhances most: where synthesis is hardest."""
-    records = [json.loads(p.read_text()) for p in (workdir / "evaluation/test").glob("*.json")]
-
-    def enhancing(record: dict) -> float:
-        scores = record["rows"]["copy"]["volume"]["t1c"]["regions"].get("enhancing_tumour", {})
-        return scores.get("mae") or 0.0
-
-    subject = max(records, key=enhancing)["subject"]
-    return workdir / "patients" / subject
-
-
 def main(arguments: Sequence[str]) -> None:
     """Runs the demo with the flags `--config` and `--workdir`."""
     start = time.perf_counter()
     values = _values(arguments)
     workdir = pathlib.Path(values["workdir"])
     run("train", *arguments)
-    patient = unseen_patient(workdir)
+    hardest = next(iter(choose(load_records(workdir), "cunet", "volume", 1)))
+    patient = workdir / "patients" / hardest  # its tumour enhances most
     output = workdir / "synthesis"
     run(
         "synthesize",
