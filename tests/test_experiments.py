@@ -4,16 +4,19 @@ import csv
 import io
 import math
 
+import nibabel as nib
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from cdm_jax import inference
+from cdm_jax.data.subjects import find_subjects
 from cdm_jax.report import tables
 from experiments import (
     figure4,
     figure5,
     published,
+    real,
     study,
     sweep,
     table1,
@@ -207,3 +210,15 @@ def test_figures_are_drawn_from_committed_records(module, record, tmp_path, monk
 def test_a_record_of_a_sweep_keeps_the_systems_own_rows():
     (record, *_) = records({"cunet": 20, "cunet/mean_of_8": 21, "cunet/null": 19, "copy": 10})
     assert list(sweep.own_rows(record, "cunet")["rows"]) == ["cunet", "cunet/mean_of_8"]
+
+
+def test_the_patient_left_out_is_synthesised_and_his_grid_checked(finished_run, tmp_path):
+    subject = find_subjects(finished_run / "patients", modalities=("t1", "t2", "t1c", "t2f"))[0]
+    (tmp_path / "cunet").symlink_to(finished_run / "cunet")
+    real.synthesise([subject], tmp_path)
+    path = tmp_path / "synthetic" / subject.subject_id / f"{subject.subject_id}-t2f.nii.gz"
+    image = nib.load(path)
+    image.header["qoffset_x"] += 1
+    nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32), None, image.header), path)
+    with pytest.raises(SystemExit, match=r"-t2f\.nii\.gz differs from its source in .*qoffset_x"):
+        real.synthesise([subject], tmp_path)
