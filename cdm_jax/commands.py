@@ -71,12 +71,13 @@ def _dataset(config: ConfigDict, request: Request) -> data.Dataset:
 
 
 def _same_command(arguments: Sequence[str], stage: str) -> str:
-    """The command line that was given, for another stage of its config."""
+    """The command line that was given, for another stage of its config and no pipeline."""
     changed = [
         re.sub(r"(?<=\.py)(:[^,]*)?(?=,|$)", f":{stage}", argument)
         if before == "--config" or argument.startswith("--config=")
         else argument
         for before, argument in zip(["", *arguments], arguments, strict=False)
+        if not argument.startswith("--config.pipeline=")
     ]
     return shlex.join(["python", "-m", "cdm_jax.main", *changed])
 

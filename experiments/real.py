@@ -2,17 +2,21 @@
 
   python -m experiments.real --root=<folder of patients> [--workdir=runs/real]
 
-Every patient of the folder is left out once, or those of `--patients`. Writes
-`experiments/results/real_leave_one_out.json` and prints its tables.
+Every patient of the folder is left out once, or those of `--patients`: scored, and synthesised to
+`<workdir>/<patient>/synthetic`. Writes `experiments/results/real_leave_one_out.json` and prints its
+tables.
 """
 
 import argparse
 import pathlib
+from collections.abc import Sequence
 
 from cdm_jax import main as command_line
-from cdm_jax.data.subjects import find_subjects
+from cdm_jax.data.nifti import changed_fields
+from cdm_jax.data.subjects import Subject, find_subjects
 from cdm_jax.metrics.aggregate import Record
 from cdm_jax.report.tables import results_table, to_rich
+from cdm_jax.synthesize import synthesize_subjects
 from cdm_jax.writer import console
 from configs import real
 from experiments.records import load_records, load_results, main_values, save_results
@@ -21,8 +25,26 @@ NAME = "real_leave_one_out"
 COMMAND = "python -m experiments.real --root=<folder>"
 
 
-def leave_out(patient: str, root: pathlib.Path, workdir: pathlib.Path) -> list[Record]:
-    """Trains without one patient and evaluates on him; returns his records."""
+def synthesise(subjects: Sequence[Subject], workdir: pathlib.Path) -> None:
+    """Writes the targets of these subjects to `<workdir>/synthetic`, on their sources' grid.
+
+    Raises:
+      SystemExit: a header states another grid than the first source's.
+    """
+    config, output = real.get_config(), workdir / "synthetic"
+    samples = config.evaluate.num_samples
+    synthesize_subjects(subjects, output, workdir / "cunet", samples=samples)
+    for subject in subjects:
+        for target in config.data.targets:
+            path = output / subject.subject_id / f"{subject.subject_id}-{target}.nii.gz"
+            if changed := changed_fields(path, subject.images[config.data.sources[0]]):
+                raise SystemExit(f"{path} differs from its source in {', '.join(changed)}")
+
+
+def leave_out(
+    patient: str, subjects: Sequence[Subject], root: pathlib.Path, workdir: pathlib.Path
+) -> list[Record]:
+    """Trains without one patient, scores and synthesises him; returns his records."""
     folder = workdir / patient
     arguments = [
         "--config=configs/real.py:cdm",
@@ -33,6 +55,7 @@ def leave_out(patient: str, root: pathlib.Path, workdir: pathlib.Path) -> list[R
     ]
     if command_line.main(["cdm_jax.main", "train", *arguments]):
         raise SystemExit(1)
+    synthesise([subject for subject in subjects if subject.patient_id == patient], folder)
     return [main_values(record) for record in load_records(folder)]
 
 
@@ -53,7 +76,11 @@ def main() -> None:
         patients = sorted({subject.patient_id for subject in subjects})
         if options.patients:
             patients = options.patients.split(",")
-        records = [r for p in patients for r in leave_out(p, options.root, options.workdir)]
+        records = [
+            record
+            for patient in patients
+            for record in leave_out(patient, subjects, options.root, options.workdir)
+        ]
         # Each left-out patient has a split of his own, which is what is meant here.
         records = [{**record, "split": "leave-one-out"} for record in records]
         save_results(NAME, {"command": COMMAND, "records": records})

@@ -1,8 +1,13 @@
 """What several test files need: a tiny run of every stage, and a way to change its config."""
 
+import contextlib
+import logging
 import pathlib
 import shutil
+from collections.abc import Iterator
 
+import jax
+import pytest
 from ml_collections import ConfigDict
 
 from cdm_jax.data.dataset import Dataset, load_dataset
@@ -39,3 +44,13 @@ def copy_run(
         shutil.copytree(run / name, workdir / name)
     shutil.copy(run / "split.json", workdir / "split.json")
     return workdir
+
+
+@contextlib.contextmanager
+def compilations(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
+    """What JAX says of each function that it compiles within, known at the end."""
+    lines: list[str] = []
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        yield lines
+    messages = [record.getMessage() for record in caplog.records]
+    lines += [message for message in messages if "Finished XLA comp" in message]

@@ -9,7 +9,7 @@ from cdm_jax import evaluate
 from cdm_jax.data.dataset import load_dataset
 from cdm_jax.errors import UserError
 from tests import helpers
-from tests.helpers import STAGES, copy_run, smoke_config
+from tests.helpers import STAGES, compilations, copy_run, smoke_config
 
 AUDITS = ("mean_of_2", "mean_representation", "oracle", "null", "mean", "shuffled")
 
@@ -56,6 +56,14 @@ def test_a_second_evaluation_reads_the_records_back(evaluated, monkeypatch):
     assert evaluate.evaluate_run(smoke_config("cdm"), workdir, dataset) == json.loads(
         json.dumps(records)
     )
+
+
+def test_a_system_is_compiled_once_for_patients_of_different_numbers_of_slices(evaluated, caplog):
+    workdir, dataset, _ = evaluated
+    assert len({len(subject.slice_indices) for subject in dataset.test}) > 1
+    with compilations(caplog) as compiled:
+        evaluate.evaluate_run(smoke_config("cdm"), workdir, dataset, "again")
+    assert sum("jit(run)" in message for message in compiled) == 2, compiled  # cunet and m1
 
 
 def test_other_settings_make_new_records(evaluated, monkeypatch):

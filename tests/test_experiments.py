@@ -4,17 +4,20 @@ import csv
 import io
 import math
 
+import nibabel as nib
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from cdm_jax import inference
+from cdm_jax.data.subjects import find_subjects
 from cdm_jax.report import tables
 from experiments import (
     figure4,
     figure5,
     literal,
     published,
+    real,
     study,
     sweep,
     table1,
@@ -272,3 +275,15 @@ def test_table_4_shows_the_untrained_rows_and_m1_beside_every_n(swept):
     table = table4.tables(SMALL)["volume"]
     assert table.printed["ms a slice"]["N = 30"] == "30.0"
     assert table.rows[0].cells["t1c", "psnr"].summary.mean == pytest.approx(10.55)
+
+
+def test_the_patient_left_out_is_synthesised_and_his_grid_checked(finished_run, tmp_path):
+    subject = find_subjects(finished_run / "patients", modalities=("t1", "t2", "t1c", "t2f"))[0]
+    (tmp_path / "cunet").symlink_to(finished_run / "cunet")
+    real.synthesise([subject], tmp_path)
+    path = tmp_path / "synthetic" / subject.subject_id / f"{subject.subject_id}-t2f.nii.gz"
+    image = nib.load(path)
+    image.header["qoffset_x"] += 1
+    nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32), None, image.header), path)
+    with pytest.raises(SystemExit, match=r"-t2f\.nii\.gz differs from its source in .*qoffset_x"):
+        real.synthesise([subject], tmp_path)

@@ -4,6 +4,7 @@ import nibabel as nib
 import pytest
 
 from cdm_jax.data.dataset import load_dataset
+from cdm_jax.data.nifti import GRID_FIELDS
 from cdm_jax.evaluate import evaluate_run
 from cdm_jax.synthesize import synthesize_folder
 from cdm_jax.train import train_stage
@@ -11,7 +12,6 @@ from configs import real
 
 LEFT_OUT = "patient19"  # multiple sclerosis, from another scanner than the three with gliomas
 STEPS = {"mrm": 60, "mdn": 60, "cunet": 300}
-GRID_FIELDS = ("dim", "pixdim", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z")
 
 
 @pytest.fixture(scope="module")

@@ -12,16 +12,13 @@ from PIL import Image
 
 from cdm_jax import inference, synthesize, uncertainty
 from cdm_jax.data.intensity import brain_mask
-from cdm_jax.data.nifti import read_volume
+from cdm_jax.data.nifti import GRID_FIELDS, read_volume
 from cdm_jax.data.subjects import find_subjects
 from cdm_jax.errors import UserError
 from cdm_jax.synthesize import synthesize_folder
+from tests.helpers import compilations
 
 MODALITIES = ("t1", "t2", "t1c", "t2f")
-GRID_FIELDS = (
-    *("dim", "pixdim", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z"),
-    *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
-)
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +82,8 @@ def test_samples_deviate_and_the_overview_shows_them(patient, written):
     assert overview.std() > 10
 
 
-def test_a_result_depends_neither_on_the_cohort_nor_on_the_order(
-    finished_run, patient, written, tmp_path
+def test_a_cohort_is_compiled_once_and_a_result_depends_neither_on_it_nor_on_the_order(
+    finished_run, patient, written, tmp_path, caplog
 ):
     cohort = tmp_path / "cohort"
     shutil.copytree(patient, cohort / patient.name)
@@ -96,8 +93,12 @@ def test_a_result_depends_neither_on_the_cohort_nor_on_the_order(
     shutil.copytree(other, cohort / "BraTS-GLI-99999-000")
     for path in (cohort / "BraTS-GLI-99999-000").iterdir():
         path.rename(path.with_name(path.name.replace(other.name, "BraTS-GLI-99999-000")))
-    folders = synthesize_folder(cohort, tmp_path / "out", finished_run / "cunet", samples=3)
-    assert len(folders) == 2
+    with compilations(caplog) as compiled:
+        folders = synthesize_folder(cohort, tmp_path / "out", finished_run / "cunet", samples=3)
+    assert sum("jit(run)" in message for message in compiled) == 1, compiled
+    volumes = [read_volume(folder / f"{folder.name}-t1c.nii.gz") for folder in folders]
+    one, two = (np.count_nonzero(volume.any(axis=(1, 2))) for volume in volumes)
+    assert one != two
     for name in ("t1c", "t2f", "t1c-deviation"):
         again = read_volume(tmp_path / "out" / patient.name / f"{patient.name}-{name}.nii.gz")
         np.testing.assert_array_equal(again, read_volume(written / f"{patient.name}-{name}.nii.gz"))

@@ -1,9 +1,11 @@
 """The loop: exact resuming, one compilation, refusals, what it leaves on disk."""
 
 import json
-import logging
 import signal
+import subprocess
+import sys
 import threading
+import time
 
 import jax
 import numpy as np
@@ -15,7 +17,7 @@ from cdm_jax.errors import UserError
 from cdm_jax.writer import Writer
 from configs.common import SYSTEMS
 from tests import helpers
-from tests.helpers import STAGES, copy_run, smoke_config
+from tests.helpers import STAGES, compilations, copy_run, smoke_config
 
 BEFORE = {"mrm": (), "mdn": ("mrm",), "cunet": ("mrm", "mdn"), "m1": ()}
 
@@ -40,13 +42,17 @@ def test_a_killed_run_continues_to_bit_identical_parameters(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("system", [s for s in SYSTEMS if s not in ("cdm", "m1", "all")])
-def test_a_killed_run_of_any_other_system_does_so_too(system, finished_run, tmp_path, monkeypatch):
+def test_a_killed_run_of_any_other_system_does_so_too(
+    system, finished_run, tmp_path, monkeypatch, caplog
+):
     *before, stage = SYSTEMS[system]
     whole = copy_run(finished_run, tmp_path / "whole", tuple(s for s in before if s in STAGES))
     for needed in (s for s in before if s not in STAGES):
         helpers.train(needed, whole)
     workdir = copy_run(whole, tmp_path / "run", tuple(before))
-    helpers.train(stage, whole)
+    with compilations(caplog) as compiled:
+        helpers.train(stage, whole)
+    assert_compiled_once(compiled)
     kill_and_continue(stage, workdir, whole, monkeypatch)
 
 
@@ -70,6 +76,35 @@ def kill_and_continue(stage, workdir, whole, monkeypatch):
     assert lines == (whole / stage / "metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
+def test_a_process_killed_after_a_checkpoint_continues_to_bit_identical_parameters(
+    finished_run, tmp_path, pytestconfig
+):
+    whole, broken = (copy_run(finished_run, tmp_path / name) for name in ("whole", "broken"))
+    command = [sys.executable, "-m", "cdm_jax.main", "--config=configs/phantom.py:m1,smoke"]
+    for name, value in (("num_steps", 200), ("checkpoint_every", 20), ("validate_every", 200)):
+        command.append(f"--config.m1.train.{name}={value}")
+
+    def run(workdir):
+        return subprocess.Popen(
+            [*command, f"--workdir={workdir}"], cwd=pytestconfig.rootpath, stdout=subprocess.PIPE
+        )
+
+    run(whole).communicate()
+    with run(broken) as process:
+        while checkpoint.provenance(broken / "m1") is None:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert not checkpoint.finished(broken / "m1")
+    output, _ = run(broken).communicate()
+    assert b"m1 goes on from step" in output
+    assert checkpoint.finished(whole / "m1")
+    assert checkpoint.finished(broken / "m1")
+    assert_same_model(broken / "m1", whole / "m1")
+
+
 def test_a_request_to_stop_saves_and_the_same_command_goes_on(finished_run, tmp_path):
     workdir = copy_run(finished_run, tmp_path / "run")
     config = smoke_config("m1")
@@ -91,13 +126,17 @@ def test_a_request_to_stop_saves_and_the_same_command_goes_on(finished_run, tmp_
     assert_same_model(workdir / "m1", finished_run / "m1")
 
 
-def test_the_step_and_the_validation_are_compiled_once(finished_run, tmp_path, caplog):
-    workdir = copy_run(finished_run, tmp_path / "run", ("mrm", "mdn"))
-    with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        helpers.train("cunet", workdir)
-    compiled = [r.getMessage() for r in caplog.records if "Finished XLA comp" in r.getMessage()]
-    assert sum("jit(step)" in message for message in compiled) == 1, compiled
-    assert sum("jit(validate)" in message for message in compiled) == 1, compiled
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_step_and_the_validation_are_compiled_once(stage, finished_run, tmp_path, caplog):
+    workdir = copy_run(finished_run, tmp_path / "run", BEFORE[stage])
+    with compilations(caplog) as compiled:
+        helpers.train(stage, workdir)
+    assert_compiled_once(compiled)
+
+
+def assert_compiled_once(compiled):
+    for function in ("jit(step)", "jit(validate)"):
+        assert sum(function in message for message in compiled) == 1, compiled
 
 
 def test_a_finished_stage_is_left_alone(finished_run, capsys):

@@ -36,21 +36,11 @@ PathLike = str | os.PathLike[str]
 
 _INSIDE = axcodes2ornt("LPS")
 _GRID_TOLERANCE = 1e-3  # mm, on each entry of the affine
-_GRID_FIELDS = (
-    "dim",
-    "pixdim",
-    "xyzt_units",
-    "qform_code",
-    "sform_code",
-    "quatern_b",
-    "quatern_c",
-    "quatern_d",
-    "qoffset_x",
-    "qoffset_y",
-    "qoffset_z",
-    "srow_x",
-    "srow_y",
-    "srow_z",
+# The header's fields that say where the voxels are.
+GRID_FIELDS = (
+    *("dim", "pixdim", "xyzt_units", "qform_code", "sform_code"),
+    *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("srow_x", "srow_y", "srow_z"),
 )
 _DESCRIPTION_BYTES = 79  # the header's field, less its closing zero byte
 _UNREADABLE: tuple[type[Exception], ...] = (
@@ -192,6 +182,16 @@ def write_like(
         temporary.unlink(missing_ok=True)
 
 
+def changed_fields(path: PathLike, reference: PathLike) -> tuple[str, ...]:
+    """Which of `GRID_FIELDS` are not the reference's to the bit; none in what `write_like` wrote.
+
+    Raises:
+        UserError: A file is missing, its header is corrupt or it does not hold one 3D volume.
+    """
+    ours, theirs = (_raw_header(_open(file), file) for file in (path, reference))
+    return tuple(name for name in GRID_FIELDS if ours[name].tobytes() != theirs[name].tobytes())
+
+
 def _open(path: PathLike) -> nib.Nifti1Image:
     """The image with its header read and checked, its voxels not yet."""
     with _explained(path):
@@ -228,18 +228,21 @@ def _read(path: PathLike, dtype: type[np.floating]) -> Real[np.ndarray, "z y x"]
 def _image_like(volume: np.ndarray, reference: PathLike, dtype: type[np.number]) -> nib.Nifti1Image:
     """The volume in the reference's axis order, under a fresh header with the reference's grid."""
     like = _open(reference)
-    header_class = type(like.header)
-    # The raw fields, before nibabel mends them.
-    with nib.openers.ImageOpener(os.fspath(reference)) as stream:
-        raw = header_class.from_fileobj(stream, check=False)
+    raw = _raw_header(like, reference)
     from_inside = ornt_transform(_INSIDE, io_orientation(like.affine))
     values = apply_orientation(volume.T, from_inside).reshape(like.shape)
-    header = header_class(endianness=raw.endianness)
+    header = type(raw)(endianness=raw.endianness)
     header.set_data_dtype(dtype)
     image = type(like)(values.astype(dtype), None, header)
-    for field in _GRID_FIELDS:
+    for field in GRID_FIELDS:
         image.header[field] = raw[field]
     return image
+
+
+def _raw_header(image: nib.Nifti1Image, path: PathLike) -> nib.Nifti1Header:
+    """The header of the image's file as it is there: nibabel mends what it loads."""
+    with nib.openers.ImageOpener(os.fspath(path)) as stream:
+        return type(image.header).from_fileobj(stream, check=False)
 
 
 def _difference(first: Geometry, other: Geometry) -> str:

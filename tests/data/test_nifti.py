@@ -14,7 +14,7 @@ from cdm_jax.errors import UserError
 ORIENTATIONS = ["RAS", "LPS", "LAS", "RPI", "PIR", "ASL", "SRA", "IPL", "LIA", "SPR"]
 SHAPE = (5, 7, 9)
 VOXEL_SIZE = (0.7, 1.3, 2.9)  # along the file's own axes
-GRID_FIELDS = [
+GRID_FIELDS = [  # written down once more: a field that `nifti.GRID_FIELDS` lacks is missed here
     *("pixdim", "xyzt_units", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z"),
     *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
 ]
@@ -245,6 +245,16 @@ class TestWriting:
         stored = np.asanyarray(nib.load(path).dataobj)
         assert stored.dtype == np.float32
         np.testing.assert_array_equal(stored, image.get_fdata())
+
+    @pytest.mark.parametrize("field", GRID_FIELDS)
+    def test_a_changed_field_is_named(self, tmp_path, field):
+        reference = save(tmp_path / "r.nii", random_values(), oblique_affine("LPS"))
+        header = raw_header(reference)
+        header[field] = header[field] + 1
+        path = tmp_path / "changed.nii"
+        path.write_bytes(header.binaryblock + reference.read_bytes()[348:])
+        assert nifti.changed_fields(path, reference) == (field,)
+        assert nifti.changed_fields(reference, reference) == ()
 
     @pytest.mark.parametrize("qfac", [-1, 0, 1])
     def test_even_odd_header_fields_stay(self, tmp_path, qfac):

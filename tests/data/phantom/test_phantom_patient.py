@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cdm_jax.data.phantom import PhantomSettings, simulate_patient
+from cdm_jax.data.phantom import PhantomSettings, patient, physics, simulate_patient
 from cdm_jax.data.phantom.fields import Grid
 from cdm_jax.data.phantom.patient import draw_body, scan
 from cdm_jax.errors import UserError
@@ -151,3 +151,50 @@ def test_brain_without_signal_is_still_told_from_background(bodies):
     silent = dataclasses.replace(bodies[0], tissues={"oedema": voxels}, flair=0 * voxels)
     values = scan(np.random.SeedSequence(0), silent, GRID)["t2f"]
     np.testing.assert_array_equal(values, 1)
+
+
+@pytest.fixture
+def uniform(monkeypatch):
+    """A block of white matter of 19 cm, and a scanner without noise."""
+    monkeypatch.setattr(physics, "rician", lambda rng, magnitude, sigma: magnitude)
+    grid = Grid(shape=(32, 32, 32), voxel_mm=6.0)
+    ones = np.ones(32**3)
+    body = patient.Body(
+        brain=np.ones(grid.shape, bool),
+        tissues={"white": ones},
+        texture=0 * ones,
+        dose=1.0,
+        uptake=ones,
+        flair=ones,
+    )
+    return body, grid
+
+
+def structure(fields, step):
+    """Mean squared difference of voxels `step` apart along the first axis."""
+    return np.mean([(field[step:] - field[:-step]) ** 2 for field in fields])
+
+
+def test_the_bias_field_is_smooth_of_the_stated_strength_and_mostly_shared(uniform):
+    body, grid = uniform
+    scans = [scan(np.random.SeedSequence([3, n]), body, grid) for n in range(12)]
+    logs = [{k: np.log(v).reshape(grid.shape) for k, v in images.items()} for images in scans]
+
+    def expected(variance, step):
+        return 2 * variance * (1 - np.exp(-((6.0 * step) ** 2) / (4 * 60.0**2)))
+
+    own = [images["t1"] - images["t2"] for images in logs]
+    for step in (1, 10):
+        whole = structure([images["t1"] for images in logs], step)
+        assert whole == pytest.approx(expected(0.06**2 + 0.02**2, step), rel=0.4)
+        assert structure(own, step) == pytest.approx(expected(2 * 0.02**2, step), rel=0.4)
+    for images in logs:
+        assert max(np.ptp(field) for field in images.values()) < 0.5
+        assert max(np.abs(np.diff(field, axis=0)).max() for field in images.values()) < 0.03
+
+
+def test_without_a_bias_field_a_uniform_tissue_is_uniform(uniform, monkeypatch):
+    body, grid = uniform
+    monkeypatch.setattr(patient, "smooth_field", lambda rng, grid, length: np.zeros(grid.shape))
+    for values in scan(np.random.SeedSequence(3), body, grid).values():
+        np.testing.assert_allclose(values, values[0], rtol=1e-12)
