@@ -74,6 +74,7 @@ def test_chosen_rows_come_in_the_asked_order_under_their_new_names():
 
 def test_csv_holds_the_tables_numbers_at_full_precision():
     table = tables.results_table(records({"a": 20, "b": 21}), "volume", reference="a")
+    table.printed["ms a slice"] = {"b": "3.1"}
     lines = list(csv.DictReader(io.StringIO(tables.to_csv(table))))
     assert len(lines) == 2 * 3 * 3  # systems, modalities with their average, metrics
     line = next(
@@ -83,6 +84,8 @@ def test_csv_holds_the_tables_numbers_at_full_precision():
     assert float(line["difference"]) == pytest.approx(1, abs=1e-12)
     assert float(line["p_value"]) == pytest.approx(2 / 2**12)
     assert line["patients"] == "12"
+    assert {li["convention"] for li in lines} == {"volume"}
+    assert {(li["system"], li["ms a slice"]) for li in lines} == {("a", ""), ("b", "3.1")}
 
 
 def test_latex_has_a_cell_for_every_heading_and_escapes_what_it_would_read():

@@ -35,7 +35,7 @@ LATEX = {"\\": r"\textbackslash ", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#
     "<": "$<$",
 }
 CSV_COLUMNS = (
-    *("system", "modality", "metric", "patients", "mean", "low", "high"),
+    *("convention", "system", "modality", "metric", "patients", "mean", "low", "high"),
     *("standard_deviation", "median", "difference", "p_value"),
 )
 
@@ -74,6 +74,7 @@ class ResultsTable:
     """Systems against modalities.
 
     Attributes:
+        convention: The convention's name.
         rows: The systems, in the records' order.
         patients: The number of patients in the records; a cell with fewer says so.
         footer: What the numbers mean: convention, region, patients, split, interval and test.
@@ -81,6 +82,7 @@ class ResultsTable:
             name to text.
     """
 
+    convention: str
     rows: list[Row]
     patients: int
     footer: str
@@ -122,7 +124,9 @@ def results_table(
         compared = None if reference in (None, name) else values[reference]
         rows.append(Row(name=name, cells=_cells(columns, compared)))
     footer = _footer(records, convention, region, reference)
-    return ResultsTable(rows=rows, patients=_patients(records), footer=footer)
+    return ResultsTable(
+        convention=convention, rows=rows, patients=_patients(records), footer=footer
+    )
 
 
 def _targets(records: Sequence[Record], convention: str) -> list[str]:
@@ -223,17 +227,22 @@ def _latex(text: str) -> str:
 
 
 def to_csv(table: ResultsTable) -> str:
-    """Every number of a table at full precision, a line for each system, modality and metric."""
+    """Every number of a table at full precision, a line for each system, modality and metric.
+
+    A printed column is one here too; its text stands in all lines of its system.
+    """
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(CSV_COLUMNS)
+    lines.writerow([*CSV_COLUMNS, *table.printed])
     for row in table.rows:
+        printed = [column.get(row.name, "") for column in table.printed.values()]
         for (target, metric), cell in row.cells.items():
             summary, compared = cell.summary, cell.comparison
             low, high = summary.interval or ("", "")
             difference = [compared.difference, compared.p_value] if compared else ["", ""]
             numbers = [summary.mean, low, high, summary.standard_deviation, summary.median]
-            lines.writerow([row.name, target, metric, summary.n, *numbers, *difference])
+            names = [table.convention, row.name, target, metric]
+            lines.writerow([*names, summary.n, *numbers, *difference, *printed])
     return text.getvalue()
 
 

@@ -1,7 +1,13 @@
-"""A real Chromium without a window; without it, or without Playwright, the tests are skipped."""
+"""A real Chromium without a window; without it, or without Playwright, the tests are skipped.
+
+With CDM_REQUIRE_BROWSER set they fail instead.
+"""
 
 import functools
 import http.server
+import importlib
+import importlib.util
+import os
 import shutil
 import threading
 
@@ -24,11 +30,12 @@ TIMEOUT = 120_000  # ms; WebGL is drawn by the CPU
 @pytest.fixture(scope="session")
 def browser():
     path = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    lack = pytest.fail if os.environ.get("CDM_REQUIRE_BROWSER") else pytest.skip
     if path is None:
-        pytest.skip("no Chromium here: apt-get install chromium")
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="no Playwright here: pip install '.[browser]'"
-    )
+        lack("no Chromium here: apt-get install chromium")
+    if importlib.util.find_spec("playwright") is None:
+        lack("no Playwright here: pip install '.[browser]'")
+    playwright = importlib.import_module("playwright.sync_api")
     with playwright.sync_playwright() as running:
         chromium = running.chromium.launch(executable_path=path, args=list(ARGUMENTS))
         yield chromium

@@ -6,14 +6,15 @@ import nibabel
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from cdm_jax.data.intensity import measure
+from cdm_jax.data.intensity import brain_mask, measure
+from cdm_jax.data.phantom import PhantomSettings, simulate_patient
 from cdm_jax.metrics.conventions import Case
 
 PATIENTS = {
     "BraTS-GLI-00001-000": ("brats2023", "t1n", "t1c"),
     "patient19": ("openms", "T1", "T1POST"),
 }
-NAMES = ("simulated", *PATIENTS)
+NAMES = ("ball", "phantom", *PATIENTS)
 
 
 def head():
@@ -48,8 +49,14 @@ def slices(case):
 
 def named(name, request):
     """A case whose truth is in [0, 1] and whose prediction is in part outside, by its name."""
-    if name != "simulated":
-        return _patient(request.getfixturevalue("real_data"), name)
+    if name == "ball":
+        return _ball()
+    if name == "phantom":
+        return _phantom()
+    return _patient(request.getfixturevalue("real_data"), name)
+
+
+def _ball():
     case = head()
     rng = np.random.default_rng(1)
     peak = case.truth.max()
@@ -59,21 +66,39 @@ def named(name, request):
     return dataclasses.replace(case, prediction=prediction, truth=case.truth / peak)
 
 
+def _phantom():
+    """A simulated patient's T1 taken for the T1c."""
+    patient = simulate_patient(PhantomSettings(shape=(48, 56, 40), voxel_mm=4.0), 0)
+    source, target = (patient.images[name].T.astype(np.float64) for name in ("t1", "t1c"))
+    return _copied("phantom", source, target, patient.segmentation.T)
+
+
 def _patient(real_data, name):
     """A real T1 taken for a T1c: some slices, empty ones among them, cut within the brain."""
     folder, *modalities = PATIENTS[name]
     source, target = (_read(real_data / folder / name, modality) for modality in modalities)
-    scale = measure(source)
     try:
         segmentation = _read(real_data / folder / name, "seg")
     except FileNotFoundError:
         segmentation = None
+    case = _copied(name, source, target, segmentation)
+    images = {
+        field: None if image is None else _thin(image)
+        for field in ("prediction", "truth", "brain", "segmentation")
+        for image in [getattr(case, field)]
+    }
+    return dataclasses.replace(case, **images)
+
+
+def _copied(name, source, target, segmentation):
+    scale = measure(source)
     return Case(
         subject=name,
         modality="t1c",
-        prediction=_thin((source - scale.offset) / scale.scale),
-        truth=_thin(measure(target).apply(target).astype(np.float64)),
-        segmentation=None if segmentation is None else _thin(segmentation),
+        prediction=(source - scale.offset) / scale.scale,
+        truth=measure(target).apply(target).astype(np.float64),
+        brain=brain_mask({"source": source}),
+        segmentation=segmentation,
     )
 
 

@@ -1,4 +1,4 @@
-"""The conventions of others against scikit-image and against restatements of their scripts.
+"""The conventions against scikit-image, and others' against restatements of their scripts.
 
 Against torchmetrics and MONAI themselves: tests/parity/test_parity_conventions.py.
 """
@@ -32,12 +32,12 @@ def case(request):
 
 
 @pytest.fixture(scope="module")
-def simulated(request):
-    return cases.named("simulated", request)
+def ball(request):
+    return cases.named("ball", request)
 
 
 def clean(case):
-    """The simulated case with its prediction in [0, 1] and nowhere wrongly empty."""
+    """The ball with its prediction in [0, 1] and nowhere wrongly empty."""
     return dataclasses.replace(
         case, prediction=np.clip(0.8 * cases.slices(cases.head()).prediction, 0, 1)
     )
@@ -152,11 +152,9 @@ def test_torchmetrics_pools_a_volume_and_clips_it_to_the_truths_range(case):
     )
 
 
-def test_torchmetrics_takes_volumes_in_any_unit(simulated):
-    scanner = dataclasses.replace(
-        simulated, prediction=700 * simulated.prediction, truth=700 * simulated.truth
-    )
-    one, other = (get_convention("torchmetrics").score(c) for c in (simulated, scanner))
+def test_torchmetrics_takes_volumes_in_any_unit(ball):
+    scanner = dataclasses.replace(ball, prediction=700 * ball.prediction, truth=700 * ball.truth)
+    one, other = (get_convention("torchmetrics").score(c) for c in (ball, scanner))
     agree(other, **{**one, "mae": 700 * one["mae"]})
 
 
@@ -171,16 +169,46 @@ def test_monai_is_wangs_ssim_of_slices(case):
     )
 
 
+def test_volume_is_scikit_images_map_and_error_over_the_masks(case):
+    peak = np.percentile(case.truth[case.brain], 99.5)
+    prediction, truth = (
+        np.where(case.brain, np.clip(image / peak, 0, 1), 0)
+        for image in (case.prediction, case.truth)
+    )
+    _, similarity = structural_similarity(
+        truth,
+        prediction,
+        data_range=1,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        full=True,
+    )
+    found = get_convention("volume").score(case)
+    scored = [(found, case.brain)]
+    if case.segmentation is not None:
+        tumour = case.segmentation > 0
+        scored.append((found["regions"]["whole_tumour"], tumour))
+        scored.append((found["regions"]["healthy"], case.brain & ~tumour))
+    for scores, mask in scored:
+        agree(
+            scores,
+            psnr=peak_signal_noise_ratio(truth[mask], prediction[mask], data_range=1),
+            ssim=similarity[mask].mean(),
+            mae=np.abs(truth - prediction)[mask].mean(),
+        )
+
+
 # What each sees and what it does not.
 
 
-def test_monai_and_paper_are_the_same_numbers(simulated):
-    assert get_convention("monai").score(simulated) == get_convention("paper").score(simulated)
+def test_monai_and_paper_are_the_same_numbers(ball):
+    assert get_convention("monai").score(ball) == get_convention("paper").score(ball)
 
 
 @pytest.mark.parametrize("name", CONVENTIONS)
-def test_only_conventions_that_scale_the_prediction_by_itself_miss_its_gain(simulated, name):
-    right = clean(simulated)
+def test_only_conventions_that_scale_the_prediction_by_itself_miss_its_gain(ball, name):
+    right = clean(ball)
     dark = dataclasses.replace(right, prediction=0.7 * right.prediction)
     one, other = (get_convention(name).score(c) for c in (right, dark))
     metric = "ssim" if name == "brasyn" else "psnr"
@@ -189,8 +217,8 @@ def test_only_conventions_that_scale_the_prediction_by_itself_miss_its_gain(simu
 
 
 @pytest.mark.parametrize("name", CONVENTIONS)
-def test_what_is_painted_outside_the_head_counts_by_convention(simulated, name):
-    right = clean(simulated)
+def test_what_is_painted_outside_the_head_counts_by_convention(ball, name):
+    right = clean(ball)
     painted = right.prediction.copy()
     painted[:, :4][right.truth[:, :4] == 0] = 0.3
     one, other = (
@@ -202,8 +230,8 @@ def test_what_is_painted_outside_the_head_counts_by_convention(simulated, name):
     assert changed == set(METRICS) - ignored
 
 
-def test_syndiff_rewards_predicting_nothing_where_it_is_difficult(simulated):
-    right = dataclasses.replace(clean(simulated), brain=None, segmentation=None)
+def test_syndiff_rewards_predicting_nothing_where_it_is_difficult(ball):
+    right = dataclasses.replace(clean(ball), brain=None, segmentation=None)
     each = [
         get_convention("syndiff").score(
             dataclasses.replace(right, prediction=p[None], truth=t[None])
@@ -220,8 +248,8 @@ def test_syndiff_rewards_predicting_nothing_where_it_is_difficult(simulated):
     assert scores[1]["skipped"] == scores[0]["skipped"] + 1
 
 
-def test_brasyn_dilutes_a_tumour_that_is_all_wrong(simulated):
-    right = clean(simulated)
+def test_brasyn_dilutes_a_tumour_that_is_all_wrong(ball):
+    right = clean(ball)
     tumour = right.segmentation > 0
     wrong = np.where(tumour, right.truth.max() - right.truth, right.truth)
     found = get_convention("brasyn").score(dataclasses.replace(right, prediction=wrong))
@@ -237,16 +265,16 @@ def test_brasyn_dilutes_a_tumour_that_is_all_wrong(simulated):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_a_source_does_not_compute_is_nan_and_null_in_json(simulated, name):
-    scores = get_convention(name).score(clean(simulated))
+def test_what_a_source_does_not_compute_is_nan_and_null_in_json(ball, name):
+    scores = get_convention(name).score(clean(ball))
     assert {m for m in METRICS if math.isnan(scores[m])} == ABSENT.get(name, set())
     read = json.loads(json.dumps(json_ready(scores), allow_nan=False))
     assert {m for m in METRICS if read[m] is None} == ABSENT.get(name, set())
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_identical_images_are_capped_and_counted(simulated, name):
-    scores = get_convention(name).score(dataclasses.replace(simulated, prediction=simulated.truth))
+def test_identical_images_are_capped_and_counted(ball, name):
+    scores = get_convention(name).score(dataclasses.replace(ball, prediction=ball.truth))
     units = scores.get("slices", 1.0)
     share = units / (units + scores["skipped"]) if name == "resvit" else 1.0
     full = {"psnr": 100 * share, "ssim": 1, "mae": 0}
@@ -256,8 +284,8 @@ def test_identical_images_are_capped_and_counted(simulated, name):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_an_empty_truth_is_skipped_and_counted(simulated, name):
-    blank = dataclasses.replace(simulated, truth=np.zeros_like(simulated.truth))
+def test_an_empty_truth_is_skipped_and_counted(ball, name):
+    blank = dataclasses.replace(ball, truth=np.zeros_like(ball.truth))
     scores = get_convention(name).score(blank)
     agree(scores)
     assert scores["skipped"] == (len(blank.truth) if name in BY_SLICE else 1)
@@ -265,8 +293,8 @@ def test_an_empty_truth_is_skipped_and_counted(simulated, name):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_an_empty_prediction_is_scored_or_undefined_but_never_an_error(simulated, name):
-    blank = dataclasses.replace(simulated, prediction=np.zeros_like(simulated.truth))
+def test_an_empty_prediction_is_scored_or_undefined_but_never_an_error(ball, name):
+    blank = dataclasses.replace(ball, prediction=np.zeros_like(ball.truth))
     scores = get_convention(name).score(blank)
     if name in ("syndiff", "brasyn"):
         agree(scores)
@@ -274,10 +302,10 @@ def test_an_empty_prediction_is_scored_or_undefined_but_never_an_error(simulated
         assert 0 < scores["psnr"] < 30
 
 
-def test_brasyn_has_no_score_for_a_tumour_that_is_not_there(simulated):
-    healthy = dataclasses.replace(simulated, segmentation=np.zeros_like(simulated.segmentation))
+def test_brasyn_has_no_score_for_a_tumour_that_is_not_there(ball):
+    healthy = dataclasses.replace(ball, segmentation=np.zeros_like(ball.segmentation))
     scores = get_convention("brasyn").score(healthy)
-    unlabelled = get_convention("brasyn").score(dataclasses.replace(simulated, segmentation=None))
+    unlabelled = get_convention("brasyn").score(dataclasses.replace(ball, segmentation=None))
     agree(scores["regions"]["whole_tumour"])
     agree(scores["regions"]["healthy"], ssim=unlabelled["ssim"])
     assert unlabelled["regions"] == {}
@@ -290,8 +318,8 @@ def test_slices_in_scanner_units_are_refused(name):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_single_precision_images_score_as_doubles(simulated, name):
-    right = clean(simulated)
+def test_single_precision_images_score_as_doubles(ball, name):
+    right = clean(ball)
     single = dataclasses.replace(
         right,
         prediction=right.prediction.astype(np.float32),
