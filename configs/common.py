@@ -136,9 +136,9 @@ def shrink(config: ConfigDict) -> ConfigDict:
         config[name].update({"features": (32, 32, 64, 128, 32), "average_decay": 0.99})
         _lengthen(config[name], 1300, 8, 4e-3)
     _lengthen(config.mrm, 400, 16, 1e-3)
-    for name, changes in baselines.SMALL.items():
+    for name in baselines.SECTIONS:
         section = config[name]
-        section.update(changes)
+        section.update(baselines.SMALL.get(name, {}))
         # As many slices as C-UNet sees. The GANs' official rate is of one slice: at eight, it is
         # multiplied by the square root of eight.
         official = section.optimizer.learning_rate * 8**0.5

@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 
 from configs import common
 
+LENGTHS = {"mrm": 200, "mdn": 150, "mdn_joint": 150}  # of the others: 400
+
 
 def get_config(argument: str = "cdm") -> ConfigDict:
     """The config of a stage, see `configs/common.py` for what the argument may hold."""
@@ -30,7 +32,7 @@ def get_config(argument: str = "cdm") -> ConfigDict:
     )
     if values.get("small", True) and not values.get("smoke"):
         # Two patients to train on are learned by heart soon: short schedules.
-        for name, steps in (("mrm", 200), ("mdn", 150), ("cunet", 400), ("m1", 400)):
-            config[name].train.num_steps = steps
+        for name in common.SYSTEMS["all"]:
+            config[name].train.num_steps = LENGTHS.get(name, 400)
             config[name].optimizer.learning_rate = min(2e-3, config[name].optimizer.learning_rate)
     return config

@@ -137,6 +137,15 @@ def test_the_defaults_are_what_the_paper_states(file):
     assert config.mrm.loss == config.cunet.loss == "mse"
 
 
+@pytest.mark.parametrize("file", FILES)
+def test_every_system_has_the_papers_batch_and_length(file):
+    """But for ResViT's second stage, which officially takes half of the first one's epochs."""
+    config = _get(file, f"all,{PAPER}")
+    for stage in SYSTEMS["all"]:
+        assert config[stage].train.batch_size_per_device == 12
+        assert config[stage].train.num_epochs == (50 if stage == "resvit" else 100)
+
+
 def test_the_ablations_are_as_large_as_what_they_are_compared_with():
     """M2's single tower has as many parameters as MDN's two, at both scales (Table III)."""
     for variant in (PAPER, "small"):

@@ -65,6 +65,12 @@ def test_the_rdm_is_the_published_one_at_the_width_of_our_representation(traced)
     assert network.parameters() == 62_721_280 + 128 * 1536 + 128 * (1536 + 1)
 
 
+def test_a_patchgan_over_four_channels_is_the_published_one():
+    image = jax.ShapeDtypeStruct((1, 256, 256, 4), jnp.float32)
+    network = networks.Network(name="pair", module=PatchGAN(64), inputs=((image,), {}))
+    assert network.parameters() == 2_765_761
+
+
 # Multiplications, as counted there by hooks on layers, padding included, in thousands of millions.
 @pytest.mark.parametrize(
     ("stage", "name", "published"),

@@ -59,7 +59,7 @@ def _distance(method, state, batch):
     return float(jnp.abs(images - batch["target"]).mean())
 
 
-@pytest.mark.parametrize("stage", SYSTEM_STAGES)
+@pytest.mark.parametrize("stage", [*SYSTEM_STAGES, *CUNETS])
 def test_four_slices_are_learned(stage, batch):
     """With pairs, translations come near the targets; without them, the loss falls."""
     method, state = _start(stage, batch)
