@@ -6,8 +6,8 @@ result lies beside the checkpoints in `<workdir>/<stage>/intervals.json`, where 
 it. Test patients are never looked at.
 
 The guarantee presupposes that validation patients are to the system what new ones are. They have
-only measured it and never moved a weight, but CDM takes from them the covariance of its training
-noise (`methods/cdm/mdn.py`), so that for CDM the guarantee is a close approximation at best.
+only measured it and never moved a weight, with the one exception that `PREMISE` names (see `finish`
+in `methods/cdm/mdn.py`).
 """
 
 import dataclasses
@@ -37,6 +37,10 @@ FILE = "intervals.json"
 # twice of it 5 % narrower, on patients of the phantom's training part. A constant, since one fitted
 # to the validation patients would void the guarantee that these patients give to q.
 FLOOR = 0.01
+PREMISE = (
+    "CDM takes the covariance of its training noise from these validation patients, so that for "
+    "CDM a guarantee which presupposes that nothing was fitted to them is an approximation at best"
+)
 METHODS = {
     True: "conformal risk control over patients (Angelopoulos et al. 2022)",
     False: "mean over patients, too few for conformal risk control at this level",
@@ -341,7 +345,7 @@ def summary(intervals: Intervals) -> Sequence[str]:
         f"mean ± q (deviation + {intervals.floor:g}) of {intervals.samples} samples, nominal level "
         f"{intervals.level:.1%}: q = {found}",
         f"{intervals.patients} validation patients, {intervals.method}",
-        intervals.guarantee,
+        f"{intervals.guarantee}; {PREMISE}",
     ]
 
 
@@ -351,6 +355,7 @@ def sidecar(intervals: Intervals, target: str) -> dict[str, Any]:
         "level": intervals.level,
         "method": intervals.method,
         "guarantee": intervals.guarantee,
+        "premise": PREMISE,
         "patients": intervals.patients,
         "multiplier": intervals.multipliers[target],
         "floor": intervals.floor,

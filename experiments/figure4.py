@@ -16,6 +16,7 @@ import matplotlib.figure
 import numpy as np
 from jaxtyping import Array, Bool, Float
 from matplotlib.axes import Axes
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from cdm_jax import inference
 from cdm_jax.data.dataset import Dataset
@@ -25,7 +26,7 @@ from cdm_jax.data.resample import to_frame
 from cdm_jax.methods import base
 from cdm_jax.metrics.regions import ENHANCING_TUMOUR
 from experiments.records import RESULTS
-from experiments.study import Study, main
+from experiments.study import COLOURS, PAGE_WIDTH, Study, main
 from experiments.table1 import HEADLINES, ROWS, SYSTEMS
 
 PATIENTS = 2
@@ -117,7 +118,8 @@ def draw(images: dict[str, np.ndarray]) -> matplotlib.figure.Figure:
     first = len(images["source_names"])
     pairs = [(n, t) for n in range(len(subjects)) for t in range(len(targets))]
     figure = matplotlib.figure.Figure(
-        figsize=(1.05 * len(titles), 1.12 * 2 * len(pairs) + 0.3), layout="constrained"
+        figsize=(PAGE_WIDTH, 2.1 * PAGE_WIDTH / len(titles) * len(pairs) + 0.7),
+        layout=ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0),
     )
     grid = figure.subplots(2 * len(pairs), len(titles), squeeze=False)
     for axis in grid.flat:
@@ -125,12 +127,12 @@ def draw(images: dict[str, np.ndarray]) -> matplotlib.figure.Figure:
         axis.set_yticks([])
         axis.spines[:].set_visible(False)
     for axis, title in zip(grid[0], titles, strict=True):
-        axis.set_title(title, fontsize=8)
+        axis.set_title(title.replace(" (", "\n("), fontsize=6)
     shade = None
     for (n, t), above, below in zip(pairs, grid[::2], grid[1::2], strict=True):
         box = zoom_box(images["tumour"][n])
-        above[0].set_ylabel(f"{subjects[n][-9:]}\n{targets[t]}", fontsize=7)
-        below[0].set_ylabel("error", fontsize=7)
+        above[0].set_ylabel(f"{subjects[n][-9:]}\n{targets[t]}", fontsize=6)
+        below[0].set_ylabel("error", fontsize=6)
         truth = images["truth"][n, ..., t] / 255
         columns = [images["sources"][n, ..., s] / 255 for s in range(images["sources"].shape[-1])]
         columns += [images[stage][n, ..., t] / 255 for stage in stages] + [truth]
@@ -141,8 +143,8 @@ def draw(images: dict[str, np.ndarray]) -> matplotlib.figure.Figure:
                 shade = below[place].imshow(error, cmap="cividis", vmin=0, vmax=ERROR_LIMIT)
     if shade is not None:
         bar = figure.colorbar(shade, ax=grid, location="bottom", shrink=0.3, aspect=40, pad=0.01)
-        bar.set_label("absolute error (1 = the truth's 99.5th percentile)", fontsize=7)
-        bar.ax.tick_params(labelsize=7)
+        bar.set_label("absolute error (1 = the truth's 99.5th percentile)", fontsize=6)
+        bar.ax.tick_params(labelsize=6)
     return figure
 
 
@@ -167,7 +169,7 @@ def show_image(
     inset.imshow(image[box], cmap="gray", vmin=0, vmax=1)
     inset.set_xticks([])
     inset.set_yticks([])
-    inset.spines[:].set_color("#E69F00")
+    inset.spines[:].set_color(COLOURS[1])
 
 
 if __name__ == "__main__":

@@ -15,15 +15,14 @@ from cdm_jax.methods import base
 from cdm_jax.report.tables import AVERAGE, results_table
 from experiments.networks import create, example, inference_parameters, start
 from experiments.records import load_results, save_results
-from experiments.study import Study, main
+from experiments.study import COLOURS, PAGE_WIDTH, Study, main
 from experiments.sweep import STEPS, sweep
 from experiments.table1 import HEADLINES, ROWS, SYSTEMS
 
 CONVENTION = "volume"
 SWEPT = {"cunet": "CDM", "diffusion": "Diffusion"}
-# Okabe and Ito's colours, which the colour-blind can tell apart, and a shape each for print.
-COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
-SHAPES = "osD^vP*X<"
+SHAPES = "osD^vP*X<"  # for print in grey
+TEXT = 7
 BUBBLE = 25  # points squared for the smallest bubble; each dB more adds as much
 
 
@@ -44,16 +43,24 @@ def measure(study: Study) -> None:
 
 def show(study: Study) -> None:
     """Draws the figure from the records."""
-    figure = matplotlib.figure.Figure(figsize=(10.5, 3.6), layout="constrained")
+    figure = draw(
+        load_results(f"{study.dataset}/sampling"),
+        load_results(f"{study.dataset}/figure5")["parameters"],
+        load_results(f"{study.dataset}/systems")["records"],
+    )
+    study.save_figure("figure5", figure)
+
+
+def draw(sampling: dict, counts: dict[str, int], records: list) -> matplotlib.figure.Figure:
+    """The three panels, from the sweep, the parameters of each stage and the systems' records."""
+    figure = matplotlib.figure.Figure(figsize=(PAGE_WIDTH, 3), layout="constrained")
     speed, psnr, ssim = figure.subplots(1, 3)
-    draw_speed(speed, load_results(f"{study.dataset}/sampling"))
-    counts = load_results(f"{study.dataset}/figure5")["parameters"]
-    records = load_results(f"{study.dataset}/systems")["records"]
+    draw_speed(speed, sampling)
     for axis, metric, label in ((psnr, "psnr", "PSNR, dB"), (ssim, "ssim", "SSIM")):
         draw_parameters(axis, records, counts, metric, label)
     handles, labels = psnr.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
-    study.save_figure("figure5", figure)
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=TEXT)
+    return figure
 
 
 def mean_of(records: list, row: str, metric: str) -> float:
@@ -79,14 +86,21 @@ def draw_speed(axis: Axes, content: dict) -> None:
         axis.plot(steps, rates, color=colour, linewidth=1.5, label=SWEPT[stage])
         area = BUBBLE * (1 + values - lowest)
         axis.scatter(steps, rates, s=area, color=colour, alpha=0.8)
-        for n, rate, value in found:
-            axis.annotate(f"{value:.1f}", (n, rate), (0, 8), textcoords="offset points", fontsize=7)
+        for (n, rate, value), radius in zip(found, np.sqrt(area / np.pi), strict=True):
+            axis.annotate(
+                f"{value:.1f}",
+                *((n, rate), (0, radius + 2)),
+                textcoords="offset points",
+                ha="center",
+                fontsize=TEXT,
+            )
     axis.set_yscale("log")
-    axis.set_xlabel("sampling steps N", fontsize=9)
-    axis.set_ylabel(f"slices a second on {content['device']}", fontsize=9)
-    axis.set_title("(a) speed; numbers and areas: PSNR in dB", fontsize=9)
-    axis.legend(fontsize=8)
-    axis.tick_params(labelsize=8)
+    axis.margins(0.15)
+    axis.set_xlabel("sampling steps N", fontsize=TEXT)
+    axis.set_ylabel(f"slices a second\non {content['device']}", fontsize=TEXT)
+    axis.set_title("(a) speed; areas: PSNR in dB", fontsize=TEXT)
+    axis.legend(fontsize=TEXT)
+    axis.tick_params(labelsize=TEXT)
 
 
 def draw_parameters(
@@ -107,10 +121,10 @@ def draw_parameters(
             label=ROWS[row],
         )
     axis.set_xscale("log")
-    axis.set_xlabel("parameters, millions", fontsize=9)
-    axis.set_ylabel(f"{label} ({AVERAGE}, {CONVENTION})", fontsize=9)
-    axis.set_title(f"({'b' if metric == 'psnr' else 'c'}) {metric.upper()} and size", fontsize=9)
-    axis.tick_params(labelsize=8, which="both")
+    axis.set_xlabel("parameters, millions", fontsize=TEXT)
+    axis.set_ylabel(f"{label} ({AVERAGE}, {CONVENTION})", fontsize=TEXT)
+    axis.set_title(f"({'b' if metric == 'psnr' else 'c'}) {metric.upper()} and size", fontsize=TEXT)
+    axis.tick_params(labelsize=TEXT, which="both")
 
 
 if __name__ == "__main__":

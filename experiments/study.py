@@ -35,6 +35,9 @@ DATASETS = ("phantom", "brats", "upenn_gbm")
 SMALL_STEPS = 1000
 SMALL_STAGES = (*CUNETS, *baselines.SMALL)
 FORMATS = ("png", "pdf", "svg")
+PAGE_WIDTH = 7.2  # inches of two columns of print; text is then as large as figures ask for
+# Okabe and Ito's colours, which the colour-blind can tell apart.
+COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 DOCS = pathlib.Path(__file__).parents[1] / "docs" / "results"
 
 
@@ -132,12 +135,15 @@ class Study:
             write(self._docs(f"{name}_{part}.tex"), to_latex(table))
 
     def save_figure(self, name: str, figure: Figure) -> None:
-        """Writes a figure in each of `FORMATS`, the same bytes for the same numbers."""
+        """Writes a figure in each of `FORMATS`, the same bytes for the same numbers.
+
+        PDFs embed fonts as TrueType, which journals ask for.
+        """
         for kind in FORMATS:
             path = self._docs(f"{name}.{kind}")
             dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
-            with matplotlib.rc_context({"svg.hashsalt": name}):
-                figure.savefig(path, dpi=150, metadata=dates.get(kind))
+            with matplotlib.rc_context({"svg.hashsalt": name, "pdf.fonttype": 42}):
+                figure.savefig(path, dpi=200, metadata=dates.get(kind))
         console.print(f"drawn: {self._docs(name)}.png, .pdf, .svg")
 
     def _docs(self, name: str) -> pathlib.Path:

@@ -27,6 +27,7 @@ from cdm_jax.metrics.conformal import coverage_by_region, risk_coverage
 from cdm_jax.metrics.regions import region_masks
 from cdm_jax.uncertainty import (
     FLOOR,
+    PREMISE,
     Drawn,
     Intervals,
     Sampler,
@@ -37,7 +38,7 @@ from cdm_jax.uncertainty import (
 )
 from cdm_jax.writer import console
 from experiments.records import load_results, save_results
-from experiments.study import DOCS, Study, main, write
+from experiments.study import COLOURS, DOCS, PAGE_WIDTH, Study, main, write
 
 NAME = "uncertainty"
 STAGE = "cunet"
@@ -321,6 +322,7 @@ def report(content: Mapping[str, Any]) -> str:
     parts += [[widening_sentence(records, target)] for target in targets]
     parts += [["## Do they cover what they should?"]]
     parts += [[coverage_sentence(records, row, one)] for row, one in fitted.items()]
+    parts += [[f"{PREMISE}."]]
     parts += [coverage_table(records, row, target) for row in ROWS for target in targets]
     parts += [["## Does the deviation tell where the error is?"]]
     parts += [
@@ -339,7 +341,7 @@ def report(content: Mapping[str, Any]) -> str:
 def draw(content: Mapping[str, Any]) -> Figure:
     """Coverage by region above, risk-coverage curves below, a column for each target."""
     targets = list(content["intervals"][MAIN]["multipliers"])
-    figure = Figure(figsize=(4.2 * len(targets), 7), layout="constrained")
+    figure = Figure(figsize=(PAGE_WIDTH, 6), layout="constrained")
     axes = figure.subplots(2, len(targets), squeeze=False, sharey="row")
     for column, target in enumerate(targets):
         _draw_coverage(axes[0, column], content["records"], target)
@@ -352,7 +354,7 @@ def draw(content: Mapping[str, Any]) -> Figure:
 
 def _draw_coverage(axis: Axes, records: Sequence[Record], target: str) -> None:
     """A point a region with its 95 % interval over patients."""
-    for shift, row, colour in ((-0.12, MAIN, "tab:blue"), (0.12, FLAT, "tab:grey")):
+    for shift, row, colour in ((-0.12, MAIN, COLOURS[5]), (0.12, FLAT, COLOURS[1])):
         cells = [summarise(values(records, row, target, "coverage", r)) for r in REGIONS]
         present = [(place, cell) for place, cell in enumerate(cells) if cell.n]
         for place, cell in present:
@@ -370,9 +372,10 @@ def _draw_coverage(axis: Axes, records: Sequence[Record], target: str) -> None:
 def _draw_risk(axis: Axes, records: Sequence[Record], target: str) -> None:
     """The error of the kept share in each order."""
     styles = {"deviation": "-", "best possible": "--", "random": ":"}
-    for order, style in styles.items():
+    for (order, style), colour in zip(styles.items(), (5, 3, 0), strict=True):
         risks = [summarise(values(records, order, target, f"{s:.2f}")).mean for s in SHARES]
-        axis.plot(SHARES, risks, style, label=f"kept by {order}" if style == "-" else order)
+        label = f"kept by {order}" if style == "-" else order
+        axis.plot(SHARES, risks, style, color=COLOURS[colour], label=label)
     axis.set_xlabel("share of the brain that is kept")
     axis.legend(fontsize=8)
 

@@ -11,6 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from cdm_jax.data.dataset import Dataset, load_dataset
+from cdm_jax.evaluate import evaluate_run
 from cdm_jax.train import train_stage
 from configs import phantom
 from configs.common import SYSTEMS
@@ -54,3 +55,13 @@ def compilations(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
         yield lines
     messages = [record.getMessage() for record in caplog.records]
     lines += [message for message in messages if "Finished XLA comp" in message]
+
+
+def evaluated(run: pathlib.Path, workdir: pathlib.Path) -> tuple[ConfigDict, pathlib.Path, Dataset]:
+    """A run's C-UNet and M1 scored in a workdir of their own: what `publish_run` takes."""
+    copy_run(run, workdir, STAGES)
+    config = smoke_config("cunet")
+    config.evaluate.systems = ("cunet", "m1")
+    dataset = load_dataset(config, workdir)
+    evaluate_run(config, workdir, dataset)
+    return config, workdir, dataset

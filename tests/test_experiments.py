@@ -7,6 +7,8 @@ import math
 import nibabel as nib
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 from ml_collections import ConfigDict
 
 from cdm_jax import inference
@@ -162,9 +164,52 @@ def test_figure_4_shows_each_system_and_the_error_that_it_makes():
     }
     figure = figure4.draw(images)
     titles = [axis.get_title() for axis in figure.axes[:5]]
-    assert titles == ["t1", "t2", "M1 (UNet alone)", "CDM", "truth"]
+    assert titles == ["t1", "t2", "M1\n(UNet alone)", "CDM", "truth"]
     errors = [axis.images[0].get_array() for axis in figure.axes[5:10] if axis.images]
     assert [float(error.max()) for error in errors] == pytest.approx([0.2, 0])
+    assert_fits(figure)
+
+
+def assert_fits(figure):
+    """A figure is at most as wide as a page; its text can be read, lies within it and apart."""
+    FigureCanvasAgg(figure).draw()
+    assert figure.get_figwidth() <= study.PAGE_WIDTH
+    shown = [text for text in figure.findobj(Text) if text.get_text().strip()]
+    assert min(text.get_fontsize() for text in shown) >= 6
+    for axis in figure.axes:
+        assert axis.title.get_window_extent().width < 1.1 * axis.bbox.width
+    words = [t for a in figure.axes for t in (a.title, a.xaxis.label, a.yaxis.label)]
+    for text in [*words, *(t for legend in figure.legends for t in legend.get_texts())]:
+        box = text.get_window_extent()
+        assert (box.min >= -1).all() and (box.max <= figure.bbox.max + 1).all(), text
+
+
+def test_figure_5_shows_every_system_and_fits():
+    systems = records({row: 20 + n for n, row in enumerate(table1.HEADLINES.values())})
+    counts = {stage: 10 ** (4 + n / 3) for n, stage in enumerate(table1.HEADLINES)}
+    sampling = {"device": "1 x NVIDIA H100 80GB HBM3", "systems": {}}
+    for n, stage in enumerate(figure5.SWEPT):
+        sampling["systems"][stage] = {
+            str(steps): {
+                "records": records({stage: 10.05 + 9 * n + steps}),
+                "seconds_a_slice": steps / (100 + 900 * n),
+            }
+            for steps in sweep.STEPS
+        }
+    figure = figure5.draw(sampling, counts, systems)
+    speed, psnr, ssim = figure.axes
+    assert [list(line.get_ydata()) for line in speed.lines] == [
+        pytest.approx([(100 + 900 * n) / steps for steps in sweep.STEPS]) for n in range(2)
+    ]
+    assert [text.get_text() for text in speed.texts[::5]] == ["11.1", "20.1"]
+    (legend,) = figure.legends
+    named = [text.get_text() for text in legend.get_texts()]
+    assert named == [table1.ROWS[row] for row in table1.HEADLINES.values()]
+    for axis, first in ((psnr, 20.05), (ssim, 0.92005)):
+        points = [tuple(points.get_offsets()[0]) for points in axis.collections]
+        assert len(points) == len(counts)
+        assert points[0] == pytest.approx((0.01, first), abs=1e-6)
+    assert_fits(figure)
 
 
 def test_a_study_gives_the_command_line_that_makes_its_config(tmp_path):

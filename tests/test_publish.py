@@ -5,10 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from cdm_jax.data.dataset import load_dataset
 from cdm_jax.data.nifti import read_labels, read_volume
 from cdm_jax.errors import UserError
-from cdm_jax.evaluate import evaluate_run
 from cdm_jax.publish import _focus, publish_run
 from cdm_jax.report.patients import targets_of
 from tests import helpers
@@ -17,13 +15,7 @@ from tests import helpers
 @pytest.fixture(scope="module")
 def run(finished_run, tmp_path_factory):
     """A workdir of its own with an evaluation: config, workdir, dataset."""
-    workdir = tmp_path_factory.mktemp("published")
-    helpers.copy_run(finished_run, workdir, helpers.STAGES)
-    config = helpers.smoke_config("cunet")
-    config.evaluate.systems = ("cunet", "m1")
-    dataset = load_dataset(config, workdir)
-    evaluate_run(config, workdir, dataset)
-    return config, workdir, dataset
+    return helpers.evaluated(finished_run, tmp_path_factory.mktemp("published"))
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from cdm_jax.errors import UserError
 from cdm_jax.synthesize import synthesize_subjects
 from experiments import uncertainty as study
 from experiments.records import RESULTS, load_results
+from experiments.study import DOCS
 from tests.helpers import STAGES, copy_run, smoke_config
 
 SAMPLES = 2
@@ -68,7 +69,10 @@ def test_enough_patients_give_the_guarantee(sampler):
     assert fitted.guaranteed_level == 0.9
     assert fitted.guarantee.startswith("guaranteed: at least 90.0%")
     assert "conformal risk control over patients" in fitted.method
-    assert "NO guarantee" not in "".join(uncertainty.summary(fitted))
+    said = "".join(uncertainty.summary(fitted))
+    assert "NO guarantee" not in said
+    assert uncertainty.PREMISE in said
+    assert uncertainty.sidecar(fitted, "t1c")["premise"] == uncertainty.PREMISE
 
 
 def test_what_synthesize_writes_covers_the_validation_patients_as_asked(
@@ -270,11 +274,14 @@ def test_a_constructed_patient_is_scored_by_the_intervals(intervals):
 
 
 def test_the_committed_record_is_told_and_drawn():
+    """The committed text is what --show writes."""
     if not (RESULTS / "phantom" / "uncertainty.json").exists():
         pytest.skip("the study has not been run")
     content = load_results("phantom/uncertainty")
     text = study.report(content)
+    assert text == (DOCS / "phantom/uncertainty.md").read_text()
     assert text.count("in enhancing tumour the error is") == 2
+    assert "CDM takes the covariance of its training noise from these validation patients" in text
     assert content["command"] in text
     assert len(content["records"]) == 24
     figure = study.draw(content)

@@ -13,6 +13,8 @@ import threading
 
 import pytest
 
+from cdm_jax.publish import publish_run
+from tests import helpers
 from tests.report import samples
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
@@ -46,6 +48,13 @@ def browser():
 def report(tmp_path_factory):
     """Folder of a report of made-up patients."""
     return samples.save(tmp_path_factory.mktemp("report")).parent
+
+
+@pytest.fixture(scope="session")
+def published(finished_run, tmp_path_factory):
+    """Folder of the report of a run: trained, evaluated and published as by the commands."""
+    workdir = tmp_path_factory.mktemp("published")
+    return publish_run(*helpers.evaluated(finished_run, workdir), 1).parent
 
 
 @pytest.fixture(scope="session")

@@ -69,6 +69,19 @@ def test_a_page_opens_from_disk_without_a_complaint_and_fits(open_page, name, wi
     assert page.evaluate("document.documentElement.lang") == "en"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_report_of_a_run_opens_from_disk_and_fits(open_page, published, width):
+    (patient,) = (path.name for path in (published / "images" / "m1").iterdir())
+    for name in ("index.html", f"patients/{patient}.html"):
+        page = open_page(name, root=published.as_uri(), width=width)
+        assert page.heard == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate(NAMELESS) == []
+        assert page.evaluate(CONTRAST)[0] >= 4.5
+    assert pixels(page.locator(".slice").nth(2)).max() > 100
+
+
 def test_a_page_opens_from_a_server_and_asks_nobody_else(open_page, served):
     page = open_page("index.html", root=served)
     assert page.heard == []
