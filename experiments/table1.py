@@ -4,8 +4,8 @@
   python -m experiments.table1 --dataset=brats --root=<folder>
 
 Budget: every image network trains on the same number of slices (two-stage systems so many in each),
-by the proportions of its official schedule; no system is tuned (small diffusion networks have a rate
-that was chosen on validation patients), and there is one seed.
+by the proportions of its official schedule; no system is tuned (but for the rate of small diffusion
+networks, on validation patients), and there is one seed.
 """
 
 from collections.abc import Mapping, Sequence
