@@ -324,6 +324,7 @@ def runs():
     return {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", FILES)
 def test_the_smoke_variant_of_every_stage_runs(file, runs):
     config = _get(file, "cdm,smoke")

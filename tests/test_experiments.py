@@ -316,6 +316,7 @@ def test_a_sweep_takes_no_times_of_another_device(swept, monkeypatch):
     assert sweep.start("phantom/sampling")["systems"] == {}
 
 
+@pytest.mark.slow
 def test_table_4_shows_the_untrained_rows_and_m1_beside_every_n(swept):
     names = list(table4.joined(SMALL)[0]["rows"])
     assert names[:4] == [table1.ROWS[row] for row in sweep.BESIDE]

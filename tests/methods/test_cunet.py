@@ -76,6 +76,7 @@ def test_images_of_the_same_size_come_out(stage, features, sources, targets):
     assert output.shape == (3, 32, 16, targets)
 
 
+@pytest.mark.slow
 def test_with_the_skip_the_output_layer_sees_each_pixels_own_sources(inputs, stir):
     """GroupNorm hides a shift of all intensities from the body, but not from the output layer."""
     sources, y = inputs
@@ -271,6 +272,7 @@ def test_training_learns_one_batch_and_leaves_mrm_and_mdn_as_they_are(start, fro
     assert not same(trained.average, trained.params)
 
 
+@pytest.mark.slow
 def test_one_source_three_targets_and_every_other_option_train(start, train, same, stir):
     changes = {
         "data.sources": ("t2",),

@@ -102,7 +102,13 @@ def _restored(method, model, batch, timestep=300):
 
 @pytest.mark.parametrize(
     ("decouple", "prediction"),
-    [("streams", "x0"), ("merged", "velocity"), ("split", "noise"), ("none", "x0")],
+    [
+        ("streams", "x0"),
+        *(
+            pytest.param(*variant, marks=pytest.mark.slow)
+            for variant in (("merged", "velocity"), ("split", "noise"), ("none", "x0"))
+        ),
+    ],
 )
 def test_samples_learn_to_explain_their_own_patient(settle, toy, train, same, decouple, prediction):
     changes = CLEAN | {"mdn.decouple": decouple, "mrm.joint": decouple != "split"}

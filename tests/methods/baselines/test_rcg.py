@@ -114,6 +114,7 @@ def descend(begun, stir):
     return run
 
 
+@pytest.mark.slow
 def test_the_null_learns_where_it_replaces_the_representation_and_only_there(descend):
     never, always = descend(0.0), descend(1.0)
     assert not never["null"].any()

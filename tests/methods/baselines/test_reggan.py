@@ -271,7 +271,7 @@ def test_the_discriminator_judges_what_the_new_generator_makes_and_is_not_halved
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["step", "cycle_step"])
+@pytest.mark.parametrize("kind", ["step", pytest.param("cycle_step", marks=pytest.mark.slow)])
 def test_every_network_moves(request, kind):
     _, before, after, metrics, _ = request.getfixturevalue(kind)
     assert int(after.step) == 1
@@ -287,6 +287,7 @@ def test_every_network_moves(request, kind):
     assert all(kernels)
 
 
+@pytest.mark.slow
 def test_with_the_cycle_both_directions_come_back_and_are_judged(cycle_step):
     method, before, _, metrics, batch = cycle_step
     generator, judges = before.params["generator"], before.params["discriminator"]
@@ -309,6 +310,7 @@ def test_with_the_cycle_both_directions_come_back_and_are_judged(cycle_step):
     assert float(metrics["loss"]) == pytest.approx(total, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_with_the_cycle_the_pools_hold_the_images_that_were_judged(cycle_step):
     """Pools that fill up return the new images: those from before the generators' step."""
     method, before, after, metrics, batch = cycle_step
