@@ -35,7 +35,7 @@ HEARTBEAT = 30  # seconds without a sign of life after which a process counts as
 SHARED_FIELDS = ("params", "optimizer", "average")  # of a state, in fsdp
 WORTH_SHARING = 2**12  # elements; smaller arrays stay whole
 ONCE: dict[str, Any] = {"xla_backend_optimization_level": 0}  # compile fast what runs a single time
-TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # set where srun or mpirun starts a task
+OPEN_MPI_4 = "OMPI_MCA_orte_hnp_uri"  # where JAX reads the address; later versions do not set it
 
 
 # Processes
@@ -44,8 +44,8 @@ TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # set where srun or mp
 def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
     """Joins the processes of a run, before any array is made.
 
-    Without arguments, `jax.distributed` finds the others where Slurm or Open MPI has started
-    several tasks; a single task stays by itself.
+    Without arguments, `jax.distributed` finds the others where Slurm or Open MPI up to 4 has
+    started several tasks; a single task stays by itself.
 
     Args:
       coordinator: host:port of the first process.
@@ -53,13 +53,14 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
       process_id: which of them this is, from 0.
 
     Raises:
-      UserError: some of the three are given, but not all.
+      UserError: some of the three are given, but not all; or none, in one of several tasks of a
+        launcher that JAX does not know (MPICH, Intel MPI, Open MPI 5).
     """
     explicit = (bool(coordinator), num_processes > 0, process_id >= 0)
     if any(explicit) and not all(explicit):
         raise UserError(
             "several processes need all of --coordinator_address=<host:port>, --num_processes and "
-            "--process_id, or none of them under Slurm or Open MPI"
+            "--process_id, or none of them under Slurm or Open MPI up to 4"
         )
     if jax.distributed.is_initialized():
         return
@@ -67,8 +68,21 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
         jax.distributed.initialize(
             coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT
         )
-    elif any(int(os.environ.get(tasks, 1)) > 1 for tasks in TASKS):
+    elif _tasks("SLURM_STEP_NUM_TASKS") > 1 or (
+        OPEN_MPI_4 in os.environ and _tasks("OMPI_COMM_WORLD_SIZE") > 1
+    ):
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
+    elif (tasks := max(_tasks("OMPI_COMM_WORLD_SIZE"), _tasks("PMI_SIZE"))) > 1:
+        raise UserError(
+            f"this is one of {tasks} tasks of a launcher that JAX does not know (it knows Slurm "
+            "and Open MPI up to 4): give each --coordinator_address=<host:port of the first> "
+            f"--num_processes={tasks} and --process_id=<its rank>"
+        )
+
+
+def _tasks(variable: str) -> int:
+    """How many tasks a launcher has started, by the variable that it sets for each of them."""
+    return int(os.environ.get(variable, 1))
 
 
 @contextmanager
@@ -162,11 +176,21 @@ def gather(part: Array) -> Array:
     return jax.lax.all_gather(part, AXIS, tiled=True) if axis() else part
 
 
-def own_part(whole: Array, number: int) -> Array:
+def own_part(batch: Array, number: int) -> Array:
     """The `number` examples of a global batch that are this device's."""
     if not axis():
-        return whole
-    return jax.lax.dynamic_slice_in_dim(whole, jax.lax.axis_index(AXIS) * number, number)
+        return batch
+    return jax.lax.dynamic_slice_in_dim(batch, jax.lax.axis_index(AXIS) * number, number)
+
+
+def whole(params: PyTree) -> PyTree:
+    """Parameters gathered, where fsdp shares them out: before a network computes with them.
+
+    Without it, XLA is free to gather activations instead.
+    """
+    if axis() or jax.sharding.get_abstract_mesh().empty:
+        return params
+    return jax.lax.with_sharding_constraint(params, PartitionSpec())
 
 
 # Devices
@@ -201,11 +225,11 @@ class Devices:
 
     def shardings(self, state: Any) -> Any:
         """The sharding of each leaf of a state, or of the shapes of one."""
-        whole = jax.tree.map(lambda _: replicated(self.mesh), state)
+        everywhere = jax.tree.map(lambda _: replicated(self.mesh), state)
         if self.mode != "fsdp":
-            return whole
+            return everywhere
         spread = {name: jax.tree.map(self._spread, getattr(state, name)) for name in SHARED_FIELDS}
-        return whole.replace(**spread)
+        return everywhere.replace(**spread)
 
     def _spread(self, leaf: Any) -> NamedSharding:
         """Shares out the longest axis that the devices divide."""
@@ -249,18 +273,17 @@ class Devices:
           step: pure; sees the global batch, or under pmap one device's part of it.
           state: a state, for its shapes.
         """
-        whole = replicated(self.mesh)
         if self.mode == "pmap":
             return self._mapped(step)
         if self.mode == "jit":
-            return jax.jit(step, donate_argnums=0, out_shardings=whole)
+            return jax.jit(step, donate_argnums=0, out_shardings=replicated(self.mesh))
 
         def gathered(state: Any, totals: Any, batch: Any) -> Any:
-            """The step on whole parameters, so that XLA gathers them and not the activations."""
-            params = jax.lax.with_sharding_constraint(state.params, whole)
-            return step(state.replace(params=params), totals, batch)
+            """The step on whole parameters; the mesh is set for those that it updates itself."""
+            with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+                return step(state.replace(params=whole(state.params)), totals, batch)
 
-        places = (self.shardings(state), whole)
+        places = (self.shardings(state), replicated(self.mesh))
         return jax.jit(gathered, donate_argnums=0, out_shardings=places)
 
     def _mapped(self, step: Callable[..., Any]) -> Callable[..., Any]:

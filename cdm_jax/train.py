@@ -289,7 +289,8 @@ def _start(
         state = checkpoints.restore(
             run.devices.placed(jax.eval_shape(run.method.init, *arguments)), batches
         )
-        console.print(f"[bold]{run.config.stage}[/] goes on from step {int(state.step)}")
+        step, batch = int(state.step), _batch_in_words(run)
+        console.print(f"[bold]{run.config.stage}[/] goes on from step {step}, {batch}")
         return state
     state = run.devices.born(run.method.init, *arguments)
     if parallel.is_first():

@@ -13,6 +13,7 @@
 #SBATCH --time=24:00:00
 #SBATCH --signal=TERM@180
 set -euo pipefail
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # since Slurm 22.05 srun does not take it from sbatch
 
 # One task finds, splits and caches the patients with all of its cores; training then only reads.
 srun --nodes=1 --ntasks=1 python -m cdm_jax.main prepare \

@@ -61,9 +61,23 @@ def collectives(program: jax.stages.Compiled) -> dict[str, dict[str, int]]:
     return found
 
 
+def gathered(program: jax.stages.Compiled) -> list[tuple[int, ...]]:
+    """The shape of each array that an all-gather makes."""
+    return [
+        _lengths(array)
+        for match in COLLECTIVE.finditer(program.as_text() or "")
+        if match["kind"] == "all-gather"
+        for array in ARRAY.finditer(match["shapes"])
+    ]
+
+
+def _lengths(array: re.Match) -> tuple[int, ...]:
+    return tuple(int(length) for length in array["lengths"].split(",") if length)
+
+
 def _bytes(array: re.Match) -> int:
     bits = int(array["bits"] or 8)  # "pred" is a byte
-    return math.prod(int(length) for length in array["lengths"].split(",") if length) * bits // 8
+    return math.prod(_lengths(array)) * bits // 8
 
 
 def lowered_step(config: ConfigDict, stage: str, devices: parallel.Devices) -> jax.stages.Lowered:

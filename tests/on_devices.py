@@ -1,11 +1,12 @@
 """What tests run in processes of their own, where a CPU shows several devices.
 
-  python -m tests.on_devices modes STAGE...   three steps in each mode: losses and collectives
+  python -m tests.on_devices modes STAGE...   three steps in each mode: losses, collectives, memory
   python -m tests.on_devices restore FOLDER... hashes of stages' newest states on several meshes
 
 Prints one line of JSON.
 """
 
+import collections
 import functools
 import hashlib
 import json
@@ -17,14 +18,16 @@ import numpy as np
 from absl import flags
 from clu.metrics import Average
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from cdm_jax import checkpoint, parallel, train
 from cdm_jax.methods import base
 from experiments import scaling
-from experiments.networks import example
+from experiments.networks import create, example
 from tests.helpers import smoke_config
 
 BATCH = 8
+SHARED = 2**6  # elements of the arrays that fsdp shares out in tests, whose networks are small
 
 
 def meshes() -> dict[str, parallel.Devices]:
@@ -33,15 +36,33 @@ def meshes() -> dict[str, parallel.Devices]:
     return {"one": one} | {mode: parallel.all_devices(mode) for mode in parallel.MODES}
 
 
-def three_steps(stage: str, devices: parallel.Devices) -> tuple[list[dict[str, float]], dict]:
-    """Metrics of three steps on batches of noise, and what the compiled step exchanges."""
+def fresh(config: ConfigDict, stage: str) -> base.State:
+    """A stage as it starts, over fresh ones that it builds on."""
+    method, shapes = create(config, stage), example(config, BATCH)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.jit(method.init)(jax.random.key(0), zeros, frozen(config, method))
+
+
+def frozen(config: ConfigDict, method: base.Method) -> base.Model:
+    """Fresh stages for a method to build on."""
+    models = {stage: base.model_of(fresh(config, stage)) for stage in method.depends_on}
+    return {
+        stage: {name: model[name] for name in ("params", "statistics")}
+        for stage, model in models.items()
+    }
+
+
+def three_steps(stage: str, devices: parallel.Devices) -> dict:
+    """Metrics of three steps on batches of noise, what the step exchanges, where its state is."""
     config = smoke_config(stage)
     method = base.create(config)
     shapes = example(config, BATCH)
     key = jax.random.key(0)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    state = devices.born(functools.partial(method.init, frozen={}), key, zeros)
+    init = functools.partial(method.init, frozen=frozen(config, method))
+    state = devices.born(init, key, zeros)
     _, metrics = jax.eval_shape(method.update, state, shapes, key)
+    leaves = jax.tree.leaves(state)
     rng, found, program = np.random.default_rng(0), [], None
     for _ in range(3):
         stored = {
@@ -55,20 +76,36 @@ def three_steps(stage: str, devices: parallel.Devices) -> tuple[list[dict[str, f
             program = step.lower(state, *arguments).compile()
         state, totals = program(state, *arguments)
         found.append({name: float(value.compute()) for name, value in totals.items()})
-    return found, scaling.collectives(program)
+    return {
+        "losses": found,
+        "collectives": scaling.collectives(program),
+        "gathered": scaling.gathered(program),
+        "kept": sum(not leaf.is_deleted() for leaf in leaves),
+        "at_rest": at_rest(state),
+    }
+
+
+def at_rest(state: base.State) -> list[int]:
+    """The bytes of a state on each device."""
+    found: dict[int, int] = collections.Counter()
+    for leaf in jax.tree.leaves(state):
+        for shard in leaf.addressable_shards:
+            found[shard.device.id] += shard.data.nbytes
+    return list(found.values())
 
 
 def modes(stages: list[str]) -> dict:
-    """Losses and collectives of each stage in each mode."""
-    report: dict = {"losses": {}, "collectives": {}, "bytes": {}}
+    """What each stage does in each mode, and the shapes of its parameters."""
+    report: dict = {}
     for stage in stages:
         config = smoke_config(stage)
-        state = scaling.start(config, stage, example(config, BATCH))
-        report["bytes"][stage] = 4 * scaling.size_of(state.params)
-        for name, devices in meshes().items():
-            losses, exchanged = three_steps(stage, devices)
-            report["losses"][f"{stage} {name}"] = losses
-            report["collectives"][f"{stage} {name}"] = exchanged
+        params = scaling.start(config, stage, example(config, BATCH)).params
+        shapes = {
+            name: [leaf.shape for leaf in jax.tree.leaves(network)]
+            for name, network in params.items()
+        }
+        report[stage] = {"parameters": shapes, "bytes": 4 * scaling.size_of(params)}
+        report[stage] |= {name: three_steps(stage, devices) for name, devices in meshes().items()}
     return report
 
 
@@ -106,6 +143,7 @@ class _Position:
 
 if __name__ == "__main__":
     flags.FLAGS.mark_as_parsed()
+    parallel.WORTH_SHARING = SHARED
     command, *arguments = sys.argv[1:]
     if arguments and ":" in arguments[0]:  # host:port, number and place of this process
         address, number, place, *arguments = arguments

@@ -19,6 +19,8 @@ PLAYERS = ("generator", "discriminator")
 
 def score(module: nn.Module, params: PyTree, images: Float[Array, "b h w _"]) -> Array:
     """A discriminator's scores; running means that a BatchNorm would keep are dropped."""
+    # The generator is judged by the discriminator that has just been updated.
+    params = parallel.whole(params)
     return module.apply({"params": params}, images, mutable=["batch_stats"])[0]
 
 
