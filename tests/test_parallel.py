@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import importlib.metadata
 
 import numpy as np
 import pytest
@@ -22,9 +23,7 @@ def slow(stage):
     return pytest.param(stage, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize(
-    "stage", ["mrm", "pix2pix", slow("m1"), slow("cyclegan"), slow("diffusion")]
-)
+@pytest.mark.parametrize("stage", ["mrm", *map(slow, ("pix2pix", "m1", "cyclegan", "diffusion"))])
 def test_four_devices_compute_what_one_does(report, stage):
     """Losses, norms, BatchNorm, dropout, masks, noise and the pool of past images."""
     found = report(stage)
@@ -36,7 +35,8 @@ def test_four_devices_compute_what_one_does(report, stage):
                 assert other[name] == pytest.approx(value, rel=5e-6, abs=1e-6), (mode, name)
 
 
-# What a step exchanges on four devices, by JAX 0.10.2: how many of a kind, and their bytes.
+# What a step exchanges on four devices: how many of a kind, and their bytes. XLA joins small ones.
+COUNTED_WITH = "0.10.2"
 EXCHANGED = {
     "mrm": {
         "jit": {"all-reduce": (2, 84744)},
@@ -56,11 +56,13 @@ EXCHANGED = {
 }
 # Bytes of a state on each of them: whole, and in fsdp.
 AT_REST = {"mrm": (254476, 67852), "pix2pix": (928296, 235944), "cunet": (340540, 203452)}
-STEPPED = [stage if stage in ("mrm", "pix2pix") else slow(stage) for stage in EXCHANGED]
+STEPPED = [stage if stage == "mrm" else slow(stage) for stage in EXCHANGED]
 
 
 @pytest.mark.parametrize("stage", STEPPED)
 def test_what_a_step_exchanges_is_as_pinned(report, stage):
+    if importlib.metadata.version("jax") != COUNTED_WITH:
+        pytest.skip(f"counted with JAX {COUNTED_WITH}")
     for mode, expected in EXCHANGED[stage].items():
         found = report(stage)[mode]["collectives"]
         assert {k: (v["number"], v["bytes"]) for k, v in found.items()} == expected, mode
