@@ -51,6 +51,7 @@ def copy_run(
 def compilations(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
     """What JAX says of each function that it compiles within, known at the end."""
     lines: list[str] = []
+    caplog.clear()
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         yield lines
     messages = [record.getMessage() for record in caplog.records]
