@@ -23,7 +23,9 @@ def slow(stage):
     return pytest.param(stage, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("stage", ["mrm", *map(slow, ("pix2pix", "m1", "cyclegan", "diffusion"))])
+@pytest.mark.parametrize(
+    "stage", ["mrm", *map(slow, ("pix2pix", "mdn", "m1", "cunet", "cyclegan", "diffusion"))]
+)
 def test_four_devices_compute_what_one_does(report, stage):
     """Losses, norms, BatchNorm, dropout, masks, noise and the pool of past images."""
     found = report(stage)
@@ -48,14 +50,36 @@ EXCHANGED = {
         "pmap": {"all-reduce": (64, 313684)},
         "fsdp": {"all-reduce": (93, 361436), "all-gather": (20, 353792)},
     },
+    "mdn": {
+        "jit": {"all-reduce": (1, 61000)},
+        "pmap": {"all-reduce": (3, 60492)},
+        "fsdp": {"all-reduce": (19, 61144), "all-gather": (18, 57280)},
+    },
+    "m1": {
+        "jit": {"all-reduce": (1, 39676)},
+        "pmap": {"all-reduce": (3, 39684)},
+        "fsdp": {"all-reduce": (14, 39780), "all-gather": (13, 38528)},
+    },
     "cunet": {
         "jit": {"all-reduce": (1, 47612)},
         "pmap": {"all-reduce": (3, 47492)},
         "fsdp": {"all-reduce": (23, 47788), "all-gather": (22, 45696)},
     },
+    "diffusion": {
+        "jit": {"all-reduce": (1, 213100)},
+        "pmap": {"all-reduce": (3, 212852)},
+        "fsdp": {"all-reduce": (48, 213476), "all-gather": (47, 206528)},
+    },
 }
-# Bytes of a state on each of them: whole, and in fsdp.
-AT_REST = {"mrm": (254476, 67852), "pix2pix": (928296, 235944), "cunet": (340540, 203452)}
+# Bytes of a state on each of them: whole, and in fsdp, where frozen stages stay whole.
+AT_REST = {
+    "mrm": (254476, 67852),
+    "pix2pix": (928296, 235944),
+    "mdn": (333084, 161244),
+    "m1": (158700, 43116),
+    "cunet": (340540, 203452),
+    "diffusion": (852396, 232812),
+}
 STEPPED = [stage if stage == "mrm" else slow(stage) for stage in EXCHANGED]
 
 
