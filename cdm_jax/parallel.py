@@ -304,8 +304,8 @@ class Devices:
 
     def here(self, tree: PyTree) -> PyTree:
         """The tree whole on each of this process's devices, for validation and measurements."""
-        if self.mode == "fsdp":
-            tree = jax.device_put(tree, replicated(self.mesh))
+        if self.mode == "fsdp":  # one program: gathers of their own may cross between processes
+            tree = jax.jit(lambda tree: tree, out_shardings=replicated(self.mesh))(tree)
         if jax.process_count() == 1:
             return tree
         place = replicated(local_mesh())
