@@ -211,6 +211,10 @@ def local_mesh() -> Mesh:
     return Mesh(np.asarray(jax.local_devices()), (AXIS,))
 
 
+def _same(tree: PyTree) -> PyTree:
+    return tree
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Devices:
     """Where a run's state and batches are, and how its step is compiled.
@@ -304,8 +308,9 @@ class Devices:
 
     def here(self, tree: PyTree) -> PyTree:
         """The tree whole on each of this process's devices, for validation and measurements."""
-        if self.mode == "fsdp":  # one program: gathers of their own may cross between processes
-            tree = jax.jit(lambda tree: tree, out_shardings=replicated(self.mesh))(tree)
+        if self.mode == "fsdp":
+            # One program: those that `device_put` starts, one an array, may wait for each other.
+            tree = jax.jit(_same, out_shardings=replicated(self.mesh))(tree)
         if jax.process_count() == 1:
             return tree
         place = replicated(local_mesh())
