@@ -211,6 +211,19 @@ def local_mesh() -> Mesh:
     return Mesh(np.asarray(jax.local_devices()), (AXIS,))
 
 
+def assembled(parts: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
+    """Global arrays, shared out over a mesh, of the parts that each process has."""
+    return {
+        name: jax.make_array_from_process_local_data(sharded(mesh), part)
+        for name, part in parts.items()
+    }
+
+
+def to_numpy(tree: PyTree) -> PyTree:
+    """Global arrays, whole in each process."""
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
 def _same(tree: PyTree) -> PyTree:
     return tree
 
@@ -265,10 +278,7 @@ class Devices:
         if self.mode == "pmap":
             number = jax.local_device_count()
             batch = {k: part.reshape(number, -1, *part.shape[1:]) for k, part in batch.items()}
-        return {
-            name: jax.make_array_from_process_local_data(sharded(self.mesh), part)
-            for name, part in batch.items()
-        }
+        return assembled(batch, self.mesh)
 
     def compile(self, step: Callable[..., Any], state: Any) -> Callable[..., Any]:
         """Compiles `step(state, totals, batch) -> (state, totals)`; the state is donated.
@@ -306,15 +316,12 @@ class Devices:
 
         return lambda *arguments: jax.tree.map(to_global, mapped(*arguments))
 
-    def here(self, tree: PyTree) -> PyTree:
-        """The tree whole on each of this process's devices, for validation and measurements."""
-        if self.mode == "fsdp":
-            # One program: those that `device_put` starts, one an array, may wait for each other.
-            tree = jax.jit(_same, out_shardings=replicated(self.mesh))(tree)
-        if jax.process_count() == 1:
+    def everywhere(self, tree: PyTree) -> PyTree:
+        """The tree whole on each device, for validation and measurements."""
+        if self.mode != "fsdp":
             return tree
-        place = replicated(local_mesh())
-        return jax.tree.map(lambda leaf: jax.device_put(leaf.addressable_data(0), place), tree)
+        # One program: those that `device_put` starts, one an array, may wait for each other.
+        return jax.jit(_same, out_shardings=replicated(self.mesh))(tree)
 
 
 def all_devices(mode: str) -> Devices:

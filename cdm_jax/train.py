@@ -131,19 +131,20 @@ def empty_totals(run: "Run", state: base.State) -> Totals:
 
 
 def slice_batches(
-    subjects: Sequence[PreparedSubject], batch_size: int, limit: int, sharding: Any
+    subjects: Sequence[PreparedSubject], batch_size: int, limit: int, mesh: jax.sharding.Mesh
 ) -> Iterator[base.Batch]:
-    """Up to `limit` slices, evenly spaced over the subjects, as full batches of floats.
+    """Up to `limit` slices, evenly spaced over the subjects, as full global batches of floats.
 
-    The last batch is filled up from the start.
+    The last batch is filled up from the start. Each process reads its own part of each.
     """
     source = SliceSource(subjects)
     chosen = np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).astype(int))
-    padded = np.resize(chosen, -(-len(chosen) // batch_size) * batch_size)
-    for start in range(0, len(padded), batch_size):
-        items = [source[int(index)] for index in padded[start : start + batch_size]]
+    batches = np.resize(chosen, (-(-len(chosen) // batch_size), batch_size))
+    for indices in batches:
+        own = np.split(indices, jax.process_count())[jax.process_index()]
+        items = [source[int(index)] for index in own]
         stacked = {name: np.stack([item[name] for item in items]) for name in items[0]}
-        stored = jax.device_put(stacked, sharding)
+        stored = parallel.assembled(stacked, mesh)
         yield {name: _to_model_range(images) for name, images in stored.items()}
 
 
@@ -187,9 +188,8 @@ class Run:
         )
 
     def slices(self, subjects: Sequence[PreparedSubject], limit: int) -> Iterator[base.Batch]:
-        """Slices of these subjects in order, on this process's devices."""
-        number = self.length.batch_size_per_device * jax.local_device_count()
-        return slice_batches(subjects, number, limit, parallel.sharded(parallel.local_mesh()))
+        """Slices of these subjects in order, shared out over all devices."""
+        return slice_batches(subjects, self.batch_size, limit, self.devices.mesh)
 
 
 def train_stage(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) -> None:
@@ -346,7 +346,7 @@ def _loop(
                 bar.show(step, averages["loss"], run.batch_size)
                 totals = nothing
             if validate and (step % length.validate_every == 0 or step == length.num_steps):
-                metrics, pictures = validate(base.model_of(run.devices.here(state)))
+                metrics, pictures = validate(base.model_of(run.devices.everywhere(state)))
                 writer.scalars(step, {f"validation/{k}": v for k, v in metrics.items()})
                 writer.pictures(step, jax.device_get(pictures))
                 bar.note(step, metrics)
@@ -366,7 +366,7 @@ def _validation(
     if not run.dataset.validation:
         return None
     batch = next(run.slices(run.dataset.validation, run.batch_size))
-    compiled = jax.jit(run.method.validate)
+    compiled = jax.jit(run.method.validate, out_shardings=parallel.replicated(run.devices.mesh))
     return lambda model: compiled(model, batch, run.keys[2])
 
 
@@ -376,9 +376,8 @@ def _finish(run: Run, state: base.State, writer: Writer) -> base.State:
     if not validation:
         console.print("no validation patients: measuring on training patients, which flatters")
         validation = run.dataset.train
-    # Every process measures the same, on its own devices.
     measured = run.method.finish(
-        run.devices.here(state),
+        run.devices.everywhere(state),
         lambda: run.slices(run.dataset.train, MEASURED_SLICES),
         lambda: run.slices(validation, MEASURED_SLICES),
         run.keys[2],

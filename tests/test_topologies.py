@@ -35,21 +35,14 @@ def numbers(folder: pathlib.Path) -> dict[str, np.ndarray]:
     return {name: np.array([row[name] for row in rows if name in row]) for name in names}
 
 
-def same_numbers(
-    found: pathlib.Path, expected: pathlib.Path, topology: Topology, bound: float = 5e-6
-) -> None:
-    """Two stages have logged the same numbers, the first one in this topology.
-
-    Of several processes, each validates and measures by itself, in batches of its own devices:
-    other slices and other draws, so that those numbers are not compared.
-    """
+def same_numbers(found: pathlib.Path, expected: pathlib.Path, bound: float = 5e-6) -> None:
+    """Two stages have logged the same numbers."""
     ours, theirs = numbers(found), numbers(expected)
     assert ours.keys() == theirs.keys()
     for name, values in theirs.items():
-        if topology.processes == 1 or "/" not in name:
-            np.testing.assert_allclose(
-                ours[name], values, rtol=bound, atol=bound, err_msg=f"{found} {name}"
-            )
+        np.testing.assert_allclose(
+            ours[name], values, rtol=bound, atol=bound, err_msg=f"{found} {name}"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +78,7 @@ def test_twenty_steps_give_the_same_numbers(trained, topology):
     """
     for stage, expected in trained(ALONE).items():
         bound = {"bound": 3e-3} if stage == "cunet" else {}
-        same_numbers(trained(topology)[stage], expected, topology, **bound)
+        same_numbers(trained(topology)[stage], expected, **bound)
 
 
 @pytest.mark.slow
@@ -163,8 +156,7 @@ def test_a_run_goes_on_with_other_devices(saved, before, after, tmp_path):
     printed = run(after, line("pix2pix", workdir, after))
     assert "goes on from step 10, effective batch 8" in printed[0]
     # That of `saved` was written before the later half was lost.
-    processes = max(before, after)  # the one of more processes
-    same_numbers(workdir / "pix2pix", saved[before] / "pix2pix", processes)
+    same_numbers(workdir / "pix2pix", saved[before] / "pix2pix")
 
 
 @pytest.mark.slow
@@ -176,7 +168,7 @@ def test_accumulated_gradients_are_the_same_on_four_devices(finished_run, tmp_pa
         (printed,) = run(topology, text)
         folders.append(workdir / "mrm")
     assert "effective batch 16 = 2 a device x 4 devices x 2 batches an update" in printed
-    same_numbers(folders[1], folders[0], ALONE)
+    same_numbers(folders[1], folders[0])
 
 
 @pytest.mark.slow

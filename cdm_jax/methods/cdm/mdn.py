@@ -20,7 +20,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key
 
-from cdm_jax import draws
+from cdm_jax import draws, parallel
 from cdm_jax.diffusion.ddim import DDIM
 from cdm_jax.diffusion.process import PREDICTIONS, corrupt, split_prediction, training_target
 from cdm_jax.diffusion.schedule import alpha_bar, sampling_timesteps
@@ -286,7 +286,7 @@ class MDN(Stage):
         statistics = {}
         for name, batches in (("train", train), ("validation", validation)):
             pairs = [
-                draw(model, state.frozen, batch, jax.random.fold_in(key, number))
+                parallel.to_numpy(draw(model, state.frozen, batch, jax.random.fold_in(key, number)))
                 for number, batch in enumerate(batches())
             ]
             y = jnp.concatenate([pair[0] for pair in pairs])

@@ -277,7 +277,7 @@ class MRM(Stage):
             return state
         pooled = jax.jit(lambda params, targets: self._pooled(params, targets))
         params = state.average or state.params
-        y = np.concatenate([np.asarray(pooled(params, b["target"])) for b in train()])
+        y = np.concatenate([parallel.to_numpy(pooled(params, b["target"])) for b in train()])
         deviation = np.maximum(y.std(axis=0), 1e-6)
         return state.replace(
             statistics={"mean": jnp.asarray(y.mean(axis=0)), "deviation": jnp.asarray(deviation)}

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cdm_jax import parallel
 from cdm_jax.data.dataset import load_dataset
 from cdm_jax.methods import base
 from cdm_jax.methods.baselines.adversarial import PLAYERS, Adversarial
@@ -31,7 +32,7 @@ def _config(stage):
 def batch(tmp_path_factory):
     """Four slices of a phantom patient."""
     dataset = load_dataset(_config("m1"), tmp_path_factory.mktemp("data"))
-    return next(slice_batches(dataset.train[:1], 4, 4, jax.devices()[0]))
+    return next(slice_batches(dataset.train[:1], 4, 4, parallel.local_mesh()))
 
 
 def _frozen(method, config, batch):
