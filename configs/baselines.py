@@ -207,8 +207,13 @@ STAGES = {"resvit": ("resvit_cnn", "resvit"), "rcg": ("mrm", "rdm", "rcg")}  # o
 
 _SMALL_RESVIT = {"width": 16, "hidden": 96, "layers": 2, "heads": 4}
 _SMALL_UNET = {  # a pass costs as much as C-UNet's
-    **{"width": 16, "multipliers": (1, 2, 2), "blocks": 1, "attention": (16,), "heads": 2},
-    **{"resblock_updown": False, "average_decay": 0.99},
+    "width": 16,
+    "multipliers": (1, 2, 2),
+    "blocks": 1,
+    "attention": (16,),
+    "heads": 2,
+    "resblock_updown": False,
+    "average_decay": 0.99,
 }
 SMALL: dict[str, dict] = {
     "pix2pix": {"width": 32, "halvings": 6},

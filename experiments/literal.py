@@ -10,6 +10,7 @@ them, and as the leak of the true targets' y (the oracle) makes them look.
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Sequence
 
 from cdm_jax import main as command_line
@@ -22,10 +23,11 @@ from experiments.table3 import difference
 
 REFERENCE = "M1"
 CONVENTIONS = ("paper", "volume")
+# Title, the stages that are the same as here, what is set.
 VARIANTS = {
-    "letter": ("Letter", ("mdn.condition=none", "cunet.representation=encoder")),
-    "encoder": ("MDN sees the sources", ("cunet.representation=encoder",)),
-    "sampled": ("C-UNet trained on samples", ("cunet.representation=sampled",)),
+    "letter": ("Letter", ("mrm",), ("mdn.condition=none", "cunet.representation=encoder")),
+    "encoder": ("MDN sees the sources", ("mrm", "mdn"), ("cunet.representation=encoder",)),
+    "sampled": ("C-UNet trained on samples", ("mrm", "mdn"), ("cunet.representation=sampled",)),
 }
 HERE = "As here"
 ROWS = {
@@ -42,9 +44,11 @@ def measure(study: Study) -> None:
     usual = [main_values(record) for record in load_records(study.workdir)]
     records = chosen(usual, {"m1": REFERENCE} | _names(HERE))
     explained = {HERE: _explained(study)}
-    for variant, (title, values) in VARIANTS.items():
+    for variant, (title, same, values) in VARIANTS.items():
         console.rule(f"{title} ({list(VARIANTS).index(variant) + 1} of {len(VARIANTS)})")
         own = dataclasses.replace(study, workdir=study.workdir / "literal" / variant)
+        for stage in same:
+            shutil.copytree(study.workdir / stage, own.workdir / stage, dirs_exist_ok=True)
         shared = {
             "root": study.root or study.workdir / "patients",
             "cache": study.workdir / "cache",

@@ -14,7 +14,7 @@ from cdm_jax.data.nifti import read_volume
 from cdm_jax.errors import UserError
 from cdm_jax.synthesize import synthesize_subjects
 from experiments import uncertainty as study
-from experiments.records import RESULTS, load_results
+from experiments.records import load_results
 from experiments.study import DOCS
 from tests.helpers import STAGES, copy_run, smoke_config
 
@@ -275,8 +275,6 @@ def test_a_constructed_patient_is_scored_by_the_intervals(intervals):
 
 def test_the_committed_record_is_told_and_drawn():
     """The committed text is what --show writes."""
-    if not (RESULTS / "phantom" / "uncertainty.json").exists():
-        pytest.skip("the study has not been run")
     content = load_results("phantom/uncertainty")
     text = study.report(content)
     assert text == (DOCS / "phantom/uncertainty.md").read_text()
