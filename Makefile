@@ -5,7 +5,7 @@ RUN ?= runs/demo
 CONFIG ?= configs/phantom.py:cdm
 # Shorter than the study of experiments/seeds.py. XLA computes norms and activations on one core a
 # device: as two devices, each with half of a batch, two cores take two thirds of the time.
-LENGTH ?= --config.cunet.train.num_steps=1050 --config.m1.train.num_steps=1050 \
+OVERRIDES ?= --config.cunet.train.num_steps=1050 --config.m1.train.num_steps=1050 \
   --config.mrm.train.batch_size_per_device=8 --config.mdn.train.batch_size_per_device=16 \
   --config.cunet.train.batch_size_per_device=4 --config.m1.train.batch_size_per_device=4
 
@@ -21,7 +21,7 @@ $(READY): pyproject.toml
 
 # Phantom patients -> MRM -> MDN -> C-UNet and M1 -> evaluation -> one unseen patient as NIfTI.
 demo: $(READY)
-	JAX_NUM_CPU_DEVICES=2 $(BIN)/python -m experiments.demo --config=$(CONFIG) --workdir=$(RUN) $(LENGTH)
+	JAX_NUM_CPU_DEVICES=2 $(BIN)/python -m experiments.demo --config=$(CONFIG) --workdir=$(RUN) $(OVERRIDES)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow'
