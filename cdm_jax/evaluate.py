@@ -6,9 +6,11 @@ Several processes share the subjects; those of one that failed are done by the n
 """
 
 import hashlib
+import itertools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -223,23 +225,29 @@ class _Evaluation:
         """Row -> convention -> target -> metrics."""
         truth = np.asarray(subject.slices)[..., len(subject.sources) :].astype(np.float32)
         native = _Native(subject, self._dataset.subjects[subject.subject_id])
-        scores: dict[str, Any] = {row: {} for row in rows}
-        for name in self._config.evaluate.conventions:
-            convention = get_convention(name)
-            for row, predicted in rows.items():
-                scores[row][name] = {
-                    target: convention.score(
-                        native.case(target, predicted[..., t])
-                        if convention.space == "native"
-                        else Case(
-                            subject=subject.subject_id,
-                            modality=target,
-                            prediction=predicted[..., t],
-                            truth=truth[..., t] / FULL_SCALE,
-                        )
-                    )
-                    for t, target in enumerate(subject.targets)
-                }
+
+        def score(name: str, row: str, t: int) -> Mapping[str, Any]:
+            convention, target = get_convention(name), subject.targets[t]
+            predicted = rows[row][..., t]
+            if convention.space == "native":
+                return convention.score(native.case(target, predicted))
+            return convention.score(
+                Case(
+                    subject=subject.subject_id,
+                    modality=target,
+                    prediction=predicted,
+                    truth=truth[..., t] / FULL_SCALE,
+                )
+            )
+
+        conventions, targets = self._config.evaluate.conventions, subject.targets
+        tasks = list(itertools.product(conventions, rows, range(len(targets))))
+        # NumPy and SciPy let go of the interpreter while they work.
+        with ThreadPoolExecutor() as pool:
+            found = list(pool.map(score, *zip(*tasks, strict=True)))
+        scores: dict[str, Any] = {row: {name: {} for name in conventions} for row in rows}
+        for (name, row, t), values in zip(tasks, found, strict=True):
+            scores[row][name][targets[t]] = values
         return scores
 
 
