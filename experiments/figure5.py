@@ -10,6 +10,7 @@ and (c) are of all systems of Table I; parameters are those that a translation u
 import matplotlib.figure
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from cdm_jax.methods import base
 from cdm_jax.report.tables import AVERAGE, results_table
@@ -81,7 +82,8 @@ def draw_speed(axis: Axes, content: dict) -> None:
         for stage in SWEPT
     }
     lowest = min(psnr for found in points.values() for *_, psnr in found)
-    for (stage, found), colour in zip(points.items(), (COLOURS[5], COLOURS[6]), strict=True):
+    looks = ((COLOURS[5], 1, "bottom"), (COLOURS[6], -1, "top"))  # numbers above, numbers below
+    for (stage, found), (colour, side, anchor) in zip(points.items(), looks, strict=True):
         steps, rates, values = (np.array(column) for column in zip(*found, strict=True))
         axis.plot(steps, rates, color=colour, linewidth=1.5, label=SWEPT[stage])
         area = BUBBLE * (1 + values - lowest)
@@ -89,13 +91,14 @@ def draw_speed(axis: Axes, content: dict) -> None:
         for (n, rate, value), radius in zip(found, np.sqrt(area / np.pi), strict=True):
             axis.annotate(
                 f"{value:.1f}",
-                *((n, rate), (0, radius + 2)),
+                *((n, rate), (0, side * (radius + 2))),
                 textcoords="offset points",
                 ha="center",
+                va=anchor,
                 fontsize=TEXT,
             )
     axis.set_yscale("log")
-    axis.margins(0.15)
+    axis.margins(0.2)
     axis.set_xlabel("sampling steps N", fontsize=TEXT)
     axis.set_ylabel(f"slices a second\non {content['device']}", fontsize=TEXT)
     axis.set_title("(a) speed; areas: PSNR in dB", fontsize=TEXT)
@@ -121,6 +124,9 @@ def draw_parameters(
             label=ROWS[row],
         )
     axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel("parameters, millions", fontsize=TEXT)
     axis.set_ylabel(f"{label} ({AVERAGE}, {CONVENTION})", fontsize=TEXT)
     axis.set_title(f"({'b' if metric == 'psnr' else 'c'}) {metric.upper()} and size", fontsize=TEXT)
