@@ -227,6 +227,7 @@ class _Evaluation:
         native = _Native(subject, self._dataset.subjects[subject.subject_id])
 
         def score(name: str, row: str, t: int) -> Mapping[str, Any]:
+            """One row under one convention, for one target."""
             convention, target = get_convention(name), subject.targets[t]
             predicted = rows[row][..., t]
             if convention.space == "native":
