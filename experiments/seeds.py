@@ -2,9 +2,10 @@
 
   python -m experiments.seeds [--seeds=0,1,2] [--workdir=runs/seeds]
 
-Each seed trains MRM, MDN, C-UNet and M1 afresh and is evaluated on the same unseen patients. A
-row's value for a patient is its mean over seeds; intervals are over patients. What is trained
-already is not trained again. Writes `experiments/results/phantom_seeds.json` and prints its tables.
+Each seed trains MRM, MDN, C-UNet, M1 and M1 at C-UNet's capacity afresh and is evaluated on the
+same unseen patients. A row's value for a patient is its mean over seeds; intervals are over
+patients. What is trained already is not trained again. Writes
+`experiments/results/phantom_seeds.json` and prints its tables.
 """
 
 import argparse
@@ -21,17 +22,27 @@ from experiments.records import load_records, load_results, main_values, save_re
 
 NAME = "phantom_seeds"
 COMMAND = "python -m experiments.seeds"
+SYSTEMS = ("cdm", "m1_1x1")
 REFERENCE = "m1"
+# The question, the row, the row that it is compared with.
+QUESTIONS = (
+    ("Does the condition help?", "cunet/mean_of_8", "m1"),
+    ("Does capacity alone help?", "m1_1x1", "m1"),
+    ("Is the condition more than capacity?", "cunet/mean_of_8", "m1_1x1"),
+    ("Is it this patient's condition?", "cunet", "cunet/shuffled"),
+)
 
 
 def run_seed(seed: int, workdir: pathlib.Path) -> list[Record]:
     """Trains and evaluates one seed; patients, split and cache are shared by all."""
     shared = {"root": "patients", "cache": "cache", "split_file": "split.json"}
     overrides = [f"--config.data.{key}={workdir / name}" for key, name in shared.items()]
-    config = f"--config=configs/phantom.py:cdm,seed={seed}"
     folder = workdir / f"seed_{seed}"
-    if command_line.main(["cdm_jax.main", "train", config, f"--workdir={folder}", *overrides]):
-        raise SystemExit(1)
+    for system in SYSTEMS:
+        console.rule(f"seed {seed}: {system}")
+        config = f"--config=configs/phantom.py:{system},seed={seed}"
+        if command_line.main(["cdm_jax.main", "train", config, f"--workdir={folder}", *overrides]):
+            raise SystemExit(1)
     return [main_values(record) for record in load_records(folder)]
 
 
@@ -76,6 +87,25 @@ def _difference(values: np.ndarray, base: np.ndarray) -> str:
     return f"{result.difference:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
+def findings(runs: Sequence[Sequence[Record]]) -> list[str]:
+    """Markdown lines: the answer to each question, over the seeds and seed by seed."""
+    lines = []
+    for question, row, other in QUESTIONS:
+        answers = []
+        for target in runs[0][0]["rows"][REFERENCE]["volume"]:
+            values, base = (over_seeds(runs, r, "volume", target, "psnr") for r in (row, other))
+            alone = [
+                np.subtract(
+                    *(per_patient(run, r, "volume", target, "psnr")[1] for r in (row, other))
+                )
+                for run in runs
+            ]
+            seeds = ", ".join(f"{difference.mean():+.2f}" for difference in alone)
+            answers.append(f"{target} {_difference(values, base)} dB (seeds: {seeds})")
+        lines.append(f"- {question} {row} against {other}: {'; '.join(answers)}.")
+    return lines
+
+
 def main() -> None:
     """Runs what is missing, writes the record, prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -91,6 +121,7 @@ def main() -> None:
     for convention in ("volume", "paper"):
         console.print("\n".join(table(list(runs.values()), convention, "psnr")), soft_wrap=True)
         console.print()
+    console.print("\n".join(findings(list(runs.values()))), soft_wrap=True)
 
 
 if __name__ == "__main__":
