@@ -20,6 +20,7 @@ from experiments import (
     literal,
     published,
     real,
+    seeds,
     study,
     sweep,
     table1,
@@ -323,3 +324,17 @@ def test_the_patient_left_out_is_synthesised_and_his_grid_checked(finished_run, 
     nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32), None, image.header), path)
     with pytest.raises(SystemExit, match=r"-t2f\.nii\.gz differs from its source in .*qoffset_x"):
         real.synthesise([subject], tmp_path)
+
+
+def test_seeds_answer_over_all_seeds_and_seed_by_seed():
+    def run(control, cdm):
+        rows = {"m1": 20, "m1_1x1": 20 + control, "cunet/mean_of_8": 20 + cdm}
+        return records(rows | {"cunet": 20.5, "cunet/shuffled": 20.25})
+
+    lines = seeds.findings([run(0.4, 0.1), run(0.6, 0.4)])
+    assert len(lines) == len(seeds.QUESTIONS)
+    helps, capacity, more, shuffled = (line.split(": ", 1)[1] for line in lines)
+    assert helps.startswith("t1c +0.25 [+0.25, +0.25] dB (seeds: +0.10, +0.40); t2f +0.25 ")
+    assert capacity.startswith("t1c +0.50 [+0.50, +0.50] dB (seeds: +0.40, +0.60)")
+    assert more.startswith("t1c -0.25 [-0.25, -0.25] dB (seeds: -0.30, -0.20)")
+    assert shuffled.endswith("t2f +0.25 [+0.25, +0.25] dB (seeds: +0.25, +0.25).")

@@ -144,3 +144,13 @@ def test_settings_that_do_not_fit_are_refused_by_name():
 def test_it_is_a_stage_and_no_translator(begun):
     assert isinstance(begun[0], base.Method)
     assert not isinstance(begun[0], base.Translator)
+
+
+def test_its_end_needs_no_data_and_changes_nothing(begun):
+    """MDN measures there how far C-UNet may trust a sample; nobody asks that of RDM."""
+    method, state, _ = begun
+
+    def unread():
+        raise AssertionError("slices were read")
+
+    assert method.finish(state, unread, unread, jax.random.key(0)) is state
