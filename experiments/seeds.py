@@ -93,15 +93,13 @@ def findings(runs: Sequence[Sequence[Record]]) -> list[str]:
     for question, row, other in QUESTIONS:
         answers = []
         for target in runs[0][0]["rows"][REFERENCE]["volume"]:
-            values, base = (over_seeds(runs, r, "volume", target, "psnr") for r in (row, other))
-            alone = [
-                np.subtract(
-                    *(per_patient(run, r, "volume", target, "psnr")[1] for r in (row, other))
-                )
+            pairs = [
+                [over_seeds([run], name, "volume", target, "psnr") for name in (row, other)]
                 for run in runs
             ]
-            seeds = ", ".join(f"{difference.mean():+.2f}" for difference in alone)
-            answers.append(f"{target} {_difference(values, base)} dB (seeds: {seeds})")
+            seeds = ", ".join(f"{np.mean(mine - theirs):+.2f}" for mine, theirs in pairs)
+            over_all = _difference(*np.mean(pairs, axis=0))
+            answers.append(f"{target} {over_all} dB (seeds: {seeds})")
         lines.append(f"- {question} {row} against {other}: {'; '.join(answers)}.")
     return lines
 

@@ -338,3 +338,22 @@ def test_seeds_answer_over_all_seeds_and_seed_by_seed():
     assert capacity.startswith("t1c +0.50 [+0.50, +0.50] dB (seeds: +0.40, +0.60)")
     assert more.startswith("t1c -0.25 [-0.25, -0.25] dB (seeds: -0.30, -0.20)")
     assert shuffled.endswith("t2f +0.25 [+0.25, +0.25] dB (seeds: +0.25, +0.25).")
+
+
+@pytest.mark.slow
+def test_a_seed_trains_and_scores_cdm_and_the_control_on_the_same_patients(tmp_path, monkeypatch):
+    whole = seeds.command_line.main
+    monkeypatch.setattr(
+        seeds.command_line,
+        "main",
+        lambda line: whole([text.replace(",seed=", ",smoke,seed=") for text in line]),
+    )
+    runs = [seeds.run_seed(seed, tmp_path) for seed in (0, 1)]
+    for rows in (record["rows"] for run in runs for record in run):
+        assert {name for question in seeds.QUESTIONS for name in question[1:]} - rows.keys() == {
+            "cunet/mean_of_8"  # the smallest evaluation draws two samples
+        }
+    first, second = (run[0] for run in runs)
+    assert first["subject"] == second["subject"]
+    assert first["rows"]["copy"] == second["rows"]["copy"]  # of the same images
+    assert first["rows"]["m1_1x1"] != second["rows"]["m1_1x1"]  # by other networks
