@@ -24,6 +24,7 @@ def get_config(argument: str = "cdm") -> ConfigDict:
             "voxel_mm": 192 / size,
             "seed": 0,
             "layout": "brats2023",
+            "scanner": "mixed",
         }
     )
     return config

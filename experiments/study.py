@@ -1,6 +1,6 @@
 """What the tables and figures share: a data set's workdir, its trained systems, their outputs.
 
-Every table and figure is `python -m experiments.NAME [--dataset=phantom|brats|upenn_gbm] [--small]
+Every table and figure is `python -m experiments.NAME [--dataset=<data set>] [--small]
 [--root=<patients>] [--workdir=...] [--show]`. They share one workdir a data set: what one of them
 has trained or evaluated, the others find. The record goes to `experiments/results/<dataset>/`, what
 is drawn from it to `docs/results/<dataset>/`; `--show` draws from the committed record alone.
@@ -30,7 +30,7 @@ from configs import baselines
 from configs.common import CUNETS, SYSTEMS
 from experiments.records import load_records, main_values, save_results
 
-DATASETS = ("phantom", "brats", "upenn_gbm")
+DATASETS = ("phantom", "phantom_upenn", "brats", "upenn_gbm")
 # Steps of every image network in a small study: two cores train those of Table III in half an hour.
 SMALL_STEPS = 1000
 SMALL_STAGES = (*CUNETS, *baselines.SMALL)
@@ -177,7 +177,7 @@ def main(
     text: str | None,
     measure: Callable[[Study], None],
     show: Callable[[Study], None],
-    dataset: str = "phantom",
+    datasets: Sequence[str] = DATASETS,
 ) -> None:
     """The command line of a table or figure: measure what is missing, then draw from the record.
 
@@ -186,10 +186,10 @@ def main(
       text: the module's docstring, whose first line says what it does.
       measure: trains, evaluates and writes the record.
       show: reads the record, prints and writes what is drawn from it.
-      dataset: the default.
+      datasets: that it may be of, the default first.
     """
     parser = argparse.ArgumentParser(description=(text or "").partition("\n")[0])
-    parser.add_argument("--dataset", choices=DATASETS, default=dataset)
+    parser.add_argument("--dataset", choices=datasets, default=datasets[0])
     parser.add_argument("--small", action="store_true", help="small networks at 64x64, for a CPU")
     parser.add_argument("--root", default="", help="folder of patients; none for the phantom")
     parser.add_argument("--workdir", type=pathlib.Path, help="default runs/<dataset>[_small]")

@@ -64,4 +64,4 @@ def show(study: Study) -> None:
 
 
 if __name__ == "__main__":
-    main(None, __doc__, measure, show, dataset="brats")
+    main(None, __doc__, measure, show, datasets=("brats", "phantom"))

@@ -1,8 +1,12 @@
 """Tables and figures: what they are drawn from, and what they say."""
 
 import csv
+import dataclasses
 import io
+import json
 import math
+import runpy
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -30,8 +34,9 @@ from experiments import (
 )
 from experiments.records import RESULTS
 
-DRAWN = [table1, table2, table3, table4, literal]
 SMALL = study.Study(dataset="phantom", small=True, root="", workdir=None)
+SECOND = dataclasses.replace(SMALL, dataset="phantom_upenn")
+DRAWN = [(table1, SMALL), (table2, SECOND), (table3, SMALL), (table4, SMALL), (literal, SMALL)]
 
 
 def records(rows, patients=12):
@@ -230,15 +235,27 @@ def test_a_record_that_is_missing_is_one_line(tmp_path, monkeypatch):
         study.main(["--dataset=brats", "--show"], "", table1.measure, table1.show)
 
 
-@pytest.mark.parametrize("module", DRAWN)
-def test_the_committed_tables_are_what_the_committed_records_give(module, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("module", "cohort"), DRAWN)
+def test_the_committed_tables_are_what_the_committed_records_give(
+    module, cohort, tmp_path, monkeypatch
+):
     monkeypatch.setattr(study, "DOCS", tmp_path)
-    module.show(SMALL)
-    committed = RESULTS.parents[1] / "docs/results/phantom"
-    drawn = sorted((tmp_path / "phantom").iterdir())
+    module.show(cohort)
+    committed = RESULTS.parents[1] / "docs/results" / cohort.dataset
+    drawn = sorted((tmp_path / cohort.dataset).iterdir())
     assert drawn
     for path in drawn:
         assert path.read_text() == (committed / path.name).read_text(), path.name
+
+
+def test_table_1_and_table_2_never_show_the_same_cohort(monkeypatch):
+    records = {RESULTS / cohort.dataset / "systems.json" for cohort in (SMALL, SECOND)}
+    subjects = [{r["subject"] for r in json.loads(path.read_text())["records"]} for path in records]
+    assert not subjects[0] & subjects[1]
+    for module, cohort in ((table1, SECOND), (table2, SMALL)):
+        monkeypatch.setattr(sys, "argv", ["table", f"--dataset={cohort.dataset}", "--show"])
+        with pytest.raises(SystemExit, match="2"), pytest.warns(RuntimeWarning):
+            runpy.run_module(module.__name__, run_name="__main__")
 
 
 @pytest.mark.parametrize("module", [figure4, figure5])

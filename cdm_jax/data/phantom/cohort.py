@@ -105,11 +105,12 @@ def _check_root(root: Path, settings: PhantomSettings) -> None:
         return
     # Through JSON, so that tuples compare equal to the lists that were read.
     wanted = json.loads(json.dumps(dataclasses.asdict(settings)))
-    held = json.loads(found[0].read_text())
+    # A setting that a cohort's file lacks is younger than the cohort, which had the default.
+    held = dataclasses.asdict(PhantomSettings()) | json.loads(found[0].read_text())
     differing = [
-        f"{name} {held.get(name)} instead of {value}"
+        f"{name} {held[name]} instead of {value}"
         for name, value in wanted.items()
-        if held.get(name) != value
+        if held[name] != value
     ]
     if differing:
         raise UserError(

@@ -28,6 +28,7 @@ class PhantomSettings:
         seed: Seed of the cohort, at least 0.
         layout: "brats2023" or "upenn_gbm": names of folders and files, and label of the
             enhancing tumour (3 or 4).
+        scanner: one of `physics.SCANNERS`: the sequences, their times and noise.
 
     Raises:
         UserError: If a value is out of range.
@@ -38,8 +39,12 @@ class PhantomSettings:
     voxel_mm: float = 3.0
     seed: int = 0
     layout: str = "brats2023"
+    scanner: str = "mixed"
 
     def __post_init__(self) -> None:
+        if self.scanner not in physics.SCANNERS:
+            allowed = ", ".join(physics.SCANNERS)
+            raise UserError(f"phantom scanner {self.scanner!r} is unknown: use one of {allowed}")
         if self.layout not in LAYOUTS:
             raise UserError(f"phantom layout {self.layout!r} is unknown: use one of {LAYOUTS}")
         if self.num_patients < 1 or self.voxel_mm <= 0 or self.seed < 0 or min(self.shape) < 8:
@@ -94,7 +99,7 @@ def simulate_patient(settings: PhantomSettings, index: int) -> PhantomPatient:
     body_seed, scan_seed = np.random.SeedSequence([settings.seed, index]).spawn(2)
     grid = Grid(shape=settings.shape, voxel_mm=settings.voxel_mm)
     body = draw_body(body_seed, grid)
-    values = scan(scan_seed, body, grid)
+    values = scan(scan_seed, body, grid, physics.SCANNERS[settings.scanner])
     images = {
         name: _scatter(body.brain, value.astype(np.float32)) for name, value in values.items()
     }
@@ -120,23 +125,28 @@ def draw_body(seed: np.random.SeedSequence, grid: Grid) -> Body:
     )
 
 
-def scan(seed: np.random.SeedSequence, body: Body, grid: Grid) -> dict[str, Float[np.ndarray, "n"]]:
+def scan(
+    seed: np.random.SeedSequence,
+    body: Body,
+    grid: Grid,
+    sequences: Mapping[str, physics.Sequence],
+) -> dict[str, Float[np.ndarray, "n"]]:
     """Images the brain voxels with each sequence: signal, bias field, gain and Rician noise.
 
     Relaxation times vary by 3 % between patients, gains by 25 %. The bias field of the receive
     coil, which all sequences of an examination share, varies by 6 %, that of each sequence by 2 %
     (standard deviations), and noise by a fifth around what is typical of the sequence.
     """
-    tissue_seed, *seeds = seed.spawn(1 + len(physics.SEQUENCES))
+    tissue_seed, *seeds = seed.spawn(1 + len(sequences))
     patient_rng = np.random.default_rng(tissue_seed)
     library = _vary_tissues(patient_rng)
     receive = np.exp(0.06 * _sampler(patient_rng, grid, body.brain)(60.0))
     images = {}
-    for name, sequence_seed in zip(physics.SEQUENCES, seeds, strict=True):
+    for (name, sequence), sequence_seed in zip(sequences.items(), seeds, strict=True):
         rng = np.random.default_rng(sequence_seed)
-        clean = _clean_signal(name, library, body)
+        clean = _clean_signal(name, sequence, library, body)
         clean *= receive * np.exp(0.02 * _sampler(rng, grid, body.brain)(60.0))
-        sigma = rng.uniform(0.8, 1.2) * physics.SEQUENCES[name].noise * clean.mean()
+        sigma = rng.uniform(0.8, 1.2) * sequence.noise * clean.mean()
         noisy = physics.rician(rng, clean, sigma)
         gain = _SCANNER_UNITS * np.exp(0.25 * rng.standard_normal())
         images[name] = np.maximum(gain * noisy, 1.0)
@@ -179,7 +189,7 @@ def _vary_tissues(rng: np.random.Generator) -> dict[str, physics.Tissue]:
 
 
 def _clean_signal(
-    name: str, library: Mapping[str, physics.Tissue], body: Body
+    name: str, sequence: physics.Sequence, library: Mapping[str, physics.Tissue], body: Body
 ) -> Float[np.ndarray, "n"]:
     """Signal of the brain voxels: the tissues' signals, weighted by their shares."""
     total = np.zeros_like(body.texture)
@@ -190,7 +200,7 @@ def _clean_signal(
             local = body.uptake if tissue_name == "enhancing" else 1.0
             t1 = physics.enhance(t1, tissue.uptake * body.dose * local)
         t2 = tissue.t2_ms * (1 + body.texture)
-        part = share * physics.signal(physics.SEQUENCES[name], t1, t2, tissue.density)
+        part = share * physics.signal(sequence, t1, t2, tissue.density)
         total += part * body.flair if name == "t2f" and tissue_name in _VARYING_FLAIR else part
     return total
 

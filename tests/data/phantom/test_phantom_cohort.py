@@ -1,5 +1,6 @@
 """Cohorts on disk."""
 
+import dataclasses
 import json
 
 import nibabel as nib
@@ -110,3 +111,14 @@ def test_upenn_gbm_has_its_own_names_and_labels(tmp_path):
     expected = simulate_patient(settings, 5).segmentation
     np.testing.assert_array_equal(labels == 4, expected == 3)
     assert set(np.unique(labels)) <= {0, 1, 2, 4} and (labels == 4).any()
+
+
+def test_a_cohort_from_before_there_were_scanners_is_one_of_the_first_scanner(tmp_path):
+    write_cohort(tmp_path, SMALL, num_workers=1)
+    path = tmp_path / "phantom.json"
+    held = json.loads(path.read_text())
+    assert held.pop("scanner") == "mixed"
+    path.write_text(json.dumps(held))
+    write_cohort(tmp_path, SMALL, num_workers=1)
+    with pytest.raises(UserError, match="scanner mixed instead of mprage"):
+        write_cohort(tmp_path, dataclasses.replace(SMALL, scanner="mprage"), num_workers=1)

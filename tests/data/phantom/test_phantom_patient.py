@@ -12,6 +12,7 @@ from cdm_jax.data.phantom.patient import draw_body, scan
 from cdm_jax.errors import UserError
 
 SETTINGS = PhantomSettings(num_patients=6)
+MIXED = physics.SCANNERS["mixed"]
 GRID = Grid(shape=SETTINGS.shape, voxel_mm=SETTINGS.voxel_mm)
 
 
@@ -26,7 +27,7 @@ def bodies():
 
 @pytest.fixture(scope="module")
 def scans(bodies):
-    return [scan(seeds(index)[1], body, GRID) for index, body in enumerate(bodies)]
+    return [scan(seeds(index)[1], body, GRID, MIXED) for index, body in enumerate(bodies)]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def test_necrosis_lies_in_the_enhancing_rim_and_that_in_the_oedema(glioblastoma)
 def test_t1_and_t2_do_not_tell_how_bright_the_tumour_is_on_t1c(bodies, glioblastoma):
     body, seed = bodies[glioblastoma], [0, 1]
     more = dataclasses.replace(body, dose=2 * body.dose)
-    one, other = (scan(np.random.SeedSequence(seed), b, GRID) for b in (body, more))
+    one, other = (scan(np.random.SeedSequence(seed), b, GRID, MIXED) for b in (body, more))
     for modality in ("t1", "t2", "t2f"):
         np.testing.assert_array_equal(one[modality], other[modality])
     rim = body.tissues["enhancing"] > 0.8
@@ -97,7 +98,7 @@ def test_t1_and_t2_do_not_tell_how_bright_the_tumour_is_on_t1c(bodies, glioblast
 def test_t1_and_t2_do_not_tell_how_bright_oedema_is_on_flair(bodies, glioblastoma):
     body, seed = bodies[glioblastoma], [0, 1]
     brighter = dataclasses.replace(body, flair=1.5 * body.flair)
-    one, other = (scan(np.random.SeedSequence(seed), b, GRID) for b in (body, brighter))
+    one, other = (scan(np.random.SeedSequence(seed), b, GRID, MIXED) for b in (body, brighter))
     for modality in ("t1", "t1c", "t2"):
         np.testing.assert_array_equal(one[modality], other[modality])
     oedema = body.tissues["oedema"] > 0.8
@@ -128,6 +129,31 @@ def test_a_patient_depends_on_seed_and_index_alone():
         assert np.any(other.images["t1"] != first.images["t1"])
 
 
+@pytest.mark.parametrize("scanner", physics.SCANNERS)
+def test_each_scanner_has_the_noise_that_it_states(bodies, scanner):
+    sequences, seed = physics.SCANNERS[scanner], [0, 1]
+    silent = {name: dataclasses.replace(s, noise=0.0) for name, s in sequences.items()}
+    noisy, clean = (
+        scan(np.random.SeedSequence(seed), bodies[0], GRID, s) for s in (sequences, silent)
+    )
+    for name, sequence in sequences.items():
+        noise = np.std(noisy[name] - clean[name]) / clean[name].mean()
+        assert 0.75 * sequence.noise < noise < 1.25 * sequence.noise, name
+
+
+def test_another_scanner_sees_the_same_patient_otherwise():
+    one, other = (
+        simulate_patient(dataclasses.replace(SETTINGS, scanner=name), 0)
+        for name in ("mixed", "mprage")
+    )
+    np.testing.assert_array_equal(one.segmentation, other.segmentation)
+    inside = one.images["t1"] > 0
+    alike = [
+        np.corrcoef(p.images["t1"][inside], p.images["t1c"][inside])[0, 1] for p in (one, other)
+    ]
+    assert alike[1] > alike[0]  # the second prepares both by the same inversion
+
+
 def test_a_patient_is_the_same_at_another_resolution(glioblastoma):
     coarse = PhantomSettings(shape=(32, 32, 24), voxel_mm=6.0)
     patients = [(simulate_patient(s, glioblastoma), s.voxel_mm) for s in (SETTINGS, coarse)]
@@ -139,7 +165,14 @@ def test_a_patient_is_the_same_at_another_resolution(glioblastoma):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"layout": "bids"}, {"num_patients": 0}, {"voxel_mm": 0.0}, {"shape": (64, 64, 4)}]
+    "changes",
+    [
+        {"layout": "bids"},
+        {"scanner": "pet"},
+        {"num_patients": 0},
+        {"voxel_mm": 0.0},
+        {"shape": (64, 64, 4)},
+    ],
 )
 def test_settings_out_of_range_are_refused(changes):
     with pytest.raises(UserError):
@@ -149,7 +182,7 @@ def test_settings_out_of_range_are_refused(changes):
 def test_brain_without_signal_is_still_told_from_background(bodies):
     voxels = np.ones(int(bodies[0].brain.sum()))
     silent = dataclasses.replace(bodies[0], tissues={"oedema": voxels}, flair=0 * voxels)
-    values = scan(np.random.SeedSequence(0), silent, GRID)["t2f"]
+    values = scan(np.random.SeedSequence(0), silent, GRID, MIXED)["t2f"]
     np.testing.assert_array_equal(values, 1)
 
 
@@ -177,7 +210,7 @@ def structure(fields, step):
 
 def test_the_bias_field_is_smooth_of_the_stated_strength_and_mostly_shared(uniform):
     body, grid = uniform
-    scans = [scan(np.random.SeedSequence([3, n]), body, grid) for n in range(12)]
+    scans = [scan(np.random.SeedSequence([3, n]), body, grid, MIXED) for n in range(12)]
     logs = [{k: np.log(v).reshape(grid.shape) for k, v in images.items()} for images in scans]
 
     def expected(variance, step):
@@ -196,5 +229,5 @@ def test_the_bias_field_is_smooth_of_the_stated_strength_and_mostly_shared(unifo
 def test_without_a_bias_field_a_uniform_tissue_is_uniform(uniform, monkeypatch):
     body, grid = uniform
     monkeypatch.setattr(patient, "smooth_field", lambda rng, grid, length: np.zeros(grid.shape))
-    for values in scan(np.random.SeedSequence(3), body, grid).values():
+    for values in scan(np.random.SeedSequence(3), body, grid, MIXED).values():
         np.testing.assert_allclose(values, values[0], rtol=1e-12)

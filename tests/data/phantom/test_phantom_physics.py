@@ -5,7 +5,7 @@ import pytest
 from scipy import integrate, stats
 
 from cdm_jax.data.phantom import physics
-from cdm_jax.data.phantom.physics import SEQUENCES, TISSUES, Sequence
+from cdm_jax.data.phantom.physics import SCANNERS, TISSUES, Sequence
 
 
 def relax(start, duration, t1):
@@ -16,9 +16,9 @@ def relax(start, duration, t1):
     return solution.y[0, -1]
 
 
-def tissue_signal(modality, name):
+def tissue_signal(scanner, modality, name):
     tissue = TISSUES[name]
-    return physics.signal(SEQUENCES[modality], tissue.t1_ms, tissue.t2_ms, tissue.density)
+    return physics.signal(SCANNERS[scanner][modality], tissue.t1_ms, tissue.t2_ms, tissue.density)
 
 
 @pytest.mark.parametrize("t1", [500.0, 1300.0, 4000.0])
@@ -44,9 +44,10 @@ def test_limits_of_the_signal():
     assert physics.signal(nulling, 1000.0, 80.0, 0.7) == pytest.approx(0, abs=1e-12)
 
 
-def test_normal_tissue_has_the_contrasts_of_each_modality():
+@pytest.mark.parametrize("scanner", SCANNERS)
+def test_normal_tissue_has_the_contrasts_of_each_modality(scanner):
     t1, t2, t2f = (
-        {name: tissue_signal(modality, name) for name in TISSUES}
+        {name: tissue_signal(scanner, modality, name) for name in TISSUES}
         for modality in ("t1", "t2", "t2f")
     )
     assert t1["white"] > 1.1 * t1["grey"] > 1.5 * t1["csf"]
