@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float
 
 from cdm_jax.data.prepare import FULL_SCALE, PreparedSubject
 
-FITTED_SLICES = 1000
+FITTED_SLICES = 1000  # of all subjects together, where these are few
+FITTED_SLICES_EACH = 20  # at least: fewer would not show a brain from its base to its top
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,17 +44,27 @@ class Untrained:
 
 
 def fit_untrained(train: Sequence[PreparedSubject], copies: Sequence[str]) -> Untrained:
-    """Fits the rows on training slices, evenly spaced over the subjects.
+    """Fits the rows on training slices: as many of each subject, from its lowest to its highest.
+
+    Sums over pixels are all that is kept of a subject, so that a cohort of any size fits in memory.
 
     Args:
         train: training subjects with all targets.
         copies: for each target, the name of the source to copy.
     """
-    sources, targets = _training_pixels(train)
-    weights, *_ = np.linalg.lstsq(_features(sources), targets, rcond=None)
-    channel = train[0].sources.index
+    sources = train[0].sources
+    count = max(FITTED_SLICES_EACH, FITTED_SLICES // len(train))
+    squares, products = np.zeros(()), np.zeros(())
+    for subject in train:
+        pixels = _brain_pixels(subject, count).astype(np.float64)
+        features = _features(pixels[:, : len(sources)])
+        squares = squares + features.T @ features
+        products = products + features.T @ pixels[:, len(sources) :]
+    weights, *_ = np.linalg.lstsq(squares, products, rcond=None)  # the normal equations
     return Untrained(
-        copies=tuple(channel(name) for name in copies), means=targets.mean(axis=0), weights=weights
+        copies=tuple(sources.index(name) for name in copies),
+        means=products[0] / squares[0, 0],  # the first feature is 1
+        weights=weights,
     )
 
 
@@ -65,17 +76,8 @@ def _features(sources: Float[np.ndarray, "*n s"]) -> Float[np.ndarray, "*n f"]:
     return np.stack([np.ones_like(linear[0]), *linear, *products], axis=-1)
 
 
-def _training_pixels(
-    train: Sequence[PreparedSubject],
-) -> tuple[Float[np.ndarray, "n s"], Float[np.ndarray, "n t"]]:
-    """Brain pixels of a spread of training slices."""
-    per_subject = max(1, FITTED_SLICES // len(train))
-    pixels = [_brain_pixels(subject, per_subject) for subject in train]
-    both = np.concatenate(pixels)
-    return both[:, : len(train[0].sources)], both[:, len(train[0].sources) :]
-
-
 def _brain_pixels(subject: PreparedSubject, count: int) -> Float[np.ndarray, "n m"]:
+    """Brain pixels of up to `count` training slices, evenly spaced with both ends."""
     positions = np.linspace(0, len(subject.training) - 1, count).astype(int)
     chosen = np.unique(np.asarray(subject.training)[positions])
     slices = subject.slices[chosen].astype(np.float32) / FULL_SCALE

@@ -54,3 +54,24 @@ def test_brain_mean_is_the_mean_over_brain_pixels(train):
 def test_copies_follow_the_named_sources(train):
     rows = fit_untrained(train, ("t2", "t1")).rows(np.full((1, 2, 2, 2), [0.2, 0.7], np.float32))
     np.testing.assert_allclose(rows["copy"][0, 0, 0], [0.7, 0.2])
+
+
+def test_a_large_cohort_is_fitted_on_whole_brains(tmp_path):
+    """In the lowest and the highest slices of a brain the relation is another one."""
+    rng, everything, subjects = np.random.default_rng(0), [], []
+    for number in range(1000):
+        sources = rng.uniform(0.1, 0.9, (24, 2, 2, 2))
+        height = np.linspace(-1, 1, 24)[:, None, None, None] ** 2
+        targets = (1 - height) * 0.8 * sources + height * 0.9
+        subjects.append(make(tmp_path, f"p{number}", np.concatenate([sources, targets], axis=-1)))
+        everything.append(subjects[-1].slices.reshape(-1, 4) / 65535)
+    first, second, *targets = np.concatenate(everything).T
+    one = np.ones_like(first)
+    columns = np.stack([one, first, second, first**2, first * second, second**2], axis=-1)
+    expected, *_ = np.linalg.lstsq(columns, np.stack(targets, axis=-1), rcond=None)
+    fitted = fit_untrained(subjects, ("t1", "t2"))
+    grid = np.stack(np.meshgrid(*[np.linspace(0.1, 0.9, 9)] * 2), axis=-1)[None].astype(np.float32)
+    first, second = np.moveaxis(grid, -1, 0)
+    columns = np.stack([first**0, first, second, first**2, first * second, second**2], axis=-1)
+    np.testing.assert_allclose(fitted.rows(grid)["regression"], columns @ expected, atol=0.02)
+    np.testing.assert_allclose(fitted.means, np.mean(targets, axis=1), atol=0.02)
