@@ -61,6 +61,7 @@ def cunet(**changes) -> ConfigDict:
             "stage": "hybrid",
             "condition": "on",
             "fusion": "add",
+            "residual": True,
             "condition_decoder": False,
             "groups": 8,
             "source_skip": True,

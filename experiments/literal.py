@@ -4,8 +4,11 @@
   python -m experiments.literal --dataset=brats --root=<folder>
 
 The letter is an MDN without any condition and a C-UNet that is trained on the encoder's y of the
-true targets. Its variants change one of both. All are shown as a patient with missing targets gets
-them, and as the leak of the true targets' y (the oracle) makes them look.
+true targets; its variants change one of both. "All as printed" takes everything else by the letter
+as well: the unsquared norms of Eqs. 1 and 4, one tower of residual blocks behind the two linear
+layers, scales that are a Condition Embedding and nothing more, no residual around it, no way past
+the body for the sources, no training without y. All are shown as a patient with missing targets
+gets them, and as the leak of the true targets' y (the oracle) makes them look.
 """
 
 import dataclasses
@@ -23,11 +26,61 @@ from experiments.table3 import difference
 
 REFERENCE = "M1"
 CONVENTIONS = ("paper", "volume")
-# Title, the stages that are the same as here, what is set.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+    """CDM with some settings of its own.
+
+    Attributes:
+      title: of its rows.
+      values: what is set.
+      base: the variant whose finished stages it builds on; the study's own CDM where empty.
+      kept: those stages.
+    """
+
+    title: str
+    values: tuple[str, ...]
+    base: str = ""
+    kept: tuple[str, ...] = ()
+
+
+PRINTED = (
+    "mrm.loss=l2norm",
+    "mdn.condition=none",
+    "mdn.decouple=merged",
+    "cunet.stage=literal",
+    "cunet.residual=false",
+    "cunet.source_skip=false",
+    "cunet.null_share=0.0",
+    "cunet.loss=l2norm",
+)
 VARIANTS = {
-    "letter": ("Letter", ("mrm",), ("mdn.condition=none", "cunet.representation=encoder")),
-    "encoder": ("MDN sees the sources", ("mrm", "mdn"), ("cunet.representation=encoder",)),
-    "sampled": ("C-UNet trained on samples", ("mrm", "mdn"), ("cunet.representation=sampled",)),
+    "letter": Variant(
+        title="Letter",
+        values=("mdn.condition=none", "cunet.representation=encoder"),
+        kept=("mrm",),
+    ),
+    "encoder": Variant(
+        title="MDN sees the sources",
+        values=("cunet.representation=encoder",),
+        kept=("mrm", "mdn"),
+    ),
+    "sampled": Variant(
+        title="C-UNet trained on samples",
+        values=("cunet.representation=sampled",),
+        kept=("mrm", "mdn"),
+    ),
+    "printed": Variant(
+        title="All as printed",
+        values=(*PRINTED, "cunet.representation=encoder"),
+    ),
+    "printed_sampled": Variant(
+        title="All as printed, C-UNet trained on samples",
+        values=(*PRINTED, "cunet.representation=sampled"),
+        base="printed",
+        kept=("mrm", "mdn"),
+    ),
 }
 HERE = "As here"
 ROWS = {
@@ -44,11 +97,13 @@ def measure(study: Study) -> None:
     usual = [main_values(record) for record in load_records(study.workdir)]
     records = chosen(usual, {"m1": REFERENCE} | _names(HERE))
     explained = {HERE: _explained(study)}
-    for variant, (title, same, values) in VARIANTS.items():
-        console.rule(f"{title} ({list(VARIANTS).index(variant) + 1} of {len(VARIANTS)})")
-        own = dataclasses.replace(study, workdir=study.workdir / "literal" / variant)
-        for stage in same:
-            shutil.copytree(study.workdir / stage, own.workdir / stage, dirs_exist_ok=True)
+    for number, (name, variant) in enumerate(VARIANTS.items(), start=1):
+        title, folder = variant.title, study.workdir / "literal"
+        console.rule(f"{title} ({number} of {len(VARIANTS)})")
+        own = dataclasses.replace(study, workdir=folder / name)
+        base = folder / variant.base if variant.base else study.workdir
+        for stage in variant.kept:
+            shutil.copytree(base / stage, own.workdir / stage, dirs_exist_ok=True)
         shared = {
             "root": study.root or study.workdir / "patients",
             "cache": study.workdir / "cache",
@@ -57,7 +112,7 @@ def measure(study: Study) -> None:
         arguments = [
             *own.arguments("cdm"),
             *(f"--config.data.{name}={place}" for name, place in shared.items()),
-            *(f"--config.{value}" for value in values),
+            *(f"--config.{value}" for value in variant.values),
             "--config.pipeline=('mrm', 'mdn', 'cunet')",
             "--config.evaluate.systems=('cunet',)",
         ]

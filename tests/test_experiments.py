@@ -11,12 +11,14 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
+import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from ml_collections import ConfigDict
 
 from cdm_jax import inference
 from cdm_jax.data.subjects import find_subjects
+from cdm_jax.methods import base
 from cdm_jax.report import tables
 from experiments import (
     figure4,
@@ -341,6 +343,23 @@ def test_the_patient_left_out_is_synthesised_and_his_grid_checked(finished_run, 
     nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32), None, image.header), path)
     with pytest.raises(SystemExit, match=r"-t2f\.nii\.gz differs from its source in .*qoffset_x"):
         real.synthesise([subject], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["printed", "printed_sampled"])
+def test_the_printed_variant_departs_from_the_paper_in_nothing_that_it_prints(name):
+    config = SMALL.config("cdm")
+    for value in literal.VARIANTS[name].values:
+        key, text = value.split("=")
+        config.update_from_flattened_dict({key: yaml.safe_load(text)})
+    config.stage = "cunet"
+    cunet = base.create(config)
+    mdn = cunet.sampler
+    assert mdn.encoder is None and mdn.denoiser.decouple == "merged"
+    assert mdn.representation.loss == "l2norm" and cunet.loss == "l2norm"
+    network = cunet.network
+    assert (network.stage, network.residual, network.source_skip) == ("literal", False, False)
+    assert cunet.null_share == 0
+    assert cunet.representation in ("encoder", "sampled")
 
 
 def test_seeds_answer_over_all_seeds_and_seed_by_seed():

@@ -5,7 +5,7 @@ import pytest
 
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
-from cdm_jax.methods.cdm.cunet import ConditionEmbedding, CUNet
+from cdm_jax.methods.cdm.cunet import ConditionEmbedding, CUNet, synthesis_loss
 
 WIDTH = 16  # of the tiny y
 
@@ -17,6 +17,7 @@ def _network(**changes):
         "stage": "hybrid",
         "condition": "on",
         "fusion": "add",
+        "residual": True,
         "condition_decoder": False,
         "groups": 4,
         "source_skip": True,
@@ -176,6 +177,29 @@ def test_the_condition_reaches_every_pixel_alike_at_the_first_scale(inputs, stir
         difference, jnp.broadcast_to(difference[:, :1, :1], x.shape), atol=1e-5
     )
     assert jnp.abs(difference).max() > 1e-3
+
+
+def test_without_the_residual_only_normalized_features_are_left(inputs, stir):
+    """LayerNorm takes each pixel's mean and scale away, so that no shift or gain comes through."""
+    y = inputs[1]
+    x = jax.random.normal(jax.random.key(1), (2, 4, 4, 8))
+    with_residual, without = (ConditionEmbedding("add", kept) for kept in (True, False))
+    params = stir(with_residual.init(jax.random.key(0), x, y))
+    np.testing.assert_allclose(
+        with_residual.apply(params, x, y), x + without.apply(params, x, y), atol=1e-5
+    )
+    np.testing.assert_allclose(
+        without.apply(params, x, y), without.apply(params, 3 * x + 5, y), atol=1e-4
+    )
+
+
+def test_the_printed_loss_is_the_norm_of_each_slice():
+    truth = jnp.zeros((2, 4, 4, 2))
+    synthesis = jnp.stack([jnp.full((4, 4, 2), 3.0), jnp.full((4, 4, 2), 1.0)])
+    norms = [np.linalg.norm(image) for image in synthesis]
+    assert synthesis_loss(synthesis, truth, "l2norm") == pytest.approx(np.mean(norms), rel=1e-6)
+    assert synthesis_loss(synthesis, truth, "mse") == pytest.approx(5)
+    assert synthesis_loss(synthesis, truth, "l1") == pytest.approx(2)
 
 
 # The representation in training.

@@ -37,7 +37,7 @@ OPTIONS = {
     "condition": ("on", "none", "keep_1x1"),
     "fusion": ("add", "concat", "film"),
     "representation": ("noised", "encoder", "sampled", "mix"),
-    "loss": ("mse", "l1"),
+    "loss": ("mse", "l1", "l2norm"),
 }
 
 
@@ -50,29 +50,34 @@ class ConditionEmbedding(nn.Module):
 
     Attributes:
       fusion: "add" (default), "concat" (then a 1x1 convolution) or "film" (y scales and shifts).
+      residual: whether the features are added to what comes out, which Fig. 3b does not show.
     """
 
     fusion: str
+    residual: bool = True
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b h w c"], y: Float[Array, "b d"] | None
     ) -> Float[Array, "b h w c"]:
         """The fused features; without y (the capacity control) only the first branch."""
-        features = x.shape[-1]
-        h = nn.silu(nn.LayerNorm()(x))
+        fused = self._fuse(nn.silu(nn.LayerNorm()(x)), y)
+        return x + fused if self.residual else fused
+
+    def _fuse(self, h: Array, y: Array | None) -> Array:
+        features = h.shape[-1]
         if y is None:
-            return x + nn.Conv(features, (1, 1))(h)
+            return nn.Conv(features, (1, 1))(h)
         outputs = 2 * features if self.fusion == "film" else features
         code = nn.Dense(outputs, kernel_init=nn.initializers.zeros)(nn.silu(nn.Dense(features)(y)))
         code = code[:, None, None]
         if self.fusion == "concat":
             code = jnp.broadcast_to(code, h.shape)
-            return x + nn.Conv(features, (1, 1))(jnp.concatenate([h, code], axis=-1))
+            return nn.Conv(features, (1, 1))(jnp.concatenate([h, code], axis=-1))
         if self.fusion == "film":
             scale, shift = jnp.split(code, 2, axis=-1)
-            return x + nn.Conv(features, (1, 1))(h) * (1 + scale) + shift
-        return x + nn.Conv(features, (1, 1))(h) + code
+            return nn.Conv(features, (1, 1))(h) * (1 + scale) + shift
+        return nn.Conv(features, (1, 1))(h) + code
 
 
 class CUNet(nn.Module):
@@ -85,6 +90,7 @@ class CUNet(nn.Module):
         Embedding alone between 3x3 stride-2 convolutions, as section II-B reads.
       condition: "on", "none" (M1) or "keep_1x1" (M1 with the first branch kept: the same capacity).
       fusion: see `ConditionEmbedding`.
+      residual: see `ConditionEmbedding`.
       condition_decoder: whether the decoder's scales take the condition as well.
       groups: of GroupNorm.
       source_skip: whether the output layer sees the sources beside the last features. GroupNorm
@@ -97,6 +103,7 @@ class CUNet(nn.Module):
     stage: str
     condition: str
     fusion: str
+    residual: bool
     condition_decoder: bool
     groups: int
     source_skip: bool
@@ -104,7 +111,9 @@ class CUNet(nn.Module):
     def _embed(self, x: Array, y: Array | None) -> Array:
         if self.condition == "none":
             return x
-        return ConditionEmbedding(self.fusion)(x, y if self.condition == "on" else None)
+        return ConditionEmbedding(self.fusion, self.residual)(
+            x, y if self.condition == "on" else None
+        )
 
     @nn.compact
     def __call__(
@@ -148,7 +157,8 @@ class CrossConditioned(TranslatorStage):
       sampler_stage: its name in the config, such as "mdn".
       optimizer: of all parameters.
       average_decay: decay of the moving average of parameters, 0 for none.
-      loss: "mse" (Eq. 4) or "l1".
+      loss: "mse" (the text), "l2norm" (the unsquared norm that Eq. 4 prints, of each slice's
+        targets) or "l1".
       representation: what C-UNet is given in training: the "encoder"'s y of the true targets (which
         no patient with missing targets has), the MDN's "sampled" y, a "mix" of both, or "noised":
         the encoder's y with noise of the error that MDN makes on patients it never saw.
@@ -221,9 +231,8 @@ class CrossConditioned(TranslatorStage):
 
         def loss(params: Any) -> tuple[Array, Metrics]:
             y = self._training_y(state.frozen, params, batch, key)
-            difference = self._paint({"params": params}, batch["source"], y) - batch["target"]
-            error = difference**2 if self.loss == "mse" else jnp.abs(difference)
-            return jnp.mean(error), {}
+            painted = self._paint({"params": params}, batch["source"], y)
+            return synthesis_loss(painted, batch["target"], self.loss), {}
 
         return gradient_step(state, loss, self.optimizer, self.average_decay)
 
@@ -291,6 +300,18 @@ class CrossConditioned(TranslatorStage):
         }
 
 
+def synthesis_loss(
+    synthesis: Float[Array, "b h w t"], truth: Float[Array, "b h w t"], kind: str
+) -> Float[Array, ""]:
+    """The distance of a synthesis to the truth (Eq. 4), one of `OPTIONS["loss"]`."""
+    difference = synthesis - truth
+    if kind == "l1":
+        return jnp.mean(jnp.abs(difference))
+    if kind == "l2norm":
+        return jnp.mean(jnp.sqrt(jnp.sum(difference**2, axis=(1, 2, 3)) + 1e-12))
+    return jnp.mean(difference**2)
+
+
 def create(config: Any) -> CrossConditioned:
     """The stage described by `config[config.stage]`: a C-UNet or one of its ablations.
 
@@ -326,6 +347,7 @@ def create(config: Any) -> CrossConditioned:
         stage=section.stage,
         condition=section.condition,
         fusion=section.fusion,
+        residual=section.residual,
         condition_decoder=section.condition_decoder,
         groups=section.groups,
         source_skip=section.source_skip,
