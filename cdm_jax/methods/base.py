@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Float, Key, Num, PyTree
+from jaxtyping import Array, Bool, Float, Key, Num, PyTree
 
 from cdm_jax import parallel
 from cdm_jax.optim import moving_average
@@ -148,8 +148,12 @@ class TranslatorStage(Stage):
     def validate(
         self: "Translator", model: Model, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Metrics, Pictures]:
-        """Error of one translation, and sources, truth and synthesis side by side."""
+        """Error of one translation, and sources, truth and synthesis side by side.
+
+        As at inference, the synthesis is 0 outside the sources' brain.
+        """
         prediction = to_unit_range(self.translate(model, batch["source"], key, 1)[0])
+        prediction = prediction * in_brain(batch["source"])
         source, truth = to_unit_range(batch["source"]), to_unit_range(batch["target"])
         error = jnp.mean((prediction - truth) ** 2, axis=(1, 2))
         psnr = -10 * jnp.log10(jnp.maximum(error, 1e-10)).mean(axis=0)
@@ -175,6 +179,15 @@ def to_model_range(stored: Num[Array, "b h w m"]) -> Float[Array, "b h w m"]:
 def to_unit_range(images: Float[Array, "..."]) -> Float[Array, "..."]:
     """The networks' range [-1, 1] to clipped intensities in [0, 1]."""
     return jnp.clip((images + 1) / 2, 0, 1)
+
+
+def in_brain(sources: Float[Array, "b h w s"]) -> Bool[Array, "b h w 1"]:
+    """Where any source in [-1, 1] is above the background: outside, every synthesis is set to 0.
+
+    This is a choice of this package, for every system alike, in inference and validation. It is in
+    neither the paper nor the official code of the compared systems.
+    """
+    return jnp.any(sources > -1, axis=-1, keepdims=True)
 
 
 def apply(module: nn.Module, params: PyTree, *inputs: Any, **options: Any) -> Any:

@@ -174,10 +174,13 @@ def _footer(
     test = (
         f" {MARK} differs from {reference}: Wilcoxon signed-rank, p < {SIGNIFICANT}, uncorrected."
     )
+    # Records of a run name its checkpoints; those of anybody's images do not.
+    cut = " Every synthesis is set to 0 outside the sources' brain."
     return (
         f"Convention {convention} ({tag}){place}; {_patients(records)} patients; "
-        f"split {records[0]['split']}. PSNR in dB. Mean ± half the width of the 95 % bootstrap "
-        f"interval over patients.{'' if reference is None else test}"
+        f"split {records[0]['split']}.{cut if 'checkpoint' in records[0] else ''} PSNR in dB. Mean "
+        "± half the width of the 95 % bootstrap interval over patients."
+        f"{'' if reference is None else test}"
     )
 
 

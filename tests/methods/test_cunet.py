@@ -471,6 +471,21 @@ def test_validation_reports_the_error_of_the_honest_translation(painter):
         np.testing.assert_allclose(pictures[f"truth_{t}"], truth[..., t], atol=1e-6)
 
 
+def test_validation_sees_what_inference_gives_outside_the_brain(painter):
+    method, model, batch = painter
+    outside = np.zeros((4, *batch["source"].shape[1:3]), bool)
+    outside[:, :5] = True
+    batch = {k: jnp.where(outside[..., None], -1.0, images) for k, images in batch.items()}
+    metrics, pictures = jax.jit(method.validate)(model, batch, jax.random.key(3))
+    synthesis = np.stack([pictures[f"synthesis_{t}"] for t in range(2)], axis=-1)
+    assert (synthesis[outside] == 0).all() and (synthesis[~outside] != 0).any()
+    truth = (np.asarray(batch["target"]) + 1) / 2
+    assert float(metrics["loss"]) == pytest.approx(((synthesis - truth) ** 2).mean(), rel=1e-4)
+    one_source = batch | {"source": batch["source"].at[0, 0, 0, 1].set(-0.9)}
+    _, pictures = jax.jit(method.validate)(model, one_source, jax.random.key(3))
+    assert np.argwhere([pictures["synthesis_0"][0, :5] != 0]).tolist() == [[0, 0, 0]]
+
+
 @pytest.mark.parametrize(
     "changes",
     [

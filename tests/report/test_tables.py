@@ -80,6 +80,13 @@ def test_a_region_takes_the_place_of_the_whole():
     assert "inside tumour core" in table.footer
 
 
+def test_the_footer_says_that_our_own_syntheses_are_0_outside_the_brain():
+    records = cohort({"cdm": 30.0})
+    assert "outside the sources' brain" not in results_table(records, "volume").footer
+    ours = [record | {"checkpoint": {"cunet": "abc"}} for record in records]
+    assert "0 outside the sources' brain" in results_table(ours, "volume").footer
+
+
 def test_a_patient_without_a_value_is_left_out_and_the_cell_says_so():
     records = cohort({"cdm": 30.0, "unet": 28.0})
     records[0]["rows"]["cdm"]["volume"]["t1c"]["psnr"] = None
