@@ -66,7 +66,8 @@ def average_decay(section: Any) -> float:
 def moving_average(ema: PyTree, params: PyTree, step: Int[Array, ""], decay: float) -> PyTree:
     """Exponential moving average of parameters, with a warm-up so that early steps do not linger.
 
-    The decay in force at step n is min(decay, (1 + n) / (10 + n)).
+    The decay in force at step n is min(decay, (1 + n) / (10 + n)). The official code of ADM has no
+    such warm-up, that of RCG has.
     """
     rate = jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda old, new: rate * old + (1 - rate) * new, ema, params)

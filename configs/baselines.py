@@ -1,9 +1,13 @@
 """The sections of the systems that the paper compares CDM with: their official settings.
 
-Weights, optimisers and the share of steps at a constant rate are those of the official code;
-every system trains for the paper's 100 epochs at 12 slices a device, with flips and no other
-augmentation unless it is part of the method. `SMALL` holds what shrinks for a CPU at 64x64, `SMOKE`
-what makes seconds of it.
+At paper scale, loss weights, optimisers, rates and the share of steps at a constant rate are those
+of the official code. What is not: every system trains for the paper's 100 epochs at 12 slices a
+device instead of its own length and batch size (official rates are not rescaled, also not RDM's,
+which is stated for batches of 512), with flips and no other augmentation unless it is part of the
+method; the moving average of Diffusion has a warm-up, which the official code has not; RDM's last
+sampling step returns the estimate of y itself, where the official one keeps the noise of the first
+timestep. `SMALL` holds what shrinks for a CPU at 64x64, where schedules and clipping depart from the
+official ones as well (`configs.common.shrink`); `SMOKE` makes seconds of it.
 """
 
 from ml_collections import ConfigDict

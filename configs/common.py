@@ -140,7 +140,9 @@ def shrink(config: ConfigDict) -> ConfigDict:
         section = config[name]
         section.update(baselines.SMALL.get(name, {}))
         # As many slices as C-UNet sees. The GANs' official rate is of one slice: at eight, it is
-        # multiplied by the square root of eight.
+        # multiplied by the square root of eight. Not official, alike for all: a rate that falls to
+        # zero in the second half (RegGAN's, Diffusion's and RCG's are constant), a warm-up, and
+        # gradients clipped to a norm of 1 (no GAN clips).
         official = section.optimizer.learning_rate * 8**0.5
         _lengthen(section, 1300, 8, baselines.SMALL_RATES.get(name, official))
         section.optimizer.schedule = "linear_decay"

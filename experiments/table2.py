@@ -9,7 +9,7 @@ scanner than that of Table I (configs/phantom_upenn.py).
 
 from experiments import published
 from experiments.study import Study, main
-from experiments.table1 import ROWS, SYSTEMS, tables
+from experiments.table1 import ROWS, SYSTEMS, notes, tables
 
 
 def measure(study: Study) -> None:
@@ -19,8 +19,8 @@ def measure(study: Study) -> None:
 
 def show(study: Study) -> None:
     """Draws the table from the record."""
-    note = "CDM is the mean of eight samples. Printed: PSNR / SSIM / MAE of the paper on UPenn-GBM."
-    study.save_tables("table2", tables(study, published.TABLE_2, "Table II"), [note])
+    numbers = tables(study, published.TABLE_2, "Table II")
+    study.save_tables("table2", numbers, notes(study, "UPenn-GBM"))
 
 
 if __name__ == "__main__":
