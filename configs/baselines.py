@@ -6,8 +6,8 @@ device instead of its own length and batch size (official rates are not rescaled
 which is stated for batches of 512), with flips and no other augmentation unless it is part of the
 method; the moving average of Diffusion has a warm-up, which the official code has not; RDM's last
 sampling step returns the estimate of y itself, where the official one keeps the noise of the first
-timestep. `SMALL` holds what shrinks for a CPU at 64x64, where schedules and clipping depart from the
-official ones as well (`configs.common.shrink`); `SMOKE` makes seconds of it.
+timestep. `SMALL` holds what shrinks for a CPU at 64x64, where schedules and clipping are not the
+official ones either (`configs.common.shrink`); `SMOKE` makes seconds of it.
 """
 
 from ml_collections import ConfigDict

@@ -5,8 +5,8 @@
 
 (a) is of CDM and Diffusion, the area of a bubble its PSNR; both are timed on the same device. (b)
 and (c) are of all systems of Table I; parameters are those that a translation uses. The paper says
-that CDM has a smaller parameter scale than the others: at paper scale it has 19.3 million, fewer than
-ResViT, Pix2pix and Diffusion, but more than the 11.4 million of the ResNet-9 systems.
+that CDM has a smaller parameter scale: at 256x256 it has 19.3 million, fewer than ResViT, Pix2pix
+and Diffusion, but more than the 11.4 million of the ResNet-9 systems.
 """
 
 import matplotlib.figure

@@ -5,8 +5,8 @@
 
 Budget: every image network trains on the same number of slices (two-stage systems so many in each);
 there is one seed. The small study chose on validation patients: C-UNet's recipe and rate, the
-factor on its noise (`error_scale`), and the rate of the diffusion networks. GANs have their official
-rates, scaled to the batch, and nothing of theirs was chosen. At paper scale nothing was.
+factor on its noise (`error_scale`), and the rate of the diffusion networks. GANs have their
+official rates, scaled to the batch; nothing of theirs was chosen. At paper scale nothing was.
 """
 
 from collections.abc import Mapping, Sequence
@@ -61,7 +61,7 @@ def tables(
 def notes(study: Study, cohort: str) -> list[str]:
     """What a reader of the table has to know: of the rows, of the paper's data set, the budget."""
     budget = (
-        " Equal budget: 1000 steps of 8 slices for each image network, one seed. In this small study"
+        " Equal budget: 1000 steps of 8 slices for each image network, one seed. In this study"
         " every compared system's rate decays and its gradients are clipped, official or not;"
         " C-UNet's recipe, its noise factor and the rate of Diffusion were chosen on validation"
         " patients of the first phantom cohort, nothing of the GANs was."
