@@ -38,7 +38,7 @@ from cdm_jax.writer import console, write_json
 
 Images = Mapping[str, Float[np.ndarray, "slice h w t"]]
 """Row to the synthetic targets of all slices of a subject, in [0, 1]."""
-Made = TypeVar("Made")
+Item, Made = TypeVar("Item"), TypeVar("Made")
 
 
 def evaluate_run(
@@ -85,18 +85,16 @@ def evaluate_run(
 
 
 def _one_ahead(
-    subjects: Iterable[PreparedSubject],
-    make: Callable[[PreparedSubject], Made],
-    use: Callable[[Made], None],
+    items: Iterable[Item], make: Callable[[Item], Made], use: Callable[[Made], None]
 ) -> None:
-    """Uses what is made of each subject, in a thread, while that of the next one is made.
+    """Uses what is made of each item, in a thread, while that of the next one is made.
 
     Nothing is made further ahead. An error of either ends it, after what is being used.
     """
     with ThreadPoolExecutor(1) as thread:
         used: Future[None] | None = None
-        for subject in subjects:
-            made = make(subject)
+        for item in items:
+            made = make(item)
             if used:
                 used.result()
             used = thread.submit(use, made)
