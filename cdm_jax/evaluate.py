@@ -1,20 +1,21 @@
 """Trained systems and untrained rows over test patients: one JSON record a subject.
 
 A record is written when its subject is done and found again by its fingerprints, so an interrupted
-evaluation goes on where it was, and a system evaluated later joins the records of the others.
+evaluation goes on where it was, and a row evaluated later joins those that are there.
 Several processes share the subjects; those of one that failed are done by the next run.
 """
 
+import functools
 import hashlib
 import itertools
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 from ml_collections import ConfigDict
 from rich.progress import track
 
@@ -25,37 +26,19 @@ from cdm_jax.data.nifti import read_labels, read_volume
 from cdm_jax.data.prepare import FULL_SCALE, PreparedSubject
 from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import UserError
-from cdm_jax.methods import base
 from cdm_jax.metrics.aggregate import Record
 from cdm_jax.metrics.conventions import Case, fingerprint, get_convention, json_ready
 from cdm_jax.metrics.regions import region_masks
 from cdm_jax.report.card import PARTS, model_card, parameter_counts, save_card
+from cdm_jax.report.rows import CEILING, UNTRAINED
 from cdm_jax.report.tables import results_table, to_markdown, to_rich
+from cdm_jax.rows import NON_LEARNED, chosen_rows, images_of, num_samples, rows_of, system_of
 from cdm_jax.untrained import Untrained, fit_untrained
 from cdm_jax.writer import console, write_json
 
-Rows = Mapping[str, Float[np.ndarray, "slice h w t"]]
-
-
-def rows_of(system: str, method: base.Translator, num_samples: int) -> inference.Compute:
-    """Everything that an evaluation asks of a system, as one function to compile.
-
-    Rows: the system's name is one sample; with "/mean_of_K" the mean of K images; the method's
-    audits follow under their own names.
-    """
-    samples = num_samples if method.stochastic else 1
-    audits = method.audits(num_samples)
-
-    def rows(model: base.Model, batch: base.Batch, key: Array) -> inference.Outputs:
-        """Named images in [0, 1] of one batch."""
-        drawn = method.translate(model, batch["source"], key, samples)
-        outputs = {system: drawn[0]}
-        if method.stochastic:
-            outputs[f"{system}/mean_of_{samples}"] = drawn.mean(axis=0)
-        outputs |= {f"{system}/{n}": audit(model, batch, key) for n, audit in audits.items()}
-        return {name: base.to_unit_range(image) for name, image in outputs.items()}
-
-    return rows
+Images = Mapping[str, Float[np.ndarray, "slice h w t"]]
+"""Row to the synthetic targets of all slices of a subject, in [0, 1]."""
+Item, Made = TypeVar("Item"), TypeVar("Made")
 
 
 def evaluate_run(
@@ -64,16 +47,19 @@ def evaluate_run(
     """Scores the config's systems on unseen patients; prints the tables.
 
     Args:
-      config: its sections `evaluate` and `sampler` (the checkpoints' own may differ).
+      config: its sections `evaluate` and `sampler` (the checkpoints' own may differ). Of the rows
+        of `evaluate.systems` and the non-learned ones, only `evaluate.rows` are computed and
+        scored, such as ("copy", "cunet", "cunet/mean_of_8"); () stands for all.
       workdir: holds the systems' folders; records go to `<workdir>/evaluation/<name>`.
       dataset: prepared patients.
       name: of the records' folder; the part of the split by default.
 
     Returns:
-      One record a subject.
+      One record a subject, with the rows asked for and those that were there before.
 
     Raises:
-      UserError: a system is missing or was trained on another split, or there is no patient.
+      UserError: a system is missing or was trained on another split, there is no such row, or there
+        is no patient.
     """
     settings = config.evaluate
     part = getattr(dataset, settings.part, None)
@@ -82,9 +68,12 @@ def evaluate_run(
     evaluation = _Evaluation(config, workdir, dataset)
     folder = workdir / "evaluation" / (name or settings.part)
     folder.mkdir(parents=True, exist_ok=True)
-    others = {s.subject_id: _another(s, part) for s in part}
-    for subject in track(parallel.own_share(part), "evaluating", console=console):
-        evaluation.record(subject, others[subject.subject_id], folder)
+    share = track(parallel.own_share(part), "evaluating", console=console)
+    _one_ahead(
+        share,
+        lambda subject: evaluation.compute(subject, _another(subject, part), folder),
+        evaluation.score,
+    )
     parallel.wait_for_all("records")
     records = [json.loads((folder / f"{s.subject_id}.json").read_text()) for s in part]
     if parallel.is_first():
@@ -93,6 +82,24 @@ def evaluate_run(
         if name is None and settings.part == "test":
             evaluation.save_cards(records, workdir)
     return records
+
+
+def _one_ahead(
+    items: Iterable[Item], make: Callable[[Item], Made], use: Callable[[Made], None]
+) -> None:
+    """Uses what is made of each item, in a thread, while that of the next one is made.
+
+    Nothing is made further ahead. An error of either ends it, after what is being used.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        used: Future[None] | None = None
+        for item in items:
+            made = make(item)
+            if used:
+                used.result()
+            used = thread.submit(use, made)
+        if used:
+            used.result()
 
 
 def _another(subject: PreparedSubject, part: Sequence[PreparedSubject]) -> PreparedSubject:
@@ -120,23 +127,32 @@ def _load(
     return system
 
 
+class _Pending(NamedTuple):
+    """A subject between its images and its scores: the record so far, and what it lacks."""
+
+    subject: PreparedSubject
+    path: pathlib.Path
+    record: Record
+    images: Images
+
+
 class _Evaluation:
     """Systems loaded and compiled once, applied to one subject after another."""
 
     def __init__(self, config: ConfigDict, workdir: pathlib.Path, dataset: Dataset):
         self._config, self._dataset = config, dataset
-        self._systems = {
-            stage: _load(stage, config, workdir, dataset) for stage in config.evaluate.systems
-        }
-        self._compiled = {
-            stage: system.compile(rows_of(stage, system.method, self._num_samples(stage)))
-            for stage, system in self._systems.items()
-        }
-        self._untrained: Untrained = fit_untrained(dataset.train, dataset.copies)
+        systems = {s: _load(s, config, workdir, dataset) for s in config.evaluate.systems}
+        rows = [*NON_LEARNED]
+        for name, system in systems.items():
+            rows += rows_of(name, system.method, num_samples(config, name))
+        self._rows = chosen_rows(config.evaluate.get("rows", ()), rows)
+        used = {system_of(row) for row in self._rows}
+        self._systems = {name: system for name, system in systems.items() if name in used}
+        self._compiled: dict[tuple[str, ...], inference.Compute] = {}
 
-    def _num_samples(self, stage: str) -> int:
-        """Samples for the mean's row; a system whose samples are dear has a number of its own."""
-        return self._config[stage].get("num_samples", self._config.evaluate.num_samples)
+    @functools.cached_property
+    def _untrained(self) -> Untrained:
+        return fit_untrained(self._dataset.train, self._dataset.copies)
 
     def _identity(self, subject: PreparedSubject) -> dict[str, Any]:
         """What all rows of a record have in common."""
@@ -155,29 +171,29 @@ class _Evaluation:
             "size": self._config.data.size,
         }
 
-    def record(
+    def compute(
         self, subject: PreparedSubject, other: PreparedSubject, folder: pathlib.Path
-    ) -> Record:
-        """The subject's record: what is up to date is read back, the rest computed and written."""
+    ) -> _Pending:
+        """The subject's record as far as it is up to date, and images of the rows it lacks."""
         path = folder / f"{subject.subject_id}.json"
         identity = self._identity(subject)
         known = json.loads(path.read_text()) if path.exists() else {}
         if {name: known.get(name) for name in identity} != identity:
             known = {}
         done = known.get("checkpoint", {})
-        wanted = {stage: system.fingerprint for stage, system in self._systems.items()}
-        missing = [stage for stage in wanted if done.get(stage) != wanted[stage]]
-        if known and not missing:
-            return known
-        kept = {
-            name: scores
-            for name, scores in known.get("rows", {}).items()
-            if name.split("/")[0] not in missing
-        }
-        scores = kept | self._scores(subject, self._rows(subject, other, missing, bool(known)))
-        record = json_ready(identity | {"checkpoint": done | wanted, "rows": scores})
-        write_json(path, record)
-        return record
+        wanted = {name: system.fingerprint for name, system in self._systems.items()}
+        changed = {name for name in wanted if done.get(name) != wanted[name]}
+        kept = {r: s for r, s in known.get("rows", {}).items() if system_of(r) not in changed}
+        lacking = [row for row in self._rows if row not in kept]
+        record = identity | {"checkpoint": done | wanted, "rows": kept}
+        return _Pending(subject, path, record, self._images(subject, other, lacking))
+
+    def score(self, pending: _Pending) -> None:
+        """Scores the images and writes the record, if it lacked anything."""
+        if pending.images:
+            scores = self._scores(pending.subject, pending.images)
+            rows = pending.record["rows"] | scores
+            write_json(pending.path, json_ready({**pending.record, "rows": rows}))
 
     def save_cards(self, records: Sequence[Record], workdir: pathlib.Path) -> None:
         """Writes the numbers into the card of each system, unless it was sampled in another way."""
@@ -195,58 +211,69 @@ class _Evaluation:
             )
             save_card(workdir / stage, text)
 
-    def _rows(
-        self,
-        subject: PreparedSubject,
-        other: PreparedSubject,
-        stages: Sequence[str],
-        trained_only: bool,
-    ) -> Rows:
-        """Predictions of these systems, with the untrained rows unless `trained_only`."""
+    def _images(
+        self, subject: PreparedSubject, other: PreparedSubject, rows: Sequence[str]
+    ) -> Images:
+        """Predictions of these rows."""
+        if not rows:
+            return {}
         num_sources = len(subject.sources)
         slices = np.asarray(subject.slices)
+        sources, targets = slices[..., :num_sources], slices[..., num_sources:]
+        found: dict[str, np.ndarray] = {}
+        if not UNTRAINED.keys().isdisjoint(rows):
+            found |= self._untrained.rows(sources.astype(np.float32) / FULL_SCALE)
+        if CEILING in rows:
+            found[CEILING] = targets.astype(np.float32) / FULL_SCALE
         matched = np.linspace(0, len(other.slice_indices) - 1, len(slices)).round().astype(int)
         stored = {
-            "source": slices[..., :num_sources],
-            "target": slices[..., num_sources:],
+            "source": sources,
+            "target": targets,
             "other": other.slices[matched][..., :num_sources],
         }
-        unit = slices.astype(np.float32) / FULL_SCALE
-        rows = {}
-        if not trained_only:
-            rows = dict(self._untrained.rows(unit[..., :num_sources]))
-            rows["resampled_truth"] = unit[..., num_sources:]
         key = inference.subject_key(self._config.seed, subject.subject_id)
-        for stage in stages:
-            rows |= self._systems[stage].volumes(self._compiled[stage], stored, key)
-        return rows
+        for name, system in self._systems.items():
+            if own := tuple(row for row in rows if system_of(row) == name):
+                found |= system.volumes(self._compile(name, own), stored, key)
+        return {row: found[row] for row in rows}
 
-    def _scores(self, subject: PreparedSubject, rows: Rows) -> dict[str, Any]:
+    def _compile(self, name: str, rows: tuple[str, ...]) -> inference.Compute:
+        """A system's function for these rows, the same one for every subject that lacks them."""
+        if rows not in self._compiled:
+            system, samples = self._systems[name], num_samples(self._config, name)
+            images = images_of(name, system.method, samples, rows)
+            self._compiled[rows] = system.compile(images)
+        return self._compiled[rows]
+
+    def _scores(self, subject: PreparedSubject, images: Images) -> dict[str, Any]:
         """Row -> convention -> target -> metrics."""
+        conventions, targets = self._config.evaluate.conventions, subject.targets
         truth = np.asarray(subject.slices)[..., len(subject.sources) :].astype(np.float32)
-        native = _Native(subject, self._dataset.subjects[subject.subject_id])
+        truth /= FULL_SCALE
+        native = None
+        if any(get_convention(name).space == "native" for name in conventions):
+            native = _Native(subject, self._dataset.subjects[subject.subject_id])
 
         def score(name: str, row: str, t: int) -> Mapping[str, Any]:
             """One row under one convention, for one target."""
             convention, target = get_convention(name), subject.targets[t]
-            predicted = rows[row][..., t]
-            if convention.space == "native":
+            predicted = images[row][..., t]
+            if native and convention.space == "native":
                 return convention.score(native.case(target, predicted))
             return convention.score(
                 Case(
                     subject=subject.subject_id,
                     modality=target,
                     prediction=predicted,
-                    truth=truth[..., t] / FULL_SCALE,
+                    truth=truth[..., t],
                 )
             )
 
-        conventions, targets = self._config.evaluate.conventions, subject.targets
-        tasks = list(itertools.product(conventions, rows, range(len(targets))))
+        tasks = list(itertools.product(conventions, images, range(len(targets))))
         # NumPy and SciPy let go of the interpreter while they work.
         with ThreadPoolExecutor() as pool:
             found = list(pool.map(score, *zip(*tasks, strict=True)))
-        scores: dict[str, Any] = {row: {name: {} for name in conventions} for row in rows}
+        scores: dict[str, Any] = {row: {name: {} for name in conventions} for row in images}
         for (name, row, t), values in zip(tasks, found, strict=True):
             scores[row][name][targets[t]] = values
         return scores

@@ -60,6 +60,10 @@ class System:
 
         return run
 
+    def put(self, stored: Mapping[str, Slices], keys: Key[Array, "slice"]) -> tuple[Any, Any]:
+        """A batch and its slices' keys, shared out over this process's devices."""
+        return jax.device_put((stored, keys), parallel.sharded(parallel.local_mesh()))
+
     def volumes(
         self, compiled: Compute, stored: Mapping[str, Slices], key: Key[Array, ""]
     ) -> dict[str, Float[np.ndarray, "slice h w t"]]:
@@ -73,11 +77,10 @@ class System:
         Returns:
           Named outputs for every slice.
         """
-        sharding = parallel.sharded(parallel.local_mesh())
         parts = []
         for number, (batch, valid) in enumerate(padded_batches(stored, self.batch_size)):
             keys = slice_keys(key, number * self.batch_size, self.batch_size)
-            outputs = compiled(self.model, *jax.device_put((batch, keys), sharding))
+            outputs = compiled(self.model, *self.put(batch, keys))
             parts.append({name: np.asarray(image)[:valid] for name, image in outputs.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

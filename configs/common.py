@@ -106,6 +106,7 @@ def base(stage: str) -> ConfigDict:
             "evaluate": {
                 "part": "test",
                 "systems": _translators(stage),
+                "rows": (),  # to score, such as ("cunet", "cunet/mean_of_8"); (): all
                 "reference": "cunet" if stage == "all" else "m1",  # row to test the others against
                 "conventions": ("paper", "volume"),
                 "num_samples": 8,

@@ -25,6 +25,7 @@ from cdm_jax.data.prepare import FULL_SCALE, PreparedSubject
 from cdm_jax.data.resample import to_frame
 from cdm_jax.methods import base
 from cdm_jax.metrics.regions import ENHANCING_TUMOUR
+from cdm_jax.rows import num_samples
 from experiments.records import RESULTS
 from experiments.study import COLOURS, PAGE_WIDTH, Study, main
 from experiments.table1 import HEADLINES, ROWS, SYSTEMS
@@ -37,7 +38,7 @@ ZOOM_MARGIN = 4  # pixels around the tumour
 
 def measure(study: Study) -> None:
     """Paints the slices with every trained system; writes the record, a compressed .npz."""
-    study.run(SYSTEMS)
+    study.run(SYSTEMS, ROWS)
     dataset = study.data()
     shown = patients_to_show(dataset)
     slices = np.stack([np.asarray(s.slices[place]) for s, place, _ in shown])
@@ -93,8 +94,7 @@ def painted(study: Study, stage: str, sources: np.ndarray) -> Float[np.ndarray, 
     config = study.config("cdm")
     system = inference.load_system(study.workdir / stage, len(sources), config.sampler)
     method = system.method
-    number = config[stage].get("num_samples", config.evaluate.num_samples)
-    samples = number if method.stochastic else 1
+    samples = num_samples(config, stage) if method.stochastic else 1
 
     def mean(model: base.Model, batch: base.Batch, key: Array) -> inference.Outputs:
         drawn = base.to_unit_range(method.translate(model, batch["source"], key, samples))

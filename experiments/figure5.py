@@ -31,7 +31,7 @@ BUBBLE = 25  # points squared for the smallest bubble; each dB more adds as much
 
 def measure(study: Study) -> None:
     """Times CDM and Diffusion for every N, and counts parameters."""
-    study.run(SYSTEMS)
+    study.run(SYSTEMS, ROWS)
     sweep(study, tuple(SWEPT), study.command("figure5"))
     config = study.config("all")
     counts = {}

@@ -93,7 +93,7 @@ ROWS = {
 
 def measure(study: Study) -> None:
     """Trains CDM and its variants where they are missing, and writes their record."""
-    study.run(["cdm"])
+    study.run(["cdm"], ("m1", *ROWS))
     usual = [main_values(record) for record in load_records(study.workdir)]
     records = chosen(usual, {"m1": REFERENCE} | _names(HERE))
     explained = {HERE: _explained(study)}
@@ -110,7 +110,7 @@ def measure(study: Study) -> None:
             "split_file": study.workdir / "split.json",
         }
         arguments = [
-            *own.arguments("cdm"),
+            *own.arguments("cdm", ROWS),
             *(f"--config.data.{name}={place}" for name, place in shared.items()),
             *(f"--config.{value}" for value in variant.values),
             "--config.pipeline=('mrm', 'mdn', 'cunet')",

@@ -12,7 +12,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib
@@ -25,6 +25,7 @@ from cdm_jax.data.dataset import Dataset, load_dataset
 from cdm_jax.errors import UserError
 from cdm_jax.metrics.aggregate import Record
 from cdm_jax.report.tables import ResultsTable, to_csv, to_latex, to_markdown
+from cdm_jax.rows import NON_LEARNED, system_of
 from cdm_jax.writer import console
 from configs import baselines
 from configs.common import CUNETS, SYSTEMS
@@ -68,8 +69,13 @@ class Study:
         """The prepared patients."""
         return load_dataset(self.config("cdm"), self.workdir)
 
-    def arguments(self, system: str) -> list[str]:
-        """The command line that trains a system and scores it."""
+    def arguments(self, system: str, rows: Collection[str] = ()) -> list[str]:
+        """The command line that trains a system and scores it.
+
+        Args:
+          system: of the config.
+          rows: of the evaluation, also those of other systems; all of this one where empty.
+        """
         stage = f"{system},small={str(self.small).lower()}"
         arguments = ["train", f"--config=configs/{self.dataset}.py:{stage}"]
         arguments += [f"--workdir={self.workdir}"]
@@ -78,14 +84,17 @@ class Study:
         if self.small:
             lengths = [f"--config.{s}.train.num_steps={SMALL_STEPS}" for s in SMALL_STAGES]
             arguments += lengths
+        scored = (*NON_LEARNED, *self.config(system).evaluate.systems)
+        if own := tuple(row for row in rows if system_of(row) in scored):
+            arguments.append(f"--config.evaluate.rows={own}")
         return arguments
 
     def command(self, name: str) -> str:
         """The command that reproduces a record."""
         return f"python -m experiments.{name} --dataset={self.dataset}{' --small' * self.small}"
 
-    def run(self, systems: Sequence[str]) -> None:
-        """Trains and evaluates what is missing of these systems, saying how long it may take."""
+    def run(self, systems: Sequence[str], rows: Collection[str]) -> None:
+        """Trains these systems and scores these rows where missing, saying how long it may take."""
         start, missing = time.perf_counter(), [s for s in systems if not self._is_trained(s)]
         for system in systems:
             told = f"{self.dataset}: {system} ({systems.index(system) + 1} of {len(systems)})"
@@ -94,19 +103,21 @@ class Study:
                 left = spent / missing.index(system) * (len(missing) - missing.index(system))
                 told += f", {spent:.0f} min spent, about {left:.0f} left"
             console.rule(told)
-            if command_line.main(["cdm_jax.main", *self.arguments(system)]):
+            if command_line.main(["cdm_jax.main", *self.arguments(system, rows)]):
                 raise SystemExit(1)
 
-    def measure(self, record: str, name: str, systems: Sequence[str], rows: Iterable[str]) -> None:
+    def measure(
+        self, record: str, name: str, systems: Sequence[str], rows: Collection[str]
+    ) -> None:
         """Trains and evaluates systems where they are missing, and writes these rows' record.
 
         Args:
           record: its name below the data set's, such as "systems".
           name: of the experiment whose command reproduces it.
           systems: to run.
-          rows: of the evaluation's records, to keep.
+          rows: of the evaluation: no others are scored for this record, or kept in it.
         """
-        self.run(systems)
+        self.run(systems, rows)
         found = [main_values(record) for record in load_records(self.workdir)]
         content = {
             "command": self.command(name),

@@ -17,6 +17,7 @@ from cdm_jax import inference
 from cdm_jax.data.pipeline import SliceSource
 from cdm_jax.evaluate import evaluate_run
 from cdm_jax.metrics.aggregate import Record
+from cdm_jax.rows import num_samples, sample_rows
 from cdm_jax.writer import console
 from experiments.records import load_results, main_values, save_results
 from experiments.study import Study, chosen
@@ -40,12 +41,14 @@ def sweep(study: Study, stages: tuple[str, ...], command: str) -> None:
             config = study.config("cdm")
             usual = config.sampler.num_steps == steps  # whose records are there already
             config.sampler.num_steps = steps
-            config.evaluate.systems = (stage,)
+            rows = sample_rows(stage, num_samples(config, stage))
+            config.evaluate.rows = (*BESIDE, *rows) if usual else rows
+            config.evaluate.systems = (stage, "m1") if usual else (stage,)
             folder = None if usual else f"{stage}_{steps}_steps"
             found = [main_values(r) for r in evaluate_run(config, study.workdir, dataset, folder)]
             if usual:
                 content["beside"] = chosen(found, {row: row for row in BESIDE})
-            records = [own_rows(record, stage) for record in found]
+            records = chosen(found, {row: row for row in rows})
             row = known.get(str(steps))
             if row is None or identity(row["records"], stage) != identity(records, stage):
                 row = {"seconds_a_slice": seconds_a_slice(study, stage, steps)}
@@ -71,16 +74,6 @@ def identity(records: Sequence[Record], stage: str) -> list[tuple[str, str]]:
     return [(record["checkpoint"][stage], record["config"]) for record in records]
 
 
-def own_rows(record: Any, stage: str) -> Any:
-    """A record with the system's one sample and mean alone."""
-    rows = {
-        row: scores
-        for row, scores in record["rows"].items()
-        if row == stage or row.startswith(f"{stage}/mean_of_")
-    }
-    return {**record, "rows": rows}
-
-
 def seconds_a_slice(study: Study, stage: str, steps: int) -> float:
     """Median time of one sample of a slice, in a full batch on all devices of this process."""
     config = study.config("cdm")
@@ -91,13 +84,14 @@ def seconds_a_slice(study: Study, stage: str, steps: int) -> float:
     compiled = system.compile(
         lambda model, batch, key: {"t": system.method.translate(model, batch["source"], key, 1)[0]}
     )
-    source = SliceSource(study.data().test)
-    slices = np.stack([source[n]["source"] for n in range(system.batch_size)])
-    stored, key = {"source": jax.device_put(slices)}, jax.random.key(0)
-    jax.block_until_ready(compiled(system.model, stored, key))
+    source, number = SliceSource(study.data().test), system.batch_size
+    slices = np.stack([source[n]["source"] for n in range(number)])
+    keys = inference.slice_keys(jax.random.key(0), 0, number)
+    batch = system.put({"source": slices}, keys)
+    jax.block_until_ready(compiled(system.model, *batch))
     times = []
     for _ in range(REPEATS):
         start = time.perf_counter()
-        jax.block_until_ready(compiled(system.model, stored, key))
+        jax.block_until_ready(compiled(system.model, *batch))
         times.append(time.perf_counter() - start)
-    return statistics.median(times) / system.batch_size
+    return statistics.median(times) / number

@@ -20,7 +20,7 @@ CONVENTIONS = ("paper", "volume")
 
 def measure(study: Study) -> None:
     """Trains CDM where it is missing and measures it for every N."""
-    study.run(["cdm"])
+    study.run(["cdm"], ROWS)
     sweep(study, ("cunet",), study.command("table4"))
 
 

@@ -25,6 +25,7 @@ from cdm_jax.evaluate import usable_segmentation
 from cdm_jax.metrics.aggregate import Comparison, Record, Summary, compare, per_patient, summarise
 from cdm_jax.metrics.conformal import coverage_by_region, risk_coverage
 from cdm_jax.metrics.regions import region_masks
+from cdm_jax.report.rows import MEAN_OF
 from cdm_jax.uncertainty import (
     FLOOR,
     PREMISE,
@@ -65,7 +66,7 @@ def measure(study: Study) -> None:
     """Calibrates, draws samples of every test patient, writes the record."""
     folder = study.workdir / STAGE
     if not checkpoint.finished(folder):
-        study.run(("cdm",))
+        study.run(("cdm",), (f"{STAGE}/{MEAN_OF}{SAMPLES}",))
     dataset = study.data()
     sampler = Sampler(load_stochastic(folder, SAMPLES), SAMPLES)
     floors = dict.fromkeys(floor for _, floor in ROWS.values())

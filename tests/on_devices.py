@@ -2,6 +2,7 @@
 
   python -m tests.on_devices modes STAGE...   three steps in each mode: losses, collectives, memory
   python -m tests.on_devices restore FOLDER... hashes of stages' newest states on several meshes
+  python -m tests.on_devices timed WORKDIR     what a device computes while C-UNet is timed
 
 Prints one line of JSON.
 """
@@ -20,9 +21,9 @@ from clu.metrics import Average
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cdm_jax import checkpoint, parallel, train
+from cdm_jax import checkpoint, inference, parallel, train
 from cdm_jax.methods import base
-from experiments import scaling
+from experiments import scaling, study, sweep
 from experiments.networks import create, example
 from tests.helpers import smoke_config
 
@@ -132,6 +133,40 @@ def restore(folders: list[str]) -> dict:
     return report
 
 
+def timed(workdirs: list[str]) -> dict:
+    """The program that `experiments.sweep` times: its share of the slices and of the operations."""
+    (workdir,) = map(pathlib.Path, workdirs)
+    seen = []
+    original = inference.System.compile
+
+    def compile(system: inference.System, compute: inference.Compute) -> inference.Compute:
+        """Keeps what the compiled function is called with."""
+        program = original(system, compute)
+        return lambda *arguments: seen.append((program, arguments)) or program(*arguments)
+
+    class Smoke(study.Study):
+        """The smallest networks, as the run in the workdir has them."""
+
+        def config(self, system: str) -> ConfigDict:
+            return smoke_config(system)
+
+    inference.System.compile = compile  # type: ignore[method-assign]
+    sweep.seconds_a_slice(
+        Smoke(dataset="phantom", small=True, root="", workdir=workdir), "cunet", 2
+    )
+    program, arguments = seen[-1]
+    alone = jax.device_put(jax.device_get(arguments[:2]), jax.devices()[0])
+    key = jax.device_put(arguments[2], jax.devices()[0])
+    (slices,) = [shape.sharding.shard_shape(shape.shape) for shape in jax.tree.leaves(arguments[1])]
+    return {
+        "devices": jax.device_count(),
+        "slices": slices[0],
+        "keys": list(arguments[2].sharding.shard_shape(arguments[2].shape)),
+        "flops": scaling.flops_of(program.lower(*arguments).compile()),
+        "flops alone": scaling.flops_of(program.lower(*alone, key).compile()),
+    }
+
+
 class _Position:
     """Stands for an iterator: keeps the position that it is set to."""
 
@@ -148,4 +183,4 @@ if __name__ == "__main__":
     if arguments and ":" in arguments[0]:  # host:port, number and place of this process
         address, number, place, *arguments = arguments
         parallel.start(address, int(number), int(place))
-    print(json.dumps({"modes": modes, "restore": restore}[command](arguments)))
+    print(json.dumps({"modes": modes, "restore": restore, "timed": timed}[command](arguments)))

@@ -1,13 +1,18 @@
 """Records of a run: complete, reproducible, refused where they would deceive."""
 
+import itertools
 import json
+import threading
 
+import jax
 import numpy as np
 import pytest
 
-from cdm_jax import evaluate
+from cdm_jax import draws, evaluate, inference
 from cdm_jax.data.dataset import load_dataset
 from cdm_jax.errors import UserError
+from cdm_jax.methods.cdm.cunet import CrossConditioned
+from cdm_jax.rows import NON_LEARNED, rows_of
 from tests import helpers
 from tests.helpers import STAGES, compilations, copy_run, smoke_config
 
@@ -20,6 +25,47 @@ def evaluated(finished_run, tmp_path_factory):
     config = smoke_config("cdm")
     dataset = load_dataset(config, workdir)
     return workdir, dataset, evaluate.evaluate_run(config, workdir, dataset)
+
+
+def never(*_):
+    raise AssertionError("computed or read though nobody asked")
+
+
+def plain(tree):
+    return json.loads(json.dumps(tree))
+
+
+def approximately(scores):
+    """Two programs for the same image may differ in the last digits."""
+    return {
+        name: None if value is None else pytest.approx(value, rel=1e-3, abs=1e-6)
+        for name, value in scores.items()
+    }
+
+
+def assert_alike(rows, others):
+    for row, conventions in rows.items():
+        for convention, targets in conventions.items():
+            for target, scores in targets.items():
+                expected = dict(others[row][convention][target])
+                scores = dict(scores)
+                regions, wanted = scores.pop("regions", {}), expected.pop("regions", {})
+                assert scores == approximately(expected), (row, convention, target)
+                assert regions == {name: approximately(s) for name, s in wanted.items()}
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The rows whose images are computed, a list a subject."""
+    found = []
+    original = evaluate._Evaluation._images
+
+    def watched(self, subject, other, rows):
+        found.append(list(rows))
+        return original(self, subject, other, rows)
+
+    monkeypatch.setattr(evaluate._Evaluation, "_images", watched)
+    return found
 
 
 def test_each_test_patient_has_a_record_with_every_row(evaluated):
@@ -49,10 +95,9 @@ def test_the_truth_scores_the_cap_and_the_copy_is_the_copy(evaluated):
 def test_a_second_evaluation_reads_the_records_back(evaluated, monkeypatch):
     workdir, dataset, records = evaluated
 
-    def never(*_):
-        raise AssertionError("computed again")
-
-    monkeypatch.setattr(evaluate._Evaluation, "_rows", never)
+    monkeypatch.setattr(inference.System, "volumes", never)
+    monkeypatch.setattr(evaluate, "fit_untrained", never)
+    monkeypatch.setattr(evaluate, "read_volume", never)
     assert evaluate.evaluate_run(smoke_config("cdm"), workdir, dataset) == json.loads(
         json.dumps(records)
     )
@@ -66,38 +111,198 @@ def test_a_system_is_compiled_once_for_patients_of_different_numbers_of_slices(e
     assert sum("jit(run)" in message for message in compiled) == 2, compiled  # cunet and m1
 
 
-def test_other_settings_make_new_records(evaluated, monkeypatch):
+def test_other_settings_make_new_records(evaluated, asked):
     workdir, dataset, _ = evaluated
-    asked = []
-    original = evaluate._Evaluation._rows
-    monkeypatch.setattr(evaluate._Evaluation, "_rows", lambda *a: asked.append(a) or original(*a))
     config = smoke_config("cdm")
     config.evaluate.systems = ("m1",)
     config.evaluate.part = "validation"
     assert evaluate.evaluate_run(config, workdir, dataset)
-    assert len(asked) == len(dataset.validation)
+    assert asked == [[*NON_LEARNED, "m1"]] * len(dataset.validation)
 
 
-def test_a_system_evaluated_later_joins_the_records_of_the_others(evaluated, tmp_path, monkeypatch):
+def test_a_system_evaluated_later_joins_the_records_of_the_others(evaluated, tmp_path, asked):
     workdir, dataset, records = evaluated
     later = copy_run(workdir, tmp_path / "run", STAGES)
     config = smoke_config("m1")
     assert config.evaluate.systems == ("m1",)
     first = evaluate.evaluate_run(config, later, dataset)
     assert all("cunet" not in record["rows"] for record in first)
-    asked = []
-    original = evaluate._Evaluation._rows
-
-    def watched(self, subject, other, stages, trained_only):
-        asked.append((stages, trained_only))
-        return original(self, subject, other, stages, trained_only)
-
-    monkeypatch.setattr(evaluate._Evaluation, "_rows", watched)
+    asked.clear()
     joined = evaluate.evaluate_run(smoke_config("cdm"), later, dataset)
-    assert asked == [(["cunet"], True)] * len(dataset.test)
+    of_cunet = ["cunet", *(f"cunet/{name}" for name in AUDITS)]
+    assert asked == [of_cunet] * len(dataset.test)
     for ours, whole in zip(joined, records, strict=True):
-        assert json.loads(json.dumps(ours["rows"])) == json.loads(json.dumps(whole["rows"]))
+        assert plain(ours["rows"]) == plain(whole["rows"])
         assert ours["checkpoint"] == whole["checkpoint"]
+
+
+def test_only_the_rows_asked_for_are_computed(evaluated, monkeypatch, caplog):
+    """Neither the other network nor an audit is compiled, nothing is fitted."""
+    workdir, dataset, records = evaluated
+    config = smoke_config("cdm")
+    config.evaluate.rows = ("cunet", "cunet/mean_of_2")
+    monkeypatch.setattr(evaluate, "fit_untrained", never)
+    monkeypatch.setattr(CrossConditioned, "audits", lambda *_: dict.fromkeys(AUDITS[1:], never))
+    with compilations(caplog) as compiled:
+        found = evaluate.evaluate_run(config, workdir, dataset, "two rows")
+    assert sum("jit(run)" in message for message in compiled) == 1, compiled
+    for record, whole in zip(found, records, strict=True):
+        assert record["rows"].keys() == {"cunet", "cunet/mean_of_2"}
+        assert record["checkpoint"] == {"cunet": whole["checkpoint"]["cunet"]}
+        assert_alike(record["rows"], whole["rows"])
+
+
+def test_one_sample_alone_is_the_first_of_several(evaluated, monkeypatch):
+    workdir, dataset, records = evaluated
+    config = smoke_config("cdm")
+    config.evaluate.rows = ("cunet",)
+    drawn, original = [], CrossConditioned.translate
+
+    def watched(self, model, sources, key, num_samples):
+        drawn.append(num_samples)
+        return original(self, model, sources, key, num_samples)
+
+    monkeypatch.setattr(CrossConditioned, "translate", watched)
+    for record, whole in zip(
+        evaluate.evaluate_run(config, workdir, dataset, "one row"), records, strict=True
+    ):
+        assert record["rows"].keys() == {"cunet"}
+        assert_alike(record["rows"], whole["rows"])
+    assert drawn == [1]
+
+
+@pytest.mark.parametrize("key", [jax.random.key(3), jax.random.split(jax.random.key(3), 4)])
+def test_the_keys_of_samples_do_not_depend_on_their_number(key):
+    one, many = (jax.random.key_data(draws.split(key, number)) for number in (1, 8))
+    assert np.array_equal(one, many[:1])
+
+
+def test_a_wider_evaluation_computes_what_the_narrow_one_left_out(evaluated, tmp_path, asked):
+    workdir, dataset, records = evaluated
+    later = copy_run(workdir, tmp_path / "run", STAGES)
+    config, narrow = smoke_config("cdm"), ("copy", "m1", "cunet", "cunet/null")
+    config.evaluate.rows = narrow
+    for record in evaluate.evaluate_run(config, later, dataset):
+        assert record["rows"].keys() == set(narrow)
+    asked.clear()
+    whole = evaluate.evaluate_run(smoke_config("cdm"), later, dataset)
+    assert asked == [[row for row in records[0]["rows"] if row not in narrow]] * len(dataset.test)
+    for record, expected in zip(whole, records, strict=True):
+        assert record["rows"].keys() == expected["rows"].keys()
+        assert_alike(record["rows"], expected["rows"])
+        assert record["checkpoint"] == expected["checkpoint"]
+    asked.clear()
+    assert plain(evaluate.evaluate_run(config, later, dataset)) == plain(whole)
+    assert not any(asked)
+
+
+def test_no_row_of_another_checkpoint_stays_beside_a_new_one(evaluated, tmp_path, asked):
+    workdir, dataset, records = evaluated
+    later = copy_run(workdir, tmp_path / "run", STAGES)
+    folder = later / "evaluation" / "test"
+    folder.mkdir(parents=True)
+    for record in records:
+        old = {**record, "checkpoint": record["checkpoint"] | {"cunet": "another"}}
+        (folder / f"{record['subject']}.json").write_text(json.dumps(old))
+    config = smoke_config("cdm")
+    config.evaluate.rows = ("cunet", "m1")
+    found = evaluate.evaluate_run(config, later, dataset)
+    assert asked == [["cunet"]] * len(dataset.test)
+    for record, whole in zip(found, records, strict=True):
+        assert record["checkpoint"] == whole["checkpoint"]
+        assert record["rows"].keys() == {*NON_LEARNED, "m1", "cunet"}
+
+
+def test_an_unknown_row_is_refused_with_those_that_there_are(evaluated):
+    workdir, dataset, _ = evaluated
+    config = smoke_config("cdm")
+    config.evaluate.rows = ("cunet", "cunet/mean_of_8")
+    with pytest.raises(UserError, match=r"cunet/mean_of_8: .* cunet, cunet/mean_of_2, .* m1;"):
+        evaluate.evaluate_run(config, workdir, dataset)
+
+
+def test_a_config_of_a_former_version_evaluates_all_rows(evaluated, asked):
+    workdir, dataset, records = evaluated
+    config = smoke_config("cdm")
+    del config.evaluate.rows
+    assert plain(evaluate.evaluate_run(config, workdir, dataset)) == plain(records)
+
+
+def test_the_mean_of_one_sample_is_no_row_of_its_own(finished_run):
+    method = inference.load_system(finished_run / "cunet", 2).method
+    assert rows_of("cunet", method, 1)[:2] == ("cunet", "cunet/mean_representation")
+    assert rows_of("cunet", method, 3)[:2] == ("cunet", "cunet/mean_of_3")
+
+
+def test_slices_are_scored_without_reading_volumes(evaluated, monkeypatch):
+    workdir, dataset, records = evaluated
+    config = smoke_config("cdm")
+    config.evaluate.update({"rows": ("copy",), "conventions": ("paper",)})
+    monkeypatch.setattr(evaluate, "read_volume", never)
+    for record, whole in zip(
+        evaluate.evaluate_run(config, workdir, dataset, "slices"), records, strict=True
+    ):
+        assert record["rows"]["copy"] == {"paper": whole["rows"]["copy"]["paper"]}
+
+
+def test_a_subject_is_scored_while_the_next_one_is_computed(evaluated, monkeypatch):
+    workdir, dataset, records = evaluated
+    assert len(dataset.test) > 1
+    config = smoke_config("cdm")
+    config.evaluate.rows = ("copy",)
+    begun = {subject.subject_id: threading.Event() for subject in dataset.test}
+    following = dict(itertools.pairwise(begun))
+    images, scores = evaluate._Evaluation._images, evaluate._Evaluation._scores
+
+    def computed(self, subject, other, rows):
+        begun[subject.subject_id].set()
+        return images(self, subject, other, rows)
+
+    def scored(self, subject, found):
+        name = following.get(subject.subject_id, subject.subject_id)
+        assert begun[name].wait(timeout=20), f"{name} waits for {subject.subject_id}"
+        return scores(self, subject, found)
+
+    monkeypatch.setattr(evaluate._Evaluation, "_images", computed)
+    monkeypatch.setattr(evaluate._Evaluation, "_scores", scored)
+    found = evaluate.evaluate_run(config, workdir, dataset, "ahead")
+    assert [record["subject"] for record in found] == [record["subject"] for record in records]
+    for record, whole in zip(found, records, strict=True):
+        assert record["rows"]["copy"] == whole["rows"]["copy"]
+
+
+def test_no_more_than_one_subject_is_computed_ahead():
+    log = []
+    evaluate._one_ahead(range(4), lambda n: log.append(("made", n)) or n, lambda n: log.append(n))
+    assert [n for n in log if isinstance(n, int)] == [0, 1, 2, 3]
+    for n in range(2, 4):
+        assert log.index(n - 2) < log.index(("made", n))
+
+
+@pytest.mark.parametrize("broken", ["_images", "_scores"])
+def test_an_error_leaves_whole_records_of_the_subjects_before(
+    evaluated, tmp_path, monkeypatch, broken
+):
+    workdir, dataset, records = evaluated
+    config, last = smoke_config("cdm"), dataset.test[-1].subject_id
+    config.evaluate.rows = ("copy",)
+    original = getattr(evaluate._Evaluation, broken)
+
+    def fail(self, subject, *arguments):
+        if subject.subject_id == last:
+            raise OSError("the disk is gone")
+        return original(self, subject, *arguments)
+
+    monkeypatch.setattr(evaluate._Evaluation, broken, fail)
+    with pytest.raises(OSError, match="the disk is gone"):
+        evaluate.evaluate_run(config, workdir, dataset, f"broken {broken}")
+    found = {path.name for path in (workdir / "evaluation" / f"broken {broken}").iterdir()}
+    assert found == {f"{s.subject_id}.json" for s in dataset.test[:-1]}
+    (first,) = dataset.test[:-1]
+    record = json.loads(
+        (workdir / f"evaluation/broken {broken}/{first.subject_id}.json").read_text()
+    )
+    assert record["rows"]["copy"] == records[0]["rows"]["copy"]
 
 
 def test_a_system_of_another_split_is_refused(evaluated, tmp_path):

@@ -1,5 +1,6 @@
 """Tables and figures: what they are drawn from, and what they say."""
 
+import ast
 import csv
 import dataclasses
 import io
@@ -224,6 +225,17 @@ def test_a_study_gives_the_command_line_that_makes_its_config(tmp_path):
     assert not [a for a in full.arguments("cdm") if "num_steps" in a]
 
 
+def test_a_study_scores_of_each_system_the_rows_that_its_table_shows():
+    def scored(system):
+        *_, flag = SMALL.arguments(system, table3.ROWS)
+        return ast.literal_eval(flag.removeprefix("--config.evaluate.rows="))
+
+    assert scored("m2") == ("copy", "brain_mean", "regression", "m2", "m2/mean_of_8")
+    assert scored("m1_1x1") == ("copy", "brain_mean", "regression", "m1_1x1")
+    assert "cunet/oracle" in scored("cdm") and "m2" not in scored("cdm")
+    assert not [a for a in SMALL.arguments("cdm") if "evaluate.rows" in a]
+
+
 def test_an_evaluation_may_sample_with_other_steps_than_training_did(finished_run):
     steps = ConfigDict({"num_steps": 2, "eta": 0.0, "grid": "ends"})
     system = inference.load_system(finished_run / "cunet", 2, steps)
@@ -269,18 +281,15 @@ def test_figures_are_drawn_from_committed_records(module, tmp_path, monkeypatch)
     assert path.stat().st_size > 20_000
 
 
-def test_a_record_of_a_sweep_keeps_the_systems_own_rows():
-    (record, *_) = records({"cunet": 20, "cunet/mean_of_8": 21, "cunet/null": 19, "copy": 10})
-    assert list(sweep.own_rows(record, "cunet")["rows"]) == ["cunet", "cunet/mean_of_8"]
-
-
 @pytest.fixture
 def swept(monkeypatch, tmp_path):
-    """Runs a sweep whose evaluations and times are made up; gives what it timed."""
-    timed, checkpoints = [], {"cunet": "a"}
+    """Runs a sweep whose evaluations and times are made up; gives what it timed and asked for."""
+    timed, checkpoints, asked = [], {"cunet": "a"}, {}
 
     def evaluate(config, workdir, dataset, folder):
+        asked[config.sampler.num_steps] = (config.evaluate.systems, config.evaluate.rows)
         rows = {"copy": 10, "brain_mean": 11, "regression": 12, "m1": 20, "cunet": 21}
+        rows |= {"cunet/null": 19}  # of an evaluation that asked for more
         rows["cunet/mean_of_8"] = 21.5 + config.sampler.num_steps / 10
         made = {"checkpoint": dict(checkpoints), "config": str(config.sampler.num_steps)}
         return [record | made for record in records(rows)]
@@ -294,11 +303,23 @@ def swept(monkeypatch, tmp_path):
     monkeypatch.setattr(sweep, "evaluate_run", evaluate)
     monkeypatch.setattr(sweep, "seconds_a_slice", seconds)
     sweep.sweep(SMALL, ("cunet",), "command")
-    return timed, checkpoints
+    return timed, checkpoints, asked
+
+
+def test_a_sweep_scores_and_keeps_the_systems_own_rows(swept, tmp_path):
+    *_, asked = swept
+    own = ("cunet", "cunet/mean_of_8")
+    usual = asked.pop(30)
+    assert usual == (("cunet", "m1"), (*sweep.BESIDE, *own))  # the rows without N, once
+    assert asked == {steps: (("cunet",), own) for steps in sweep.STEPS if steps != 30}
+    kept = json.loads((tmp_path / "phantom/sampling.json").read_text())
+    for row in kept["systems"]["cunet"].values():
+        assert tuple(row["records"][0]["rows"]) == own
+    assert tuple(kept["beside"][0]["rows"]) == sweep.BESIDE
 
 
 def test_a_sweep_goes_on_from_its_record_while_the_checkpoints_are_the_same(swept, monkeypatch):
-    timed, checkpoints = swept
+    timed, checkpoints, _ = swept
     assert timed == list(sweep.STEPS)
     sweep.sweep(SMALL, ("cunet",), "command")
     assert timed == list(sweep.STEPS)

@@ -10,6 +10,7 @@ import pytest
 from cdm_jax import parallel
 from cdm_jax.errors import UserError
 from experiments import scaling
+from tests.helpers import smoke_config
 from tests.processes import BATCH, Process, child, free_port, report_of
 
 
@@ -139,6 +140,14 @@ def test_only_the_pools_new_images_are_gathered(report):
     for mode in ("jit", "pmap"):
         found = report("cyclegan")[mode]["collectives"]["all-gather"]
         assert found["bytes"] == 2 * BATCH * 32 * 32 * 2 * 4
+
+
+def test_a_timed_batch_is_shared_by_the_devices(finished_run):
+    """A device that computes all of it would make two no faster than one."""
+    found = report_of(child("timed", str(finished_run), devices=2))
+    per_device = smoke_config("cdm").evaluate.batch_size
+    assert (found["devices"], found["slices"], found["keys"]) == (2, per_device, [per_device])
+    assert 0.45 < found["flops"] / found["flops alone"] < 0.55
 
 
 HLO = """
