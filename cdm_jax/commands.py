@@ -1,4 +1,4 @@
-"""What each command does: functions of the flags that `arguments.COMMANDS` lists for it."""
+"""What each command does: functions of the flags that `usage.COMMANDS` lists for it."""
 
 import pathlib
 
@@ -6,6 +6,7 @@ import jax
 from ml_collections import ConfigDict
 
 from cdm_jax import checkpoint, parallel
+from cdm_jax.api import find_system
 from cdm_jax.data import dataset as data
 from cdm_jax.errors import UserError
 from cdm_jax.evaluate import evaluate_run
@@ -52,8 +53,9 @@ def synthesize(
     *, workdir: pathlib.Path, input: pathlib.Path, output: pathlib.Path, samples: int
 ) -> None:
     """Writes the missing modalities of a patient or a cohort."""
-    _cache_compilations(workdir)
-    written = synthesize_folder(input, output, workdir, samples=samples)
+    folder = find_system(workdir)
+    _cache_compilations(folder.parent)
+    written = synthesize_folder(input, output, folder, samples=samples)
     console.print(f"wrote {len(written)} subjects to {output}")
 
 

@@ -21,7 +21,7 @@ def load_config(argument: str, overrides: Sequence[str] = ()) -> ConfigDict:
         the type of the one that it replaces.
 
     Raises:
-      UserError: no such file, a stage that the file does not know, or an override that does not fit.
+      UserError: no such file, a stage that it does not know, or an override that does not fit.
     """
     name, _, stage = argument.partition(":")
     module = _load_file(pathlib.Path(name))

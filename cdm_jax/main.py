@@ -2,7 +2,7 @@
 
   python -m cdm_jax.main --config=configs/brats.py:mdn [--workdir=...] [--config.<key>=<value>]
 
-trains. `cdm-jax --help` lists the commands; `cdm_jax/arguments.py` says what each takes, and
+trains. `cdm-jax --help` lists the commands; `cdm_jax/usage.py` says what each takes, and
 `cdm_jax/commands.py` what it does.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 
 from cdm_jax import arguments
 from cdm_jax.errors import UserError
+from cdm_jax.usage import PROCESSES
 
 NO_ROOM = "give a folder that exists or can be made, may be written to and has space left"
 
@@ -73,7 +74,7 @@ def _run(command: str, options: dict[str, Any], given: Sequence[str]) -> int:
 
     logging.set_verbosity(logging.WARNING)
     flags.FLAGS.mark_as_parsed()  # Grain reads absl's global flags
-    processes = [options.pop(flag.name, flag.default) for flag in arguments.PROCESSES]
+    processes = [options.pop(flag.name, flag.default) for flag in PROCESSES]
     try:
         parallel.start(*processes)
     except UserError as error:
