@@ -247,10 +247,9 @@ def _name(source: PathLike | Image) -> str:
 
 def _open(source: PathLike | Image) -> Image:
     """The image with its header read and checked, its voxels not yet."""
-    image, name = source, _name(source)
-    if not isinstance(image, Image):
-        with _explained(name):
-            image = nib.load(source)
+    name = _name(source)
+    with _explained(name):
+        image = source if isinstance(source, Image) else nib.load(source)
     if not isinstance(image, Image):
         raise UserError(f"{name} is not a NIfTI volume: convert it to .nii.gz")
     if len(image.shape) < 3 or any(extent != 1 for extent in image.shape[3:]):

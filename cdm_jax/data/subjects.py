@@ -97,9 +97,9 @@ def find_subjects(
         root: Folder to search.
         modalities: Names of the modalities wanted, such as ("t1", "t2").
         optional: Names of others, which are taken along where a subject has them.
-        patterns: Modality to pattern, see the module's text; replaces `LAYOUTS`. A pattern under
-            "segmentation" may be left out. The patient is `{patient}` where the pattern has it, else
-            the subject without a BraTS or UPenn-GBM time-point.
+        patterns: Modality to pattern, see the module's text; replaces `LAYOUTS`. Optional
+            modalities and "segmentation" need none. The patient is `{patient}` where the pattern
+            has it, else the subject without a BraTS or UPenn-GBM time-point.
         require_all: Leave out subjects that lack a modality, with a warning in the log, rather
             than keep them with what they have.
 
