@@ -4,7 +4,9 @@
 
   model = cdm_jax.load("runs/brats")
   result = model.synthesize({"t1": "patient/t1.nii.gz", "t2": "patient/t2.nii.gz"}, samples=8)
-  result["t1c"].to_filename("t1c.nii.gz")
+  for modality, image in result.items():
+      image.to_filename(f"{modality}.nii.gz")
+      result.deviation[modality].to_filename(f"{modality}-deviation.nii.gz")
 
 The command `synthesize` calls it and writes what it returns.
 """

@@ -29,7 +29,6 @@ from nibabel.orientations import (
     io_orientation,
     ornt_transform,
 )
-from numpy.typing import ArrayLike
 
 from cdm_jax.errors import UserError
 
@@ -141,7 +140,7 @@ def check_same_grid(paths: Sequence[PathLike | Image]) -> None:
             )
 
 
-def as_image(source: PathLike | Image | tuple[ArrayLike, ArrayLike]) -> PathLike | Image:
+def as_image(source: object) -> PathLike | Image:
     """What the functions here can read, from what a user may have: an array becomes an image.
 
     Args:
