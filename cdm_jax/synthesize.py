@@ -6,19 +6,15 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float
 from rich.progress import track
 
 import cdm_jax
-from cdm_jax import inference, parallel, uncertainty
+from cdm_jax import api, parallel, uncertainty
 from cdm_jax.data.intensity import brain_mask, measure
-from cdm_jax.data.nifti import read_volume, write_like
-from cdm_jax.data.prepare import Prepared, PrepareSettings, prepare_subject
+from cdm_jax.data.nifti import check_same_grid, read_volume, write_like
 from cdm_jax.data.subjects import Subject, find_subjects
 from cdm_jax.errors import UserError
 from cdm_jax.report.overview import Panel, save_overview
-from cdm_jax.uncertainty import Intervals
 from cdm_jax.writer import console, write_json
 
 NOTICE = "Synthetic image made by a neural network for research. Not for clinical use."
@@ -33,16 +29,16 @@ IMAGES = {"mean": "", "deviation": "-deviation", "lower": "-lower", "upper": "-u
 
 
 def synthesize_folder(
-    source: pathlib.Path, output: pathlib.Path, stage_folder: pathlib.Path, *, samples: int
+    source: pathlib.Path, output: pathlib.Path, folder: pathlib.Path, *, samples: int
 ) -> list[pathlib.Path]:
-    """Synthesises every subject found under a folder.
+    """Synthesizes every subject found under a folder.
 
     Args:
       source: a patient's folder or a cohort's.
       output: one folder a subject is made in it.
-      stage_folder: of the trained system, such as `runs/brats/cunet`.
+      folder: of the trained system or its run, as `cdm_jax.load` takes it.
       samples: independent samples; with more than one the mean is written, and their standard
-        deviation beside it. Where the stage's intervals are calibrated for so many samples
+        deviation beside it. Where the system's intervals are calibrated for so many samples
         (`cdm_jax/uncertainty.py`), their lower and upper ends are written too.
 
     Returns:
@@ -51,73 +47,56 @@ def synthesize_folder(
     Raises:
       UserError: no patients, no trained system, or an unreadable file.
     """
-    system = inference.load_system(stage_folder, uncertainty.slices_per_call(samples))
-    data = system.provenance.config.data
+    model = api.load(folder)
     if not source.is_dir():
         raise UserError(f"--input={source} is not a folder: give a patient's, or one of many")
     subjects = find_subjects(
         source,
-        modalities=tuple(data.sources) + tuple(data.targets),
-        patterns=data.patterns.to_dict() or None,
-        require_all=False,
+        modalities=model.sources,
+        optional=model.targets,
+        patterns=model.system.provenance.config.data.patterns.to_dict() or None,
     )
-    return _synthesize(subjects, output, stage_folder, system, samples)
+    return _synthesize(subjects, output, model, samples)
 
 
 def synthesize_subjects(
-    subjects: Sequence[Subject], output: pathlib.Path, stage_folder: pathlib.Path, *, samples: int
+    subjects: Sequence[Subject], output: pathlib.Path, folder: pathlib.Path, *, samples: int
 ) -> list[pathlib.Path]:
     """The same for subjects that are known already."""
-    system = inference.load_system(stage_folder, uncertainty.slices_per_call(samples))
-    return _synthesize(subjects, output, stage_folder, system, samples)
+    return _synthesize(subjects, output, api.load(folder), samples)
 
 
 def _synthesize(
-    subjects: Sequence[Subject],
-    output: pathlib.Path,
-    stage_folder: pathlib.Path,
-    system: inference.System,
-    samples: int,
+    subjects: Sequence[Subject], output: pathlib.Path, model: api.TrainedModel, samples: int
 ) -> list[pathlib.Path]:
-    """Synthesises this process's share of the subjects.
+    """Synthesizes this process's share of the subjects.
 
     A subject whose sidecars say that it was made from these files by this system is left as it is,
     so that an interrupted cohort goes on; several processes share the subjects.
     """
-    data = system.provenance.config.data
-    settings = PrepareSettings(
-        sources=tuple(data.sources),
-        targets=tuple(data.targets),
-        size=data.size,
-        minimum_brain=data.minimum_brain,
-    )
-    intervals = uncertainty.find_intervals(stage_folder, system, samples)
-    compiled = system.compile(uncertainty.mean_and_deviation(system.method, samples))
-    for subject in track(parallel.own_share(subjects), "synthesising", console=console):
+    for subject in track(parallel.own_share(subjects), "synthesizing", console=console):
         folder = output / subject.subject_id
-        sidecars = _sidecars(subject, system, samples, intervals)
+        sidecars = _sidecars(subject, model, samples)
         if _is_done(folder, sidecars):
             continue
-        prepared = prepare_subject(subject, settings)
-        stored = {"source": prepared.slices[..., : len(settings.sources)]}
-        key = inference.subject_key(system.provenance.config.seed, subject.subject_id)
-        outputs = system.volumes(compiled, stored, key)
+        sources = {name: subject.images[name] for name in model.sources}
+        result = model.synthesize(sources, samples=samples, subject=subject.subject_id)
         for name in sidecars:  # what they say is true no longer
             (folder / name).unlink(missing_ok=True)
-        _write(subject, prepared, outputs, system, intervals, folder)
+        _write_images(subject, result, model, folder)
+        _write_overview(subject, result, model, folder)
         for name, content in sidecars.items():
             write_json(folder / name, content)
     parallel.wait_for_all("synthesis")
     return [output / subject.subject_id for subject in subjects]
 
 
-def _sidecars(
-    subject: Subject, system: inference.System, samples: int, intervals: Intervals | None
-) -> dict[str, Any]:
+def _sidecars(subject: Subject, model: api.TrainedModel, samples: int) -> dict[str, Any]:
     """What stands beside each synthetic image: file name -> content."""
+    intervals = model.intervals(samples)
     sidecars = {}
-    for target in system.provenance.config.data.targets:
-        content = _provenance(subject, target, system, samples)
+    for target in model.targets:
+        content = _provenance(subject, target, model, samples)
         if intervals is not None:
             content["intervals"] = uncertainty.sidecar(intervals, target)
         sidecars[f"{subject.subject_id}-{target}.json"] = content
@@ -132,71 +111,67 @@ def _is_done(folder: pathlib.Path, sidecars: dict[str, Any]) -> bool:
     )
 
 
-def _write(
-    subject: Subject,
-    prepared: Prepared,
-    outputs: dict[str, Float[np.ndarray, "slice h w t"]],
-    system: inference.System,
-    intervals: Intervals | None,
-    folder: pathlib.Path,
+def _write_images(
+    subject: Subject, result: api.Synthesis, model: api.TrainedModel, folder: pathlib.Path
 ) -> None:
-    """Writes images and the overview of one subject."""
-    data, scales = system.provenance.config.data, system.provenance.scales
-    reference = subject.images[data.sources[0]]
-    acquired = {name: read_volume(subject.images[name]) for name in data.sources}
-    brain = brain_mask(acquired)
-    panels = [
-        Panel(name, prepared.intensities[name].apply(volume)) for name, volume in acquired.items()
-    ]
-    for t, target in enumerate(data.targets):
-        images = {
-            name: inference.to_native(prepared, slices[..., t], brain)
-            for name, slices in outputs.items()
-        }
-        if intervals is not None:
-            images |= uncertainty.within(images, brain, intervals, target)
-        stem = f"{subject.subject_id}-{target}"
-        for name, ending in IMAGES.items():
-            path = folder / f"{stem}{ending}.nii.gz"
-            if name in images:
-                scaled = images[name] * scales[target]
-                write_like(path, scaled, reference, description=f"SYNTHETIC {target} cdm_jax")
+    """Writes the NIfTI files of one subject."""
+    reference = subject.images[model.sources[0]]
+    for name, ending in IMAGES.items():
+        images = getattr(result, name)
+        for target in model.targets:
+            path = folder / f"{subject.subject_id}-{target}{ending}.nii.gz"
+            if target in images:
+                description = images[target].header["descrip"].item().decode()
+                volume = read_volume(images[target])
+                write_like(path, volume, reference, description=description)
             else:
                 path.unlink(missing_ok=True)  # left by a run with other samples
-        panels.append(Panel(f"{target} synthetic", images["mean"]))
-        if target in subject.images:
-            volume = read_volume(subject.images[target])  # not prepared where another is missing
-            truth = measure(volume, f"{subject.subject_id} {target}").apply(volume)
-            panels.append(Panel(f"{target} acquired", truth))
-        if "deviation" in images:
-            panels.append(Panel(f"{target} deviation x 5", 5 * images["deviation"]))
+
+
+def _write_overview(
+    subject: Subject, result: api.Synthesis, model: api.TrainedModel, folder: pathlib.Path
+) -> None:
+    """Writes the picture of one subject: acquired images beside synthetic ones."""
+    check_same_grid(list(subject.images.values()))
+    acquired = {name: read_volume(path) for name, path in subject.images.items()}
+    shown = {
+        name: measure(volume, f"{subject.subject_id} {name}").apply(volume)
+        for name, volume in acquired.items()
+    }
+    panels = [Panel(name, shown[name]) for name in model.sources]
+    for target in model.targets:
+        scale = model.system.provenance.scales[target]
+        panels.append(Panel(f"{target} synthetic", read_volume(result[target]) / scale))
+        if target in shown:
+            panels.append(Panel(f"{target} acquired", shown[target]))
+        if target in result.deviation:
+            deviation = read_volume(result.deviation[target]) / scale
+            panels.append(Panel(f"{target} deviation x 5", 5 * deviation))
+    brain = brain_mask({name: acquired[name] for name in model.sources})
     save_overview(folder / f"{subject.subject_id}.png", panels, brain)
 
 
 def _provenance(
-    subject: Subject, target: str, system: inference.System, samples: int
+    subject: Subject, target: str, model: api.TrainedModel, samples: int
 ) -> dict[str, Any]:
-    config = system.provenance.config
+    origin = model.system.provenance
+    config = origin.config
     return {
         "synthetic": True,
         "notice": NOTICE,
         "subject": subject.subject_id,
         "modality": target,
-        "sources": {  # one that is missing is refused when the subject is prepared
-            name: _file(subject.images[name])
-            for name in config.data.sources
-            if name in subject.images
-        },
+        "sources": {name: _file(subject.images[name]) for name in model.sources},
         "software": f"cdm_jax {cdm_jax.__version__}",
         "system": config[config.stage].method,
-        "checkpoint": system.fingerprint,
-        "split": system.provenance.split,
+        "checkpoint": model.system.fingerprint,
+        "split": origin.split,
         "trained_on": config.data.name,
         "size": config.data.size,
         "samples": samples,
         "seed": config.seed,
         "sampler": config.sampler.to_dict(),
-        "reference_scale": system.provenance.scales[target],
+        "reference_scale": origin.scales[target],
         "scale_rule": SCALE_RULE,
     }
 

@@ -289,7 +289,9 @@ def _read(stage_folder: pathlib.Path) -> Intervals:
 def find_intervals(
     stage_folder: pathlib.Path, system: inference.System, samples: int
 ) -> Intervals | None:
-    """The stage's intervals if they fit this model and number of samples; else None, and why.
+    """The stage's intervals; None, and a line that says why, where they are of something else.
+
+    Nothing is said where nothing was ever calibrated.
 
     Args:
       stage_folder: of the trained system.
@@ -298,19 +300,19 @@ def find_intervals(
     """
     if samples < 2 or not system.method.stochastic:
         return None
-    why = "there are no calibrated intervals"
-    if (stage_folder / FILE).exists():
-        try:
-            intervals = _read(stage_folder)
-        except (TypeError, ValueError):  # an unknown form of the file, or no JSON
-            why = f"{FILE} cannot be read"
-        else:
-            if (intervals.checkpoint, intervals.samples) == (system.fingerprint, samples):
-                return intervals
-            why = (
-                f"{FILE} is of checkpoint {intervals.checkpoint} and {intervals.samples} samples, "
-                f"not of {system.fingerprint} and {samples}"
-            )
+    if not (stage_folder / FILE).exists():
+        return None
+    try:
+        intervals = _read(stage_folder)
+    except (TypeError, ValueError):  # an unknown form of the file, or no JSON
+        why = f"{FILE} cannot be read"
+    else:
+        if (intervals.checkpoint, intervals.samples) == (system.fingerprint, samples):
+            return intervals
+        why = (
+            f"{FILE} is of checkpoint {intervals.checkpoint} and {intervals.samples} samples, "
+            f"not of {system.fingerprint} and {samples}"
+        )
     console.print(f"{why}: the command `calibrate` with --samples={samples} would give intervals")
     return None
 

@@ -21,6 +21,8 @@ Values: `size` (pixels), `seed`, `small` (networks and schedule for a CPU), `smo
 tests).
 """
 
+import difflib
+
 from ml_collections import ConfigDict
 
 from configs import baselines, cdm
@@ -51,7 +53,9 @@ def parse(argument: str) -> tuple[str, dict[str, int | bool]]:
     """
     stage, *pairs = [part.strip() for part in argument.split(",")]
     if stage not in STAGES:
-        raise ValueError(f"unknown stage '{stage}': allowed are {', '.join(STAGES)}")
+        nearest = difflib.get_close_matches(stage, STAGES, n=1)
+        hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+        raise ValueError(f"unknown stage '{stage}'{hint}: allowed are {', '.join(STAGES)}")
     kinds = {"size": int, "seed": int, "small": bool, "smoke": bool}
     values: dict[str, int | bool] = {}
     for pair in pairs:

@@ -7,10 +7,14 @@ import shutil
 from collections.abc import Iterator
 
 import jax
+import nibabel as nib
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from cdm_jax import inference, uncertainty
 from cdm_jax.data.dataset import Dataset, load_dataset
+from cdm_jax.data.subjects import find_subjects
 from cdm_jax.evaluate import evaluate_run
 from cdm_jax.train import train_stage
 from configs import phantom
@@ -45,6 +49,41 @@ def copy_run(
         shutil.copytree(run / name, workdir / name)
     shutil.copy(run / "split.json", workdir / "split.json")
     return workdir
+
+
+def oblique_patient(run: pathlib.Path, root: pathlib.Path) -> pathlib.Path:
+    """A run's first patient with T1 and T2 alone, in a folder of its name, on an oblique grid."""
+    subject = find_subjects(run / "patients", modalities=("t1", "t2"))[0]
+    folder = root / subject.subject_id
+    folder.mkdir(parents=True)
+    affine = np.array([[0, 4.5, 0.3, -70], [-5, 0, 0, 90], [0, 0.4, 5.5, -60], [0, 0, 0, 1.0]])
+    for path in subject.images.values():
+        volume = np.asanyarray(nib.load(path).dataobj)[:, ::-1].transpose(1, 0, 2)
+        image = nib.Nifti1Image(volume, affine)
+        image.set_qform(affine, code=1)
+        image.set_sform(affine, code=2)
+        nib.save(image, folder / path.name)
+    return folder
+
+
+def save_wide_intervals(stage_folder: pathlib.Path, samples: int) -> uncertainty.Intervals:
+    """Calibrated intervals of a stage, made up."""
+    system = inference.load_system(stage_folder, 8)
+    intervals = uncertainty.Intervals(
+        checkpoint=system.fingerprint,
+        split=system.provenance.split,
+        samples=samples,
+        level=0.9,
+        method="conformal",
+        guarantee="guaranteed: at least 90.0%",
+        guaranteed_level=0.9,
+        patients=9,
+        patients_needed=9,
+        floor=0.01,
+        multipliers={"t1c": 3.0, "t2f": 5.0},
+    )
+    uncertainty.save_intervals(stage_folder, intervals)
+    return intervals
 
 
 @contextlib.contextmanager

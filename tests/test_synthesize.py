@@ -16,7 +16,7 @@ from cdm_jax.data.nifti import GRID_FIELDS, read_volume
 from cdm_jax.data.subjects import find_subjects
 from cdm_jax.errors import UserError
 from cdm_jax.synthesize import synthesize_folder
-from tests.helpers import compilations
+from tests.helpers import compilations, oblique_patient, save_wide_intervals
 
 MODALITIES = ("t1", "t2", "t1c", "t2f")
 
@@ -24,18 +24,7 @@ MODALITIES = ("t1", "t2", "t1c", "t2f")
 @pytest.fixture(scope="module")
 def patient(finished_run, tmp_path_factory):
     """A patient of whom only T1 and T2 were acquired, on an oblique grid of his own."""
-    subject = find_subjects(finished_run / "patients", modalities=MODALITIES)[0]
-    folder = tmp_path_factory.mktemp("input") / subject.subject_id
-    folder.mkdir()
-    affine = np.array([[0, 4.5, 0.3, -70], [-5, 0, 0, 90], [0, 0.4, 5.5, -60], [0, 0, 0, 1.0]])
-    for name in ("t1", "t2"):
-        image = nib.load(subject.images[name])
-        volume = np.asanyarray(image.dataobj)[:, ::-1].transpose(1, 0, 2)
-        new = nib.Nifti1Image(volume, affine)
-        new.set_qform(affine, code=1)
-        new.set_sform(affine, code=2)
-        nib.save(new, folder / subject.images[name].name)
-    return folder
+    return oblique_patient(finished_run, tmp_path_factory.mktemp("input"))
 
 
 @pytest.fixture(scope="module")
@@ -168,22 +157,7 @@ def calibrated(finished_run, tmp_path):
     """A stage's folder with intervals for two samples, and the intervals."""
     folder = tmp_path / "stages" / "cunet"
     shutil.copytree(finished_run / "cunet", folder)
-    system = inference.load_system(folder, 8)
-    intervals = uncertainty.Intervals(
-        checkpoint=system.fingerprint,
-        split=system.provenance.split,
-        samples=2,
-        level=0.9,
-        method="conformal",
-        guarantee="guaranteed: at least 90.0%",
-        guaranteed_level=0.9,
-        patients=9,
-        patients_needed=9,
-        floor=0.01,
-        multipliers={"t1c": 3.0, "t2f": 5.0},
-    )
-    uncertainty.save_intervals(folder, intervals)
-    return folder, intervals
+    return folder, save_wide_intervals(folder, samples=2)
 
 
 def test_intervals_enclose_the_mean_on_the_inputs_grid(calibrated, patient, tmp_path):
@@ -230,13 +204,14 @@ def test_intervals_are_part_of_what_makes_a_subject_done(calibrated, patient, tm
     without = written()
     assert not [name for name in without if "lower" in name or "upper" in name]
     assert len(without) == len(first) - 4
-    assert "`calibrate` with --samples=2 would give intervals" in capsys.readouterr().out
+    assert "calibrate" not in capsys.readouterr().out  # nobody asked for intervals
 
 
-def test_intervals_of_another_checkpoint_are_left_out(calibrated, patient, tmp_path):
+def test_intervals_of_another_checkpoint_are_left_out(calibrated, patient, tmp_path, capsys):
     stage, intervals = calibrated
     uncertainty.save_intervals(stage, dataclasses.replace(intervals, checkpoint="another"))
     (folder,) = synthesize_folder(patient, tmp_path / "out", stage, samples=2)
+    assert "`calibrate` with --samples=2 would" in " ".join(capsys.readouterr().out.split())
     assert not list(folder.glob("*lower*"))
     assert "intervals" not in json.loads(next(folder.glob("*-t1c.json")).read_text())
 
@@ -269,5 +244,5 @@ def test_mistakes_are_named(finished_run, patient, tmp_path):
     lacking = tmp_path / "BraTS-GLI-00001-000"
     lacking.mkdir()
     shutil.copy(next(patient.glob("*t1n*")), lacking / "BraTS-GLI-00001-000-t1n.nii.gz")
-    with pytest.raises(UserError, match="has no t2"):
+    with pytest.raises(UserError, match=r"no subject with t1, t2 in .* has no t2; .* t2=[^=]*$"):
         synthesize_folder(lacking, tmp_path / "out", finished_run / "m1", samples=1)

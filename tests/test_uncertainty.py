@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
+from cdm_jax import commands, uncertainty
 from cdm_jax import main as command_line
-from cdm_jax import uncertainty
 from cdm_jax.data.dataset import load_dataset
 from cdm_jax.data.intensity import brain_mask
 from cdm_jax.data.nifti import read_volume
@@ -149,13 +149,16 @@ def test_intervals_of_another_system_or_number_of_samples_do_not_count(
         assert "cannot be read" in capsys.readouterr().out
     (tmp_path / "intervals.json").unlink()
     assert uncertainty.find_intervals(tmp_path, sampler.system, SAMPLES) is None
-    assert "no calibrated intervals" in capsys.readouterr().out
+    assert not capsys.readouterr().out  # an advice that nobody asked for
 
 
-def test_one_sample_and_deterministic_systems_are_not_told_to_calibrate(run, sampler, capsys):
-    assert uncertainty.find_intervals(run / "nothing", sampler.system, 1) is None
+def test_one_sample_and_deterministic_systems_have_no_intervals(run, sampler, intervals, capsys):
+    assert (run / "cunet" / "intervals.json").exists()
+    assert uncertainty.find_intervals(run / "cunet", sampler.system, 1) is None
     system = uncertainty.inference.load_system(run / "m1", 4)
-    assert uncertainty.find_intervals(run / "m1", system, 3) is None
+    uncertainty.save_intervals(run / "m1", intervals)
+    assert uncertainty.find_intervals(run / "m1", system, SAMPLES) is None
+    (run / "m1" / "intervals.json").unlink()
     assert not capsys.readouterr().out
 
 
@@ -173,11 +176,9 @@ def test_the_command_calibrates_and_says_so(run, intervals, capsys):
 
 def test_calibrating_draws_eight_samples_unless_told_otherwise(monkeypatch):
     asked = {}
-    for name in ("calibrate", "synthesize"):
-        monkeypatch.setitem(command_line.COMMANDS, name, lambda r, n=name: asked.update({n: r}))
-        assert command_line.main(["cdm_jax.main", name, "--workdir=nowhere"]) == 0
-    assert (asked["calibrate"].samples, asked["synthesize"].samples) == (8, 1)
-    assert asked["calibrate"].level == 0.9
+    monkeypatch.setattr(commands, "calibrate", lambda **options: asked.update(options))
+    assert command_line.main(["cdm_jax.main", "calibrate", "--workdir=nowhere"]) == 0
+    assert (asked["samples"], asked["level"]) == (8, 0.9)
 
 
 # The study

@@ -33,6 +33,7 @@ from nibabel.orientations import (
 from cdm_jax.errors import UserError
 
 PathLike = str | os.PathLike[str]
+Image = nib.Nifti1Image
 
 _INSIDE = axcodes2ornt("LPS")
 _GRID_TOLERANCE = 1e-3  # mm, on each entry of the affine
@@ -72,16 +73,19 @@ class Geometry:
         return z, y, x
 
 
-def read_volume(path: PathLike) -> Float32[np.ndarray, "z y x"]:
+def read_volume(path: PathLike | Image) -> Float32[np.ndarray, "z y x"]:
     """The image of a NIfTI file in the package's axis order, C-contiguous.
 
     Values are those of the scanner: the header's scale and offset are applied, nothing else.
+
+    Args:
+        path: Of the file; or its image as nibabel loads it or as it was made in memory.
 
     Raises:
         UserError: The file is missing, truncated, corrupt (its checksum included) or not one 3D
             volume of finite numbers.
     """
-    return _read(path, np.float32)
+    return _read(path, np.dtype(np.float32))
 
 
 def read_labels(path: PathLike) -> Int16[np.ndarray, "z y x"]:
@@ -90,7 +94,7 @@ def read_labels(path: PathLike) -> Int16[np.ndarray, "z y x"]:
     Raises:
         UserError: As `read_volume`, and where a voxel is not a 16-bit integer.
     """
-    values = _read(path, np.float64)
+    values = _read(path, np.dtype(np.float64))
     labels = np.clip(values, -(2**15), 2**15 - 1).astype(np.int16)
     if wrong := np.unique(values[labels != values]).tolist():
         raise UserError(
@@ -100,8 +104,8 @@ def read_labels(path: PathLike) -> Int16[np.ndarray, "z y x"]:
     return labels
 
 
-def read_geometry(path: PathLike) -> Geometry:
-    """The grid of a NIfTI file, from its header alone.
+def read_geometry(path: PathLike | Image) -> Geometry:
+    """The grid of a NIfTI file or image, from its header alone.
 
     Raises:
         UserError: The file is missing, its header is corrupt or it does not hold one 3D volume.
@@ -118,8 +122,8 @@ def read_voxel_size(path: PathLike) -> tuple[float, float, float]:
     return read_geometry(path).voxel_size
 
 
-def check_same_grid(paths: Sequence[PathLike]) -> None:
-    """Check that files cover the same voxels once they are in the package's axis order.
+def check_same_grid(paths: Sequence[PathLike | Image]) -> None:
+    """Check that files or images cover the same voxels once they are in the package's axis order.
 
     Files of one grid may be stored in different axis orders, and may state their affine by sform
     or by qform.
@@ -131,9 +135,50 @@ def check_same_grid(paths: Sequence[PathLike]) -> None:
     for other in others:
         if difference := _difference(first[1], other[1]):
             raise UserError(
-                f"{first[0]} and {other[0]} lie on different grids ({difference}): "
+                f"{_name(first[0])} and {_name(other[0])} lie on different grids ({difference}): "
                 "register and resample the modalities of a subject onto one grid first"
             )
+
+
+def as_image(source: object) -> PathLike | Image:
+    """What the functions here can read, from what a user may have: an array becomes an image.
+
+    Args:
+        source: Path or image, which are returned as they are, or an array and the affine that takes
+            its indices (i, j, k, 1) to the position in mm (right, anterior, superior, 1).
+
+    Raises:
+        UserError: It is none of them.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return Path(source).expanduser()
+    if isinstance(source, Image):
+        return source
+    if isinstance(source, (tuple, list)) and len(source) == 2:
+        values, affine = map(np.asarray, source)
+        if values.dtype.kind in "iuf" and values.ndim >= 3 and affine.shape == (4, 4):
+            return Image(values.astype(np.float32), affine.astype(np.float64))
+    raise UserError(
+        f"got {type(source).__name__}: give the path of a NIfTI file, a nibabel NIfTI image, or "
+        "(array, affine) with a real 3D array and a 4 x 4 affine"
+    )
+
+
+def image_like(
+    volume: Real[np.ndarray, "z y x"], reference: PathLike | Image, *, description: str = ""
+) -> Image:
+    """A float32 image on the grid of a reference, as nibabel would load what `write_like` writes.
+
+    Shape, axis order, affine, qform, sform, their codes, pixdim and units equal to the bit those
+    that nibabel has of the reference.
+
+    Args:
+        volume: Values in the package's axis order.
+        reference: NIfTI file or image whose grid the volume is on.
+        description: Text for the header's `descrip`, cut to its 79 bytes.
+    """
+    like = _open(reference)
+    return _image_like(volume, like, like.header, like.affine, np.float32, description)
 
 
 def write_like(
@@ -171,8 +216,8 @@ def write_like(
         )
     if np.issubdtype(dtype, np.integer) and (volume.astype(dtype) != volume).any():
         raise UserError(f"cannot write {path}: the labels do not fit into {np.dtype(dtype)}")
-    image = _image_like(volume, reference, dtype)
-    image.header["descrip"] = description.encode()[:_DESCRIPTION_BYTES]
+    like = _open(reference)
+    image = _image_like(volume, like, _raw_header(like, reference), None, dtype, description)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
@@ -192,54 +237,73 @@ def changed_fields(path: PathLike, reference: PathLike) -> tuple[str, ...]:
     return tuple(name for name in GRID_FIELDS if ours[name].tobytes() != theirs[name].tobytes())
 
 
-def _open(path: PathLike) -> nib.Nifti1Image:
+def _name(source: PathLike | Image) -> str:
+    """What to call a file or image in messages."""
+    if isinstance(source, Image):
+        return source.get_filename() or "the image in memory"
+    return str(source)
+
+
+def _open(source: PathLike | Image) -> Image:
     """The image with its header read and checked, its voxels not yet."""
-    with _explained(path):
-        image = nib.load(path)
-    if not isinstance(image, nib.Nifti1Image):
-        raise UserError(f"{path} is not a NIfTI volume: convert it to .nii.gz")
+    name = _name(source)
+    with _explained(name):
+        image = source if isinstance(source, Image) else nib.load(source)
+    if not isinstance(image, Image):
+        raise UserError(f"{name} is not a NIfTI volume: convert it to .nii.gz")
     if len(image.shape) < 3 or any(extent != 1 for extent in image.shape[3:]):
-        raise UserError(f"{path} has shape {image.shape}: give one 3D volume a file")
+        raise UserError(f"{name} has shape {image.shape}: give one 3D volume a file")
     finite = np.isfinite(image.affine).all()
     if not finite or np.linalg.matrix_rank(image.affine[:3, :3]) < 3:
         raise UserError(
-            f"{path} has an affine that maps no volume: mend its header (sform, qform, pixdim)"
+            f"{name} has an affine that maps no volume: mend its header (sform, qform, pixdim)"
         )
     return image
 
 
-def _read(path: PathLike, dtype: type[np.floating]) -> Real[np.ndarray, "z y x"]:
-    image = _open(path)
+def _read(source: PathLike | Image, dtype: np.dtype) -> Real[np.ndarray, "z y x"]:
+    image, name = _open(source), _name(source)
     if image.get_data_dtype().kind not in "iuf":
-        raise UserError(f"{path} holds {image.get_data_dtype()}: give a file of real numbers")
-    with _explained(path):
-        content = Path(path).read_bytes()
-        # The whole stream is read: nibabel stops at the last voxel, before gzip's checksum.
-        content = gzip.decompress(content) if Path(path).suffix == ".gz" else content
-        values = type(image).from_bytes(content).get_fdata(dtype=dtype).reshape(image.shape[:3])
+        raise UserError(f"{name} holds {image.get_data_dtype()}: give a file of real numbers")
+    with _explained(name):
+        if not isinstance(source, Image):
+            content = Path(source).read_bytes()
+            # The whole stream is read: nibabel stops at the last voxel, before gzip's checksum.
+            content = gzip.decompress(content) if Path(source).suffix == ".gz" else content
+            image = type(image).from_bytes(content)
+        values = image.get_fdata(caching="unchanged", dtype=dtype).reshape(image.shape[:3])
     if wrong := np.count_nonzero(~np.isfinite(values)):
         raise UserError(
-            f"{path} has {wrong} voxels that are NaN or infinite: make it again, or set them to 0"
+            f"{name} has {wrong} voxels that are NaN or infinite: make it again, or set them to 0"
         )
     to_inside = ornt_transform(io_orientation(image.affine), _INSIDE)
     return np.ascontiguousarray(apply_orientation(values, to_inside).T)
 
 
-def _image_like(volume: np.ndarray, reference: PathLike, dtype: type[np.number]) -> nib.Nifti1Image:
-    """The volume in the reference's axis order, under a fresh header with the reference's grid."""
-    like = _open(reference)
-    raw = _raw_header(like, reference)
+def _image_like(
+    volume: np.ndarray,
+    like: Image,
+    grid: nib.Nifti1Header,
+    affine: np.ndarray | None,
+    dtype: type[np.number],
+    description: str,
+) -> Image:
+    """The volume in the axis order of `like`, under a fresh header with the fields of `grid`.
+
+    Without an affine nibabel saves these fields as they are, also where it would mend them.
+    """
     from_inside = ornt_transform(_INSIDE, io_orientation(like.affine))
     values = apply_orientation(volume.T, from_inside).reshape(like.shape)
-    header = type(raw)(endianness=raw.endianness)
+    header = type(grid)(endianness=grid.endianness)
     header.set_data_dtype(dtype)
-    image = type(like)(values.astype(dtype), None, header)
+    image = type(like)(values.astype(dtype), affine, header)
     for field in GRID_FIELDS:
-        image.header[field] = raw[field]
+        image.header[field] = grid[field]
+    image.header["descrip"] = description.encode()[:_DESCRIPTION_BYTES]
     return image
 
 
-def _raw_header(image: nib.Nifti1Image, path: PathLike) -> nib.Nifti1Header:
+def _raw_header(image: Image, path: PathLike) -> nib.Nifti1Header:
     """The header of the image's file as it is there: nibabel mends what it loads."""
     with nib.openers.ImageOpener(os.fspath(path)) as stream:
         return type(image.header).from_fileobj(stream, check=False)

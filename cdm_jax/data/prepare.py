@@ -126,8 +126,28 @@ def prepare_subject(subject: Subject, settings: PrepareSettings) -> Prepared:
     files = _files(subject, settings)
     check_same_grid(list(files.values()))
     volumes = {modality: read_volume(path) for modality, path in files.items()}
+    return prepare_volumes(volumes, settings, subject.subject_id, subject.patient_id)
+
+
+def prepare_volumes(
+    volumes: Mapping[str, Float[np.ndarray, "z y x"]],
+    settings: PrepareSettings,
+    subject_id: str,
+    patient_id: str,
+) -> Prepared:
+    """Prepares volumes of one subject on one grid, as `read_volume` returns them.
+
+    Args:
+        volumes: the sources' by modality, in the settings' order, then the targets' if any.
+        settings: what decides the content.
+        subject_id: the subject.
+        patient_id: the patient.
+
+    Raises:
+        UserError: a volume has no brain.
+    """
     intensities = {
-        modality: measure(volume, f"{subject.subject_id}: {files[modality].name}")
+        modality: measure(volume, f"{subject_id} {modality}")
         for modality, volume in volumes.items()
     }
     brain = brain_mask({modality: volumes[modality] for modality in settings.sources})
@@ -138,10 +158,10 @@ def prepare_subject(subject: Subject, settings: PrepareSettings) -> Prepared:
         for modality, volume in volumes.items()
     ]
     return Prepared(
-        subject_id=subject.subject_id,
-        patient_id=subject.patient_id,
+        subject_id=subject_id,
+        patient_id=patient_id,
         sources=settings.sources,
-        targets=tuple(files)[len(settings.sources) :],
+        targets=tuple(volumes)[len(settings.sources) :],
         native_shape=brain.shape,
         slice_indices=tuple(kept.tolist()),
         training=tuple(np.flatnonzero(coverage[kept] >= settings.minimum_brain).tolist()),

@@ -84,6 +84,7 @@ def find_subjects(
     root: Path | str,
     *,
     modalities: Sequence[str],
+    optional: Sequence[str] = (),
     patterns: Mapping[str, str] | None = None,
     require_all: bool = True,
 ) -> list[Subject]:
@@ -95,9 +96,10 @@ def find_subjects(
     Args:
         root: Folder to search.
         modalities: Names of the modalities wanted, such as ("t1", "t2").
-        patterns: Modality to pattern, see the module's text; replaces `LAYOUTS`. A pattern under
-            "segmentation" is optional. The patient is `{patient}` where the pattern has it, else
-            the subject without a BraTS or UPenn-GBM time-point.
+        optional: Names of others, which are taken along where a subject has them.
+        patterns: Modality to pattern, see the module's text; replaces `LAYOUTS`. Optional
+            modalities and "segmentation" need none. The patient is `{patient}` where the pattern
+            has it, else the subject without a BraTS or UPenn-GBM time-point.
         require_all: Leave out subjects that lack a modality, with a warning in the log, rather
             than keep them with what they have.
 
@@ -108,17 +110,19 @@ def find_subjects(
     """
     root = Path(root).resolve()
     files = list(nifti_files(root))
-    names = (*modalities, SEGMENTATION)
-    found = {name: _match(files, _alternatives(name, patterns)) for name in names}
+    found = {name: _match(files, _alternatives(name, patterns)) for name in modalities}
+    for name in (*optional, SEGMENTATION):
+        if not patterns or name in patterns:
+            found[name] = _match(files, _alternatives(name, patterns))
     subject_ids = sorted({subject for name in modalities for subject in found[name]})
-    subjects = [_subject(subject_id, found, modalities) for subject_id in subject_ids]
-    complete = [subject for subject in subjects if len(subject.images) == len(modalities)]
+    subjects = [_subject(subject_id, found) for subject_id in subject_ids]
+    complete = [subject for subject in subjects if not _missing(subject, modalities)]
     if not subjects or (require_all and not complete):
         raise NoSubjectError(_nothing_found(root, files, subjects, modalities, patterns))
     if not require_all:
         return subjects
     if len(complete) < len(subjects):
-        first = next(s for s in subjects if len(s.images) < len(modalities))
+        first = next(s for s in subjects if _missing(s, modalities))
         _logger.warning(
             "%d of %d subjects in %s lack a modality and are left out; the first is %s without %s",
             len(subjects) - len(complete),
@@ -128,6 +132,20 @@ def find_subjects(
             _missing(first, modalities),
         )
     return complete
+
+
+def subject_of(path: Path | str, modality: str, patterns: Mapping[str, str] | None = None) -> str:
+    """The subject to whom `find_subjects` would count a file; of any other name, its folder.
+
+    Args:
+        path: Of the file.
+        modality: Whose image it is.
+        patterns: As for `find_subjects`.
+    """
+    path = Path(path).resolve()
+    matches = (pattern.search(path.as_posix()) for pattern in _alternatives(modality, patterns))
+    names = next((match.groupdict() for match in matches if match), {})
+    return names.get("subject", path.parent.name)
 
 
 def nifti_files(root: Path) -> Iterator[Path]:
@@ -149,8 +167,8 @@ def _alternatives(name: str, patterns: Mapping[str, str] | None) -> list[re.Patt
     """The patterns for one modality, the preferred first."""
     if not patterns:
         listed = [layout[name] for layout in LAYOUTS.values() if name in layout]
-    elif name in patterns or name == SEGMENTATION:
-        listed = [patterns[name]] if name in patterns else []
+    elif name in patterns:
+        listed = [patterns[name]]
     else:
         raise UserError(
             f"no pattern for the modality {name!r}: patterns are given for {sorted(patterns)}; "
@@ -202,15 +220,13 @@ def _patient(subject_id: str) -> str:
     return match[1] if match else subject_id
 
 
-def _subject(
-    subject_id: str, found: Mapping[str, Mapping[str, list[_Match]]], modalities: Sequence[str]
-) -> Subject:
+def _subject(subject_id: str, found: Mapping[str, Mapping[str, list[_Match]]]) -> Subject:
     matches = {
-        name: _preferred(subject_id, name, found[name][subject_id])
-        for name in (*modalities, SEGMENTATION)
-        if subject_id in found[name]
+        name: _preferred(subject_id, name, subjects[subject_id])
+        for name, subjects in found.items()
+        if subject_id in subjects
     }
-    images = {name: matches[name].path for name in modalities if name in matches}
+    images = {name: match.path for name, match in matches.items() if name != SEGMENTATION}
     return Subject(
         subject_id=subject_id,
         patient_id=matches[next(iter(images))].patient_id,

@@ -98,7 +98,7 @@ def model_card(
         "## Numbers",
         *_numbers(stage, translates, records),
         "## How to load it",
-        _loading(translates),
+        _loading(config["data"], translates),
         "## Intended use",
         "Research on the synthesis of missing MRI modalities: comparing methods, studying what a "
         "condition is worth, teaching. Out of scope: diagnosis, treatment, triage, filling gaps in "
@@ -248,21 +248,24 @@ def _limits(config: Mapping[str, Any], translates: bool) -> list[str]:
     return limits
 
 
-def _loading(translates: bool) -> str:
-    lines = [
-        "```python",
-        "import pathlib",
-        "from cdm_jax.checkpoint import load_model",
-        "",
-        'bundle = pathlib.Path("<the folder of this card>")',
-        "model, provenance = load_model(bundle)  # NumPy arrays, on any device",
-    ]
+def _loading(data: Mapping[str, Any], translates: bool) -> str:
+    """How to load it in Python: as a system that synthesizes, or as arrays."""
     if translates:
-        lines += [
+        images = ", ".join(f'"{name}": "<{name} file>"' for name in data["sources"])
+        target = data["targets"][0]
+        lines = [
+            "import cdm_jax",
             "",
-            "from cdm_jax.synthesize import synthesize_folder",
-            "",
-            'patient, output = pathlib.Path("patient"), pathlib.Path("synthetic")',
-            "synthesize_folder(patient, output, bundle, samples=8)  # NIfTI on the patient's grid",
+            'model = cdm_jax.load("<the folder of this card>")  # on any device',
+            f"result = model.synthesize({{{images}}}, samples=8)",
+            f'result["{target}"].to_filename("{target}.nii.gz")  # on the grid of the first file',
         ]
-    return "\n".join([*lines, "```"])
+    else:
+        lines = [
+            "import pathlib",
+            "from cdm_jax.checkpoint import load_model",
+            "",
+            'bundle = pathlib.Path("<the folder of this card>")',
+            "model, provenance = load_model(bundle)  # NumPy arrays, on any device",
+        ]
+    return "\n".join(["```python", *lines, "```"])

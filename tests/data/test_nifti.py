@@ -196,6 +196,57 @@ class TestBadFiles:
             nifti.read_volume(path)
 
 
+class TestImagesInMemory:
+    def test_an_image_or_array_reads_as_its_file(self, tmp_path, affine):
+        path = save(tmp_path / "v.nii.gz", random_values(), affine)
+        image, array = nib.load(path), (random_values().astype(np.float64), affine.tolist())
+        for source in (image, nifti.as_image(image), nifti.as_image(array)):
+            np.testing.assert_array_equal(nifti.read_volume(source), nifti.read_volume(path))
+            geometry, expected = nifti.read_geometry(source), nifti.read_geometry(path)
+            assert geometry.shape == expected.shape
+            np.testing.assert_allclose(geometry.affine, expected.affine, atol=1e-5)
+            nifti.check_same_grid([path, source])
+
+    def test_a_scaled_file_reads_alike_either_way(self, tmp_path):
+        image = nib.Nifti1Image(np.linspace(-3, 900, 315).reshape(SHAPE), np.eye(4))
+        image.set_data_dtype(np.int16)
+        nib.save(image, tmp_path / "v.nii")
+        loaded = nib.load(tmp_path / "v.nii")
+        assert loaded.dataobj.slope != 1
+        expected = nifti.read_volume(tmp_path / "v.nii")
+        np.testing.assert_array_equal(nifti.read_volume(loaded), expected)
+
+    def test_paths_are_kept_and_a_tilde_is_the_home(self):
+        assert nifti.as_image("~/t1.nii") == Path.home() / "t1.nii"
+
+    @pytest.mark.parametrize(
+        "source", [3, None, random_values(), (random_values(),), (random_values(), np.eye(3))]
+    )
+    def test_anything_else_is_refused(self, source):
+        with pytest.raises(UserError, match=r"give the path of a NIfTI file, a nibabel NIfTI"):
+            nifti.as_image(source)
+
+    @pytest.mark.parametrize("codes", [(0, 0), (1, 0), (0, 2), (1, 1), (3, 4)])
+    @pytest.mark.parametrize("loaded", [False, True])
+    def test_an_image_like_another_is_what_a_file_like_it_holds(
+        self, tmp_path, affine, codes, loaded
+    ):
+        path = save(tmp_path / "r.nii", random_values(), affine)
+        like = nib.load(path)
+        like.set_qform(affine, code=codes[0])
+        like.set_sform(affine, code=codes[1])
+        nib.save(like, tmp_path / "reference.nii")
+        reference = tmp_path / "reference.nii"
+        volume = nifti.read_volume(reference) + 1
+        nifti.write_like(tmp_path / "file.nii", volume, reference, description="new")
+        image = nifti.image_like(
+            volume, nib.load(reference) if loaded else reference, description="new"
+        )
+        nib.save(image, tmp_path / "image.nii")
+        assert (tmp_path / "image.nii").read_bytes() == (tmp_path / "file.nii").read_bytes()
+        np.testing.assert_array_equal(image.affine, nib.load(reference).affine)
+
+
 class TestSameGrid:
     def test_axis_order_on_disk_does_not_matter(self, tmp_path, affine):
         path = save(tmp_path / "a.nii", random_values(), affine)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cdm_jax.data.subjects import Subject, find_subjects
+from cdm_jax.data.subjects import Subject, find_subjects, subject_of
 from cdm_jax.errors import UserError
 
 MODALITIES = ("t1", "t1c", "t2", "t2f")
@@ -174,6 +174,22 @@ class TestPatterns:
             find_subjects(tmp_path, modalities=("t1", "t2"), patterns={"t1": "T1.nii.gz"})
 
 
+class TestSubjectOfAFile:
+    @pytest.mark.parametrize("add", [add_brats_2023, add_brats_2021, add_upenn])
+    def test_it_is_the_one_under_whom_the_folder_lists_it(self, tmp_path, add, monkeypatch):
+        add(tmp_path, "UPENN-GBM-00001_11")
+        (subject,) = find_subjects(tmp_path, modalities=MODALITIES)
+        monkeypatch.chdir(tmp_path)
+        for name, path in subject.images.items():
+            assert subject_of(path.relative_to(tmp_path), name) == subject.subject_id
+
+    def test_patterns_count_and_any_other_name_is_its_folders(self, tmp_path):
+        path = tmp_path / "eve/scan_7_T1.nii"
+        assert subject_of(path, "t1", {"t1": "scan_{subject}_T1"}) == "7"
+        assert subject_of(path, "t1", {"t1": "scan_*_T1"}) == "eve"
+        assert subject_of(path.with_name("anything.nii"), "t1") == "eve"
+
+
 class TestTrouble:
     def test_incomplete_subjects_are_left_out_and_counted(self, tmp_path, caplog):
         for number in range(3):
@@ -191,6 +207,21 @@ class TestTrouble:
         (tmp_path / "BraTS2021_1/BraTS2021_1_t1ce.nii.gz").unlink()
         (subject,) = find_subjects(tmp_path, modalities=MODALITIES, require_all=False)
         assert list(subject.images) == ["t1", "t2", "t2f"] and not caplog.messages
+
+    def test_only_what_is_needed_has_to_be_there(self, tmp_path, caplog):
+        for number in range(3):
+            add_brats_2021(tmp_path, f"BraTS2021_{number}")
+        (tmp_path / "BraTS2021_0/BraTS2021_0_t1ce.nii.gz").unlink()
+        (tmp_path / "BraTS2021_1/BraTS2021_1_t2.nii.gz").unlink()
+        needed = {"modalities": ("t1", "t2"), "optional": ("t1c", "adc")}
+        subjects = find_subjects(tmp_path, **needed)
+        assert [list(subject.images) for subject in subjects] == [["t1", "t2"], ["t1", "t2", "t1c"]]
+        assert caplog.messages[0].endswith("the first is BraTS2021_1 without t2")
+        patterns = {"t1": "{subject}/*_t1", "t2": "{subject}/*_t2"}
+        found = find_subjects(tmp_path, **needed, patterns=patterns)
+        assert [list(subject.images) for subject in found] == [["t1", "t2"]] * 2
+        with pytest.raises(UserError, match=r"no subject with t1, adc in .*BraTS2021_0 has no adc"):
+            find_subjects(tmp_path, modalities=("t1", "adc"), optional=("t2f",))
 
     def test_nothing_found_says_what_was_seen_and_what_to_do(self, tmp_path):
         touch(tmp_path, "ann/scan.nii.gz")

@@ -109,7 +109,15 @@ def test_before_an_evaluation_there_are_no_numbers():
     assert "Not evaluated yet" in card()
     assert "| System |" not in card()
     assert "see the card of the system that uses it" in card("mdn", translates=False)
-    assert "synthesize_folder" not in card("mdn", translates=False)
+    assert "load_model(bundle)" in card("mdn", translates=False)
+
+
+def test_the_loading_text_is_the_python_api():
+    text = card()
+    compile(text.split("```python\n")[1].split("```")[0], "card", "exec")
+    assert 'cdm_jax.load("<the folder of this card>")' in text
+    assert 'model.synthesize({"t1": "<t1 file>", "t2": "<t2 file>"}, samples=8)' in text
+    assert "cdm_jax.load(" not in card("mdn", translates=False)
 
 
 def test_the_numbers_are_this_systems_beside_untrained_rows_and_m1():

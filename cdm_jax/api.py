@@ -1,0 +1,247 @@
+"""The Python API: a trained system loaded, and patients' images translated in memory.
+
+  import cdm_jax
+
+  model = cdm_jax.load("runs/brats")
+  result = model.synthesize({"t1": "patient/t1.nii.gz", "t2": "patient/t2.nii.gz"}, samples=8)
+  for modality, image in result.items():
+      image.to_filename(f"{modality}.nii.gz")
+      result.deviation[modality].to_filename(f"{modality}-deviation.nii.gz")
+
+The command `synthesize` calls it and writes what it returns.
+"""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+
+from cdm_jax import checkpoint, inference, uncertainty
+from cdm_jax.data.intensity import brain_mask
+from cdm_jax.data.nifti import Image, PathLike, as_image, check_same_grid, image_like, read_volume
+from cdm_jax.data.prepare import PrepareSettings, prepare_volumes
+from cdm_jax.data.subjects import subject_of
+from cdm_jax.errors import UserError, nearest
+from cdm_jax.methods import base
+
+MAIN_STAGE = "cunet"  # whose images are meant where a run has those of several systems
+NO_NAME = "subject"  # of a patient whose images come from no file
+Source = PathLike | Image | tuple[ArrayLike, ArrayLike]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Synthesis(Mapping[str, Image]):
+    """Synthetic images of one patient: a mapping from target modality to nibabel image.
+
+    All are float32 on the grid of the first source: its shape, axis order, affine, qform, sform
+    and their codes to the bit. Values are the network's [0, 1] times the system's reference scale
+    of the modality, 0 outside the brain of the sources.
+
+    Attributes:
+      subject: name that the draws depended on.
+      mean: over the samples; what the mapping itself gives.
+      deviation: standard deviation of the samples; empty where there is one sample.
+      lower: lower ends of the intervals; empty where none are calibrated for so many samples.
+      upper: upper ends.
+    """
+
+    subject: str
+    mean: Mapping[str, Image]
+    deviation: Mapping[str, Image]
+    lower: Mapping[str, Image]
+    upper: Mapping[str, Image]
+
+    def __getitem__(self, target: str) -> Image:
+        return self.mean[target]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.mean)
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+
+class TrainedModel:
+    """A trained system; `load` makes it. Programs are compiled once for each number of samples.
+
+    Attributes:
+      folder: of the system, such as `runs/brats/cunet`.
+      system: its networks, and the config, split and scales of its training.
+      sources: modalities that it needs.
+      targets: modalities that it makes.
+    """
+
+    def __init__(self, folder: pathlib.Path, system: inference.System):
+        self.folder, self.system = folder, system
+        data = system.provenance.config.data
+        self.sources, self.targets = tuple(data.sources), tuple(data.targets)
+        self._prepared: dict[int, tuple[inference.System, inference.Compute]] = {}
+        self._intervals: dict[int, uncertainty.Intervals | None] = {}
+
+    def synthesize(
+        self, images: Mapping[str, Source], *, samples: int = 1, subject: str | None = None
+    ) -> Synthesis:
+        """Makes the target modalities of a patient.
+
+        Args:
+          images: each source modality's image: the path of a NIfTI file, a nibabel image, or an
+            array with its affine. Skull-stripped, on one grid.
+          samples: independent samples, of which the mean and the deviation are returned.
+          subject: name on which the draws depend, so that a patient's are the same in every cohort
+            and order. By default the name under which the command `synthesize` finds the first
+            source's file, which is in its own or its folder's name; "subject" for what comes from
+            no file.
+
+        Raises:
+          UserError: a source is missing, unknown, unreadable or on another grid.
+        """
+        if samples < 1:
+            raise UserError(f"samples={samples} is too few: give 1 or more")
+        sources = self._sources(images)
+        subject = subject or self._subject_of(sources[self.sources[0]])
+        volumes = _read(sources)
+        prepared = prepare_volumes(volumes, self._settings(), subject, subject)
+        brain = brain_mask(volumes)
+        system, compiled = self._compiled(samples)
+        key = inference.subject_key(system.provenance.config.seed, subject)
+        outputs = system.volumes(compiled, {"source": prepared.slices}, key)
+        intervals = self.intervals(samples)
+        found: dict[str, dict[str, Image]] = {"deviation": {}, "lower": {}, "upper": {}}
+        for t, target in enumerate(self.targets):
+            native = {
+                name: inference.to_native(prepared, slices[..., t], brain)
+                for name, slices in outputs.items()
+            }
+            if intervals is not None:
+                native |= uncertainty.within(native, brain, intervals, target)
+            for name, volume in native.items():
+                image = self._image(volume, target, sources[self.sources[0]])
+                found.setdefault(name, {})[target] = image
+        return Synthesis(subject=subject, **found)
+
+    def intervals(self, samples: int) -> uncertainty.Intervals | None:
+        """The system's calibrated intervals, None where they are not for so many samples."""
+        if samples not in self._intervals:
+            found = uncertainty.find_intervals(self.folder, self.system, samples)
+            self._intervals[samples] = found
+        return self._intervals[samples]
+
+    def _sources(self, images: Mapping[str, Source]) -> dict[str, PathLike | Image]:
+        """The images that are needed, in the order of the sources; refuses any others."""
+        for name in images:
+            if name not in self.sources:
+                raise UserError(
+                    f"{name} is no source of this model{nearest(name, self.sources)}: "
+                    f"it takes {', '.join(self.sources)}"
+                )
+        if missing := [name for name in self.sources if name not in images]:
+            raise UserError(
+                f"{', '.join(missing)} is missing: this model needs {', '.join(self.sources)}, "
+                f"got {', '.join(images) or 'nothing'}"
+            )
+        found = {}
+        for name in self.sources:
+            with _about(name):
+                found[name] = as_image(images[name])
+        return found
+
+    def _subject_of(self, image: PathLike | Image) -> str:
+        path = image.get_filename() if isinstance(image, Image) else os.fspath(image)
+        if not path:
+            return NO_NAME
+        patterns = self.system.provenance.config.data.patterns.to_dict() or None
+        return subject_of(path, self.sources[0], patterns)
+
+    def _settings(self) -> PrepareSettings:
+        data = self.system.provenance.config.data
+        return PrepareSettings(
+            sources=self.sources,
+            targets=self.targets,
+            size=data.size,
+            minimum_brain=data.minimum_brain,
+        )
+
+    def _compiled(self, samples: int) -> tuple[inference.System, inference.Compute]:
+        """The system with a batch that fits so many samples, and its compiled program."""
+        if samples not in self._prepared:
+            batch_size = uncertainty.slices_per_call(samples) * jax.local_device_count()
+            system = dataclasses.replace(self.system, batch_size=batch_size)
+            compute = uncertainty.mean_and_deviation(system.method, samples)
+            self._prepared[samples] = system, system.compile(compute)
+        return self._prepared[samples]
+
+    def _image(
+        self, volume: Float[np.ndarray, "z y x"], target: str, reference: PathLike | Image
+    ) -> Image:
+        """A volume of [0, 1] in the units of its modality."""
+        scaled = volume * self.system.provenance.scales[target]
+        return image_like(scaled, reference, description=f"SYNTHETIC {target} cdm_jax")
+
+
+def load(folder: PathLike) -> TrainedModel:
+    """Loads a trained system on the devices of this process.
+
+    Args:
+      folder: a system's, such as `runs/brats/cunet`; or a run's, such as `runs/brats`, of which
+        CDM's C-UNet is taken, or the only system that there is.
+
+    Raises:
+      UserError: no checkpoint there, one of a stage that makes no images, or several systems.
+    """
+    stage = find_system(pathlib.Path(folder).expanduser())
+    return TrainedModel(stage, inference.load_system(stage, batch_size_per_device=1))
+
+
+def find_system(folder: pathlib.Path) -> pathlib.Path:
+    """The folder of the system that `load` takes; arguments and errors as there."""
+    if (folder / checkpoint.FOLDER).is_dir():
+        if not _translates(folder):
+            raise UserError(
+                f"{folder} is a stage that makes no images by itself: give the folder of a system, "
+                f"such as {folder.parent / MAIN_STAGE}"
+            )
+        return folder
+    stages = sorted(path.parent for path in folder.glob(f"*/{checkpoint.FOLDER}"))
+    systems = [stage for stage in stages if _translates(stage)]
+    chosen = [stage for stage in systems if stage.name == MAIN_STAGE] or systems
+    if not chosen:
+        raise UserError(
+            f"there is no checkpoint of a system in {folder}: give the folder of a finished run, "
+            "such as runs/brats, or of one of its systems, such as runs/brats/cunet"
+        )
+    if len(chosen) > 1:
+        raise UserError(f"{folder} has several systems: give one, {', '.join(map(str, chosen))}")
+    return chosen[0]
+
+
+def _translates(stage: pathlib.Path) -> bool:
+    saved = checkpoint.provenance(stage)
+    return saved is not None and isinstance(base.create(saved.config), base.Translator)
+
+
+def _read(sources: Mapping[str, PathLike | Image]) -> dict[str, Float[np.ndarray, "z y x"]]:
+    """The volumes of images that lie on one grid."""
+    (first, reference), *others = sources.items()
+    for name, image in others:
+        with _about(f"{first} and {name}"):
+            check_same_grid([reference, image])
+    volumes = {}
+    for name, image in sources.items():
+        with _about(name):
+            volumes[name] = read_volume(image)
+    return volumes
+
+
+@contextlib.contextmanager
+def _about(name: str) -> Iterator[None]:
+    """Says which modality an error is about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error

@@ -1,0 +1,256 @@
+"""What each command is called, does, needs and takes: all that help and parsing know of it."""
+
+import argparse
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+
+def _folder(text: str) -> pathlib.Path:
+    if not text:
+        raise argparse.ArgumentTypeError("a folder is needed, got nothing")
+    return pathlib.Path(text)
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' should be a whole number, 1 or more")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' should be a number") from error
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flag:
+    """A flag `--name=value`.
+
+    Attributes:
+      name: without dashes; also the keyword argument of the command's function.
+      text: what it is for.
+      value: stands for the value in the help.
+      default: where it is not given; None: there is no default, or the text says which.
+      kind: from the text given to the value.
+      required: whether the command cannot do without.
+    """
+
+    name: str
+    text: str
+    value: str = "FOLDER"
+    default: Any = None
+    kind: Callable[[str], Any] = _folder
+    required: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command as its help presents it.
+
+    Attributes:
+      summary: one line.
+      text: what it does and needs.
+      flags: all that it takes.
+      examples: arguments of two calls.
+      overrides: whether config values can be overridden by `--config.<key>=<value>`.
+    """
+
+    summary: str
+    text: str
+    flags: tuple[Flag, ...]
+    examples: tuple[str, str]
+    overrides: bool = True
+
+
+PROCESSES = (
+    Flag(
+        name="coordinator_address",
+        text="address of the first",
+        value="HOST:PORT",
+        default="",
+        kind=str,
+    ),
+    Flag(name="num_processes", text="how many", value="N", default=0, kind=int),
+    Flag(
+        name="process_id",
+        text="which one this is, from 0",
+        value="K",
+        default=-1,
+        kind=int,
+    ),
+)
+CONFIG = Flag(
+    name="config",
+    text="config file and stage, such as configs/brats.py:cdm",
+    value="FILE:STAGE",
+    default="configs/phantom.py:cdm",
+    kind=str,
+)
+SAVED_CONFIG = Flag(
+    name="config",
+    text="config file and stage; default: the config that the run was trained with",
+    value="FILE:STAGE",
+    kind=str,
+)
+WORKDIR = Flag(name="workdir", text="folder of the run; default runs/<dataset of the config>")
+
+COMMANDS = {
+    "train": Command(
+        summary="train a stage, or all stages of a system, and score it",
+        text="""
+            Trains the stage after the colon (mrm, mdn, cunet, m1, ...), or all stages of a system
+            (cdm, all, ...; configs/common.py lists them) and then scores it on the test patients.
+            The same command continues an interrupted run. Needs a config and patients:
+            configs/phantom.py simulates its own, the others need --config.data.root=<folder>.
+            """,
+        flags=(CONFIG, WORKDIR, *PROCESSES),
+        examples=(
+            "train --config=configs/phantom.py:cdm,smoke --workdir=runs/smoke",
+            "train --config=configs/brats.py:cdm --config.data.root=/data/BraTS2023",
+        ),
+    ),
+    "evaluate": Command(
+        summary="score a run's systems on its test patients",
+        text="""
+            Writes a JSON record for each test patient to <workdir>/evaluation and prints the
+            tables. Needs a run with trained systems.
+            """,
+        flags=(SAVED_CONFIG, WORKDIR, *PROCESSES),
+        examples=(
+            "evaluate --workdir=runs/brats",
+            "evaluate --config=configs/brats.py:cdm --workdir=runs/brats "
+            "--config.data.root=/data/BraTS2023",
+        ),
+    ),
+    "calibrate": Command(
+        summary="make intervals for synthesize, on a run's validation patients",
+        text="""
+            Conformal risk control over the validation patients; synthesize with as many samples
+            then writes the lower and upper ends of an interval for each voxel. Needs a run with a
+            trained system whose samples differ: the stage of --config, cunet by default.
+            """,
+        flags=(
+            SAVED_CONFIG,
+            WORKDIR,
+            Flag(
+                name="samples",
+                text="samples of each patient, as many as synthesize will draw",
+                value="N",
+                default=8,
+                kind=_at_least_one,
+            ),
+            Flag(
+                name="level",
+                text="nominal coverage of the brain, between 0 and 1",
+                value="SHARE",
+                default=0.9,
+                kind=_number,
+            ),
+            *PROCESSES,
+        ),
+        examples=(
+            "calibrate --workdir=runs/brats",
+            "calibrate --workdir=runs/brats --samples=16 --level=0.8",
+        ),
+    ),
+    "synthesize": Command(
+        summary="make the missing modalities of one patient or a cohort, as NIfTI",
+        text="""
+            Writes each target modality on the grid of the input, with a JSON sidecar and an
+            overview; with several samples their mean, their deviation and, after calibrate with
+            as many samples, the ends of an interval. What is done already is left alone. Needs a
+            trained system, and of each patient the source modalities: skull-stripped, on one grid,
+            named as in BraTS or UPenn-GBM (or by the patterns that the system was trained with).
+            """,
+        flags=(
+            Flag(
+                name="workdir",
+                text="folder of the run, of which CDM's cunet is taken, or of one of its systems, "
+                "such as runs/brats/m1",
+                required=True,
+            ),
+            Flag(name="input", text="one patient's folder, or a folder of many", required=True),
+            Flag(name="output", text="a folder for each patient is made in it", required=True),
+            Flag(
+                name="samples",
+                text="samples of each patient",
+                value="N",
+                default=1,
+                kind=_at_least_one,
+            ),
+            *PROCESSES,
+        ),
+        examples=(
+            "synthesize --workdir=runs/brats --input=patient --output=synthetic --samples=8",
+            "synthesize --workdir=runs/brats/m1 --input=cohort --output=synthetic_m1",
+        ),
+        overrides=False,
+    ),
+    "score": Command(
+        summary="score anybody's synthetic images against the real ones",
+        text="""
+            Prints and writes tables and a record for each patient, under every convention. Needs
+            no model. Files are matched by the names of BraTS and UPenn-GBM, any others by equal
+            paths below the two folders.
+            """,
+        flags=(
+            Flag(name="input", text="folder of the synthetic images", required=True),
+            Flag(name="truth", text="folder of the real patients", required=True),
+            Flag(name="output", text="where the records go; default <input>/scores"),
+        ),
+        examples=(
+            "score --input=synthetic --truth=patient",
+            "score --input=synthetic --truth=/data/BraTS2023 --output=scores",
+        ),
+        overrides=False,
+    ),
+    "report": Command(
+        summary="write a run's pages: tables, curves, pictures, a viewer",
+        text="""
+            Writes <workdir>/report/index.html, to be opened from disk. Needs a run that has been
+            evaluated.
+            """,
+        flags=(
+            SAVED_CONFIG,
+            WORKDIR,
+            Flag(
+                name="patients",
+                text="unseen patients to show in pictures",
+                value="N",
+                default=3,
+                kind=_at_least_one,
+            ),
+            *PROCESSES,
+        ),
+        examples=("report --workdir=runs/brats", "report --workdir=runs/brats --patients=10"),
+    ),
+    "prepare": Command(
+        summary="find, split and cache the patients, and train nothing",
+        text="""
+            Writes <workdir>/split.json and <workdir>/cache, which train then finds. Needs a config
+            and patients, as train does.
+            """,
+        flags=(CONFIG, WORKDIR, *PROCESSES),
+        examples=(
+            "prepare --config=configs/brats.py:cdm --config.data.root=/data/BraTS2023",
+            "prepare --config=configs/brats.py:cdm,size=128 --config.data.root=/data/BraTS2023 "
+            "--workdir=runs/brats128",
+        ),
+    ),
+    "phantom": Command(
+        summary="simulate patients and write them as NIfTI",
+        text="""
+            Writes them to <workdir>/patients, or to --config.data.root. Needs a config with a
+            section phantom.
+            """,
+        flags=(CONFIG, WORKDIR, *PROCESSES),
+        examples=(
+            "phantom --workdir=runs/phantom",
+            "phantom --config=configs/phantom.py:cdm,smoke --config.data.root=simulated",
+        ),
+    ),
+}
