@@ -115,7 +115,9 @@ def base(stage: str) -> ConfigDict:
                 "num_samples": 8,  # K of the row mean_of_K
                 "batch_size": 12,  # slices a call and device
             },
-            "checkpoint": {"keep": 2},  # how many of the latest checkpoints stay
+            "checkpoint": {
+                "keep": 2,  # how many of the latest checkpoints stay
+            },
             "profile": {
                 "first_step": 0,  # where a trace by XLA's profiler begins
                 "num_steps": 0,  # how many steps it covers; 0: no trace
