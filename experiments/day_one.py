@@ -174,6 +174,7 @@ def training_table(record: Mapping[str, Any]) -> list[str]:
         for row in load_results("scaling")["rows"]
         if row["mode"] == "jit"
     }
+    hours: dict[tuple[str, int], float] = {}
     lines = [
         "| stage | TFLOP a step | steps, 1 GPU | hours, 1 GPU | steps, 8 GPUs | hours, 8 GPUs "
         "| slices/s a GPU | peak GiB | checkpoint GiB |",
@@ -185,12 +186,20 @@ def training_table(record: Mapping[str, Any]) -> list[str]:
         for devices in DEVICES:
             steps = train.num_epochs * (slices // (train.batch_size_per_device * devices))
             seconds = flops / GPU + exchange_seconds(sizes[stage]["trained"], devices)
-            cells += [f"{steps:,}", f"{steps * seconds / 3600:.1f}"]
+            hours[stage, devices] = steps * seconds / 3600
+            cells += [f"{steps:,}", f"{hours[stage, devices]:.1f}"]
         cells.append(f"{train.batch_size_per_device * GPU / flops:,.0f}")
         peak = sizes[stage].get("peak_bytes") or peaks.get(stage)
         cells.append(f"{peak / 2**30:.1f}" if peak else "–")
         cells.append(f"{record['state_bytes'][stage] / 2**30:.2f}")
         lines.append(f"| {stage} | {' | '.join(cells)} |")
+    for system in ("cdm", "all"):
+        one, eight = (sum(hours[s, n] for s in SYSTEMS[system]) for n in DEVICES)
+        space = sum(record["state_bytes"][s] for s in SYSTEMS[system]) / 2**30
+        stages = ", ".join(SYSTEMS[system]) if system == "cdm" else "every stage"
+        lines.append(
+            f"| **{system}** ({stages}) |  |  | {one:.1f} |  | {eight:.1f} |  |  | {space:.2f} |"
+        )
     return lines
 
 
@@ -259,16 +268,17 @@ def show() -> None:
         "## Training",
         *training_table(record),
         "",
-        f"Steps: epochs x (slices // (batch x devices)). Hours: steps x (operations / "
-        f"({PEAK / 1e12:.0f} TFLOP/s x {SHARE:.0%}) + exchange of the gradient by NVLink). Slices/s "
-        "a GPU: what the input has to deliver if that speed is reached. Peak: of one compiled step "
-        "(`experiments.scaling`). A checkpoint is the whole state, frozen stages included.",
+        "Steps: epochs x (slices // (batch x devices)). Hours: steps x (operations / "
+        f"({PEAK / 1e12:.0f} TFLOP/s x {SHARE:.0%}) + exchange of the gradient by NVLink). "
+        "Slices/s a GPU: what the input has to deliver if that speed is reached. Peak: of one "
+        "compiled step (`experiments.scaling`). A checkpoint is the whole state, frozen stages "
+        "included.",
         "",
         "## Evaluation",
         *evaluation_table(record),
         "",
-        f"One patient has {STORED} slices; a row is {len(record['score_core_seconds'])} conventions "
-        f"of two targets. One image takes one core: {score} (measured). Scoring: {CORES} cores.",
+        f"One patient has {STORED} slices. A row is scored under each convention for both targets; "
+        f"one image takes one core: {score} (measured). Scoring: {CORES} cores.",
     ]
     text = "\n".join("\n" + part + "\n" if part.startswith("#") else part for part in parts)
     console.print(text, soft_wrap=True)
