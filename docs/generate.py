@@ -30,8 +30,15 @@ def write_pages(docs: pathlib.Path) -> None:
     """Writes `generated/*.md`, which pages include, and the pages `reference/api/*.md`."""
     _write(docs / "generated/command_line.md", help_pages())
     _write(docs / "generated/configs.md", config_reference.page())
+    _write(docs / "generated/table2.md", second_cohort(docs))
     for room, text in api_pages().items():
         _write(docs / f"reference/api/{room}.md", text)
+
+
+def second_cohort(docs: pathlib.Path) -> str:
+    """Table II of the second simulated cohort, where its record is committed."""
+    table = docs / "results/phantom_upenn/table2.md"
+    return table.read_text() if table.exists() else "The record of this cohort is not there yet.\n"
 
 
 def _write(path: pathlib.Path, text: str) -> None:
