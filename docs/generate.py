@@ -12,6 +12,7 @@ import config_reference
 
 import cdm_jax
 from cdm_jax import main as command_line
+from cdm_jax.usage import COMMANDS
 
 CORE = "core"
 ROOMS = {
@@ -51,7 +52,7 @@ def _write(path: pathlib.Path, text: str) -> None:
 def help_pages() -> str:
     """What `--help` prints for the whole and for each command."""
     parts = [_block(_help())]
-    for name in command_line.COMMANDS:
+    for name in COMMANDS:
         parts += [f"## {name}", _block(_help(name))]
     return "\n\n".join(parts) + "\n"
 
