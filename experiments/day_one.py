@@ -9,6 +9,7 @@ core takes to prepare and to score a patient of BraTS' grid, and how large every
 """
 
 import argparse
+import functools
 import pathlib
 import tempfile
 import time
@@ -98,7 +99,8 @@ def score_seconds(
     }
     found = {}
     for name in conventions:
-        images, mask, labels = spaces[get_convention(name).space]
+        convention = get_convention(name)
+        images, mask, labels = spaces[convention.space]
         case = Case(
             subject=subject.subject_id,
             modality=target,
@@ -107,7 +109,7 @@ def score_seconds(
             brain=mask,
             segmentation=labels,
         )
-        found[name] = core_seconds(lambda name=name, case=case: get_convention(name).score(case))
+        found[name] = core_seconds(functools.partial(convention.score, case))
     return found
 
 

@@ -22,7 +22,7 @@ LINK = re.compile(r"\]\((?!https?:)([^)\s]+)\)")
 
 
 def without_code(text):
-    return re.sub(r"^```(?!{).*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def anchors(path):
