@@ -12,7 +12,7 @@ OVERRIDES ?= --config.cunet.train.num_steps=1400 --config.m1.train.num_steps=140
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test test-slow test-parity test-browser lint clean
+.PHONY: demo test test-slow test-parity test-browser lint docs clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -44,5 +44,10 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site, into build/docs/index.html; a warning is an error.
+docs: $(READY)
+	$(BIN)/pip install --quiet --editable '.[dev,docs]'
+	$(BIN)/sphinx-build -W --keep-going -q docs build/docs
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs build docs/generated docs/reference/api

@@ -48,7 +48,7 @@ def cyclegan() -> ConfigDict:
         cycle_weight=10.0,
         identity_weight=5.0,
         pool=50,
-        unpaired=True,
+        unpaired=True,  # targets are of other slices than the sources
     )
 
 
@@ -61,7 +61,7 @@ def gcgan() -> ConfigDict:
         geometry_weight=20.0,
         identity_weight=5.0,
         pool=50,
-        unpaired=True,
+        unpaired=True,  # targets are of other slices than the sources
     )
 
 
@@ -80,7 +80,7 @@ def cut() -> ConfigDict:
         contrast_weight=1.0,
         identity=True,
         flip_equivariance=False,
-        unpaired=True,
+        unpaired=True,  # targets are of other slices than the sources
     )
 
 
@@ -89,7 +89,7 @@ def reggan() -> ConfigDict:
     return _gan(
         "reggan",
         blocks=9,
-        cycle=False,
+        cycle=False,  # whether it is C+R instead of NC+R
         cycle_weight=10.0,
         pool=50,
         registration=(32, 64, 64, 64, 64, 64, 64),
@@ -102,7 +102,7 @@ def reggan() -> ConfigDict:
 
 def resvit_cnn() -> ConfigDict:
     """Dalmaz et al. 2022, first stage: the network without its transformer."""
-    return _gan("resvit", transformer=False, **_resvit())
+    return _gan("resvit", **_resvit(transformer=False))
 
 
 def resvit() -> ConfigDict:
@@ -111,13 +111,14 @@ def resvit() -> ConfigDict:
     `resvit.pretrained` is the path of the public R50+ViT-B_16 .npz; without it the transformer
     starts from random weights, and the run says so.
     """
-    config = _gan("resvit", transformer=True, optimizer={"learning_rate": 1e-3}, **_resvit())
+    config = _gan("resvit", optimizer={"learning_rate": 1e-3}, **_resvit(transformer=True))
     config.train.num_epochs //= 2  # officially 50 after the first stage's 100
     return config
 
 
-def _resvit() -> dict:
+def _resvit(*, transformer: bool) -> dict:
     return {
+        "transformer": transformer,  # whether this is the second stage
         "blocks": 9,
         "transformer_blocks": (1, 6),
         "hidden": 768,
@@ -157,8 +158,8 @@ def diffusion() -> ConfigDict:
             "method": "baselines.diffusion",
             **_unet(),
             "prediction": "noise",
-            "schedule": "linear",
-            "num_timesteps": 1000,
+            "schedule": "linear",  # of the noise: "linear" or "scaled_linear"
+            "num_timesteps": 1000,  # T
             "average_decay": 0.9999,
             "num_samples": 1,  # that an evaluation draws: each takes a pass of the UNet a step
             "train": training(),
@@ -175,9 +176,9 @@ def rdm() -> ConfigDict:
             "width": 1536,
             "blocks": 12,
             "time_width": 256,
-            "num_timesteps": 1000,
-            "schedule": "scaled_linear",
-            "sampler": {"num_steps": 250, "eta": 1.0, "grid": "stride"},
+            "num_timesteps": 1000,  # T
+            "schedule": "scaled_linear",  # of the noise
+            "sampler": {"num_steps": 250, "eta": 1.0, "grid": "stride"},  # as `sampler`, of y
             "average_decay": 0.9999,
             "train": training(),
             "optimizer": optimizer(learning_rate=5.12e-4, weight_decay=0.01, decay="decoupled"),
@@ -193,8 +194,8 @@ def rcg() -> ConfigDict:
             **_unet(),
             "null_share": 0.1,
             "prediction": "noise",
-            "schedule": "linear",
-            "num_timesteps": 1000,
+            "schedule": "linear",  # of the noise: "linear" or "scaled_linear"
+            "num_timesteps": 1000,  # T
             "average_decay": 0.9999,
             "num_samples": 1,  # that an evaluation draws: each takes a pass of the UNet a step
             "train": training(),

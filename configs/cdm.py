@@ -34,14 +34,15 @@ def mdn(**changes) -> ConfigDict:
     return ConfigDict(
         {
             "method": "cdm.mdn",
-            "condition": "source",
+            "condition": "source",  # what each block sees: "source", or "none" as in the paper
             "decouple": "streams",
             "width": 512,
             "blocks": 4,
             "prediction": "x0",
-            "schedule": "linear",
-            "num_timesteps": 1000,
+            "schedule": "linear",  # of the noise: "linear" or "scaled_linear"
+            "num_timesteps": 1000,  # T
             "average_decay": 0.999,
+            # Of the network that encodes the sources: channels, length of the code, dropout.
             "encoder": {"features": (32, 64, 128, 256, 256), "width": 384, "dropout": 0.3},
             "augmentation": {"shift": 8, "gain": 0.1, "noise": 0.05},
             "train": training(),

@@ -75,29 +75,29 @@ def base(stage: str) -> ConfigDict:
     """The paper's setting: T1, T2 -> T1c, T2f at 256x256, batch 12 a device, 100 epochs."""
     return ConfigDict(
         {
-            "stage": stage,
-            "seed": 0,
-            "parallel": "jit",  # or "pmap", "fsdp": see cdm_jax/parallel.py
+            "stage": stage,  # what to train: a stage, or a system with all its stages
+            "seed": 0,  # of parameters, training draws and samples
+            "parallel": "jit",  # how devices share the work: "jit", "pmap" or "fsdp"
             "data": {
-                "name": "",
-                "root": "",
-                "sources": ("t1", "t2"),
-                "targets": ("t1c", "t2f"),
+                "name": "",  # of the data set, for records and model cards
+                "root": "",  # folder of the patients, at any depth
+                "sources": ("t1", "t2"),  # modalities that a patient has
+                "targets": ("t1c", "t2f"),  # modalities to synthesize
                 "copies": (),  # source shown by the "copy" row for each target; (): by name
-                "patterns": ConfigDict(),
-                "size": 256,
-                "minimum_brain": 0.01,
-                "flips": True,
-                "split_file": "",
-                "split_seed": 0,
-                "test_fraction": 0.3,
-                "validation_fraction": 0.1,
-                "test_patients": (),
-                "exclude": (),
-                "cache": "",
-                "num_workers": 0,
+                "patterns": ConfigDict(),  # modality -> names of its files; empty: known layouts
+                "size": 256,  # rows and columns of a slice in the model's frame, in pixels
+                "minimum_brain": 0.01,  # share of a slice's square that brain must cover to train
+                "flips": True,  # whether half of the training slices are mirrored left to right
+                "split_file": "",  # where the split is kept; empty: <workdir>/split.json
+                "split_seed": 0,  # decides which patients are in which part
+                "test_fraction": 0.3,  # share of the patients to test on
+                "validation_fraction": 0.1,  # share of the other patients to validate on
+                "test_patients": (),  # names of the patients to test on, instead of a share
+                "exclude": (),  # names of patients to leave out, such as another set's duplicates
+                "cache": "",  # folder of prepared slices; empty: <workdir>/cache
+                "num_workers": 0,  # processes that prepare patients; 0: one a CPU core
             },
-            "pipeline": SYSTEMS.get(stage, ()),
+            "pipeline": SYSTEMS.get(stage, ()),  # stages to train in order, then evaluate
             "mrm": cdm.mrm(),
             "mdn": cdm.mdn(),
             "mdn_joint": cdm.mdn(decouple="none", width=732),
@@ -106,18 +106,27 @@ def base(stage: str) -> ConfigDict:
             "m1_1x1": cdm.cunet(condition="keep_1x1"),
             "m2": cdm.cunet(sampler="mdn_joint"),
             **{name: section() for name, section in baselines.SECTIONS.items()},
-            "sampler": {"num_steps": 30, "eta": 0.0, "grid": "ends"},
+            "sampler": {
+                "num_steps": 30,  # N of DDIM
+                "eta": 0.0,  # 0: deterministic given the first noise; 1: DDPM's variance
+                "grid": "ends",  # which timesteps are visited: "ends" or "stride"
+            },
             "evaluate": {
-                "part": "test",
-                "systems": _translators(stage),
+                "part": "test",  # of the split: "test" or "validation"
+                "systems": _translators(stage),  # stages to score
                 "rows": (),  # to score, such as ("cunet", "cunet/mean_of_8"); (): all
                 "reference": "cunet" if stage == "all" else "m1",  # row to test the others against
-                "conventions": ("paper", "volume"),
-                "num_samples": 8,
-                "batch_size": 12,
+                "conventions": ("paper", "volume"),  # metric conventions, by name
+                "num_samples": 8,  # K of the row mean_of_K
+                "batch_size": 12,  # slices a call and device
             },
-            "checkpoint": {"keep": 2},
-            "profile": {"first_step": 0, "num_steps": 0},
+            "checkpoint": {
+                "keep": 2,  # how many of the latest checkpoints stay
+            },
+            "profile": {
+                "first_step": 0,  # where a trace by XLA's profiler begins
+                "num_steps": 0,  # how many steps it covers; 0: no trace
+            },
         }
     )
 

@@ -7,12 +7,12 @@ def training(**changes) -> ConfigDict:
     """How long a stage trains. `num_steps` 0 means: as many as `num_epochs` take."""
     return ConfigDict(
         {
-            "batch_size_per_device": 12,
-            "num_epochs": 100,
-            "num_steps": 0,
-            "log_every": 50,
-            "validate_every": 2_000,
-            "checkpoint_every": 2_000,
+            "batch_size_per_device": 12,  # slices that one device works on in a step
+            "num_epochs": 100,  # passes over the training slices, where num_steps is 0
+            "num_steps": 0,  # length of the training; 0: as many steps as num_epochs take
+            "log_every": 50,  # steps between lines of metrics.jsonl
+            "validate_every": 2_000,  # steps between validations
+            "checkpoint_every": 2_000,  # steps between checkpoints
         }
         | changes
     )
@@ -22,14 +22,14 @@ def optimizer(**changes) -> ConfigDict:
     """Adam 1e-4 with a "decay rate" of 1e-5, read as PyTorch's coupled weight decay."""
     return ConfigDict(
         {
-            "learning_rate": 1e-4,
-            "betas": (0.9, 0.999),
-            "weight_decay": 1e-5,
-            "decay": "coupled",
-            "schedule": "constant",
+            "learning_rate": 1e-4,  # the highest of the run
+            "betas": (0.9, 0.999),  # of Adam's two moments
+            "weight_decay": 1e-5,  # the paper's "decay rate"
+            "decay": "coupled",  # added to the gradient (PyTorch's Adam), or "decoupled" (AdamW)
+            "schedule": "constant",  # or "cosine", or "linear_decay" to zero
             "decay_from": 0.5,  # share of the run after which "linear_decay" begins
-            "warmup_steps": 0,
-            "clip": 0.0,
+            "warmup_steps": 0,  # steps over which the rate rises from zero
+            "clip": 0.0,  # bound of the gradient's global norm; 0: none
             "accumulate": 1,  # batches whose mean gradient makes one update
         }
         | changes

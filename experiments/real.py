@@ -3,26 +3,31 @@
   python -m experiments.real --root=<folder of patients> [--workdir=runs/real]
 
 Every patient of the folder is left out once, or those of `--patients`: scored, and synthesised to
-`<workdir>/<patient>/synthetic`. Writes `experiments/results/real_leave_one_out.json` and prints its
-tables.
+`<workdir>/<patient>/synthetic`. Writes `experiments/results/real_leave_one_out.json` and, from it,
+`docs/results/real_leave_one_out.md`.
 """
 
 import argparse
 import pathlib
 from collections.abc import Sequence
 
+import numpy as np
+from jaxtyping import Float
+
 from cdm_jax import main as command_line
 from cdm_jax.data.nifti import changed_fields
 from cdm_jax.data.subjects import Subject, find_subjects
 from cdm_jax.metrics.aggregate import Record
-from cdm_jax.report.tables import results_table, to_rich
+from cdm_jax.report.tables import results_table, to_markdown
 from cdm_jax.synthesize import synthesize_subjects
 from cdm_jax.writer import console
 from configs import real
 from experiments.records import load_records, load_results, main_values, save_results
+from experiments.study import DOCS, write
 
 NAME = "real_leave_one_out"
 COMMAND = "python -m experiments.real --root=<folder>"
+SHOWN = ("copy", "brain_mean", "regression", "cunet/mean_of_8", "cunet/null", "cunet/oracle", "m1")
 
 
 def synthesise(subjects: Sequence[Subject], workdir: pathlib.Path) -> None:
@@ -59,6 +64,40 @@ def leave_out(
     return [main_values(record) for record in load_records(folder)]
 
 
+def by_patient(records: Sequence[Record], convention: str) -> str:
+    """A Markdown table: PSNR of each target, a line a patient and one of their means."""
+    values = {row: per_patient_psnr(records, row, convention) for row in SHOWN}
+    names = [*(record["patient"] for record in records), "mean"]
+    targets = " / ".join(real.get_config().data.targets)
+    lines = [
+        f"| PSNR ({convention}), {targets} | {' | '.join(SHOWN)} |",
+        f"| --- |{' ---: |' * len(SHOWN)}",
+    ]
+    for n, name in enumerate(names):
+        cells = [" / ".join(f"{value:.2f}" for value in rows[n]) for rows in values.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def per_patient_psnr(
+    records: Sequence[Record], row: str, convention: str
+) -> Float[np.ndarray, "patients targets"]:
+    """PSNR of a row for each patient and target; the last patient is the mean of the others."""
+    targets = real.get_config().data.targets
+    values = [[r["rows"][row][convention][t]["psnr"] for t in targets] for r in records]
+    return np.vstack([values, np.mean(values, axis=0)])
+
+
+def show() -> None:
+    """Prints and writes what the committed record says."""
+    records = load_results(NAME)["records"]
+    tables = [by_patient(records, "volume")]
+    tables += [to_markdown(results_table(records, name)) for name in ("volume", "paper")]
+    text = "\n\n".join(tables)
+    console.print(text, soft_wrap=True)
+    write(DOCS / "real_leave_one_out.md", text + "\n")
+
+
 def main() -> None:
     """Runs what is missing, writes the record, prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -84,9 +123,7 @@ def main() -> None:
         # Each left-out patient has a split of his own, which is what is meant here.
         records = [{**record, "split": "leave-one-out"} for record in records]
         save_results(NAME, {"command": COMMAND, "records": records})
-    records = load_results(NAME)["records"]
-    for convention in ("volume", "paper"):
-        console.print(to_rich(results_table(records, convention)))
+    show()
 
 
 if __name__ == "__main__":

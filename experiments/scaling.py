@@ -6,7 +6,7 @@
 Every step is compiled for all devices that JAX shows (here as many parts of a CPU), with the batch
 of the paper on each, and never run. The collectives are counted in the compiled program: what it
 exchanges does not depend on the kind of device, what it keeps in memory does to some degree. Writes
-`experiments/results/scaling.json` and prints tables, among them estimates for A100s.
+`experiments/results/scaling.json` and, from it, `docs/results/scaling.md`, with times of A100s.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from cdm_jax.writer import console
 from configs import brats
 from experiments.networks import create, example, flops_of, key, size_of, start
 from experiments.records import load_results, save_results
+from experiments.study import DOCS, write
 
 NAME = "scaling"
 COMMAND = "JAX_NUM_CPU_DEVICES=8 python -m experiments.scaling"
@@ -158,6 +159,13 @@ def table(content: dict[str, Any]) -> list[str]:
     return lines
 
 
+def show() -> None:
+    """Prints and writes what the committed record says."""
+    text = "\n".join(table(load_results(NAME)))
+    console.print(text, soft_wrap=True)
+    write(DOCS / "scaling.md", text + "\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compiles, writes the record, prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -176,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         shape = {"size": options.size, "each": config.cunet.train.batch_size_per_device}
         content = {"command": COMMAND, "devices": jax.device_count(), **shape, "rows": rows}
         save_results(NAME, content)
-    console.print("\n".join(table(load_results(NAME))), soft_wrap=True)
+    show()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 Each seed trains MRM, MDN, C-UNet, M1 and M1 at C-UNet's capacity afresh and is evaluated on the
 same unseen patients. A row's value for a patient is its mean over seeds; intervals are over
 patients. What is trained already is not trained again. Writes
-`experiments/results/phantom_seeds.json` and prints its tables.
+`experiments/results/phantom_seeds.json` and, from it, `docs/results/phantom/seeds.md`.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from cdm_jax import main as command_line
 from cdm_jax.metrics.aggregate import Record, compare, per_patient, summarise
 from cdm_jax.writer import console
 from experiments.records import load_records, load_results, main_values, save_results
+from experiments.study import DOCS, write
 
 NAME = "phantom_seeds"
 COMMAND = "python -m experiments.seeds"
@@ -104,6 +105,15 @@ def findings(runs: Sequence[Sequence[Record]]) -> list[str]:
     return lines
 
 
+def show() -> None:
+    """Prints and writes what the committed record says."""
+    runs = list(load_results(NAME)["runs"].values())
+    tables = [table(runs, convention, "psnr") for convention in ("volume", "paper")]
+    text = "\n\n".join("\n".join(lines) for lines in [findings(runs), *tables])
+    console.print(text, soft_wrap=True)
+    write(DOCS / "phantom/seeds.md", text + "\n")
+
+
 def main() -> None:
     """Runs what is missing, writes the record, prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -115,11 +125,7 @@ def main() -> None:
         seeds = [int(seed) for seed in options.seeds.split(",")]
         runs = {str(seed): run_seed(seed, options.workdir) for seed in seeds}
         save_results(NAME, {"command": COMMAND, "runs": runs})
-    runs = load_results(NAME)["runs"]
-    for convention in ("volume", "paper"):
-        console.print("\n".join(table(list(runs.values()), convention, "psnr")), soft_wrap=True)
-        console.print()
-    console.print("\n".join(findings(list(runs.values()))), soft_wrap=True)
+    show()
 
 
 if __name__ == "__main__":

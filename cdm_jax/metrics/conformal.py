@@ -78,7 +78,7 @@ def scores(
     deviation: Float[np.ndarray, "*shape"],
     floor: float,
 ) -> Float[np.ndarray, "*shape"]:
-    """The multiplier that each voxel would need: |truth - mean| / (deviation + floor).
+    """The multiplier that each voxel would need: `|truth - mean| / (deviation + floor)`.
 
     Args:
       truth: in [0, 1].

@@ -94,8 +94,8 @@ SCANNERS = {
 def signal(sequence: Sequence, t1_ms: Any, t2_ms: Any, density: Any) -> Any:
     """Magnitude of the spin-echo signal, for TE much shorter than TR; arguments broadcast.
 
-    density * |1 - exp(-TR/T1)| * exp(-TE/T2), or, after inversion,
-    density * |1 - 2 exp(-TI/T1) + exp(-TR/T1)| * exp(-TE/T2) (Bernstein, King and Zhou 2004,
+    `density * |1 - exp(-TR/T1)| * exp(-TE/T2)`, or, after inversion,
+    `density * |1 - 2 exp(-TI/T1) + exp(-TR/T1)| * exp(-TE/T2)` (Bernstein, King and Zhou 2004,
     Handbook of MRI Pulse Sequences, chapter 14).
     """
     relaxed = np.exp(-sequence.repetition_ms / t1_ms)

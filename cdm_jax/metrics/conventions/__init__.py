@@ -1,18 +1,18 @@
 """The table of named conventions: a number without one of these names means nothing.
 
-========================  ======  =========================  ==================================
-name                      unit    range of values            background
-========================  ======  =========================  ==================================
-`paper`                   slice   1                          counts
-`volume` (decides)        volume  truth's p99.5 in the brain does not count
-`reggan`                  slice   1 (SSIM: 2)                counts for SSIM only
-`resvit`                  slice   each image's own maximum   counts; empty slices count as 0 dB
-`syndiff`                 slice   each image's own maximum   counts
-`brasyn` (SSIM only)      volume  each image's own p99.5     counts
-`torchmetrics`            volume  truth's own                counts
-`monai`                   slice   1                          counts
-`skimage`                 slice   truth's own                counts
-========================  ======  =========================  ==================================
+========================  ======  ============================  ==================================
+name                      unit    range of values               background
+========================  ======  ============================  ==================================
+`paper`                   slice   1                             counts
+`volume` (decides)        volume  truth's p99.5 in the brain    does not count
+`reggan`                  slice   1 (SSIM: 2)                   counts for SSIM only
+`resvit`                  slice   each image's own maximum      counts; empty slices count as 0 dB
+`syndiff`                 slice   each image's own maximum      counts
+`brasyn` (SSIM only)      volume  each image's own p99.5        counts
+`torchmetrics`            volume  truth's own                   counts
+`monai`                   slice   1                             counts
+`skimage`                 slice   truth's own                   counts
+========================  ======  ============================  ==================================
 
 The classes say exactly what each does, where it departs from its source, and what is NaN in it.
 """

@@ -1,7 +1,7 @@
 #!/bin/bash
 # CDM on four nodes of eight GPUs. On one node: --nodes=1; on one GPU no Slurm is needed at all.
 #
-#   sbatch --export=ALL,DATA=/data/BraTS2023,RUN=/scratch/$USER/brats docs/slurm.sh
+#   sbatch --export=ALL,DATA=/data/BraTS2023,RUN=/scratch/$USER/brats docs/how_to/slurm.sh
 #
 # Time-limited queues: submit it several times with --dependency=singleton; each job goes on where
 # the last one stopped. DATA and RUN must be the same folders on all nodes.

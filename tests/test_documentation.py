@@ -1,0 +1,151 @@
+"""README and docs/: links lead somewhere, what is named exists, tables are those of the records."""
+
+import importlib.util
+import pathlib
+import re
+import sys
+
+import pytest
+
+from configs import brats, phantom
+from experiments import day_one, real, scaling, seeds
+
+ROOT = pathlib.Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+MADE = [DOCS / "generated", DOCS / "reference/api", DOCS / "results"]  # by programs
+PAGES = [
+    ROOT / "README.md",
+    *(p for p in sorted(DOCS.rglob("*.md")) if not any(m in p.parents for m in MADE)),
+]
+TEXT = {path: path.read_text() for path in PAGES}
+LINK = re.compile(r"\]\((?!https?:)([^)\s]+)\)")
+
+
+def without_code(text):
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(path):
+    """What GitHub and MyST call the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", without_code(path.read_text()), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_relative_link_resolves(page):
+    text = without_code(TEXT[page])
+    targets = LINK.findall(text) + re.findall(r"^```{include} (\S+)", TEXT[page], re.MULTILINE)
+    for target in targets:
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.exists() or DOCS / "generated" in file.parents, f"{page}: {target}"
+        if anchor:
+            assert anchor in anchors(file), f"{page}: {target}"
+
+
+def test_every_page_is_reached_from_the_index():
+    listed = set()
+    for page, text in TEXT.items():
+        for tree in re.findall(r"```{toctree}\n(.*?)```", text, flags=re.DOTALL):
+            names = [line for line in tree.splitlines() if line and not line.startswith(":")]
+            listed |= {(page.parent / f"{name}.md").resolve() for name in names}
+    assert {p for p in PAGES if DOCS in p.parents} - listed == {DOCS / "index.md"}
+
+
+def test_config_values_that_are_named_exist():
+    configs = [brats.get_config("all"), phantom.get_config("all")]
+    for page, text in TEXT.items():
+        for key in re.findall(r"--config\.([a-z_0-9]+(?:\.[a-z_0-9]+)*)=", text):
+            for part in (found := configs[1], *key.split("."))[1:]:
+                assert part in found, f"{page}: --config.{key}"
+                found = found[part]
+
+
+def test_experiments_that_are_named_exist():
+    named = {name for text in TEXT.values() for name in re.findall(r"-m experiments\.(\w+)", text)}
+    assert named
+    for name in named:
+        assert (ROOT / f"experiments/{name}.py").exists(), name
+
+
+def test_the_readme_is_short():
+    assert len(TEXT[ROOT / "README.md"].splitlines()) <= 150
+
+
+def table(text):
+    """Name of a row to its cells, of all Markdown tables in a text; marks are left out."""
+    rows = [
+        re.split(r"\s*\|\s*", line.strip("| ")) for line in text.splitlines() if line[:2] == "| "
+    ]
+    return {name: [cell.replace("†", "") for cell in cells] for name, *cells in rows}
+
+
+def committed(path):
+    """PSNR and SSIM of both targets in the convention `volume` of a committed table."""
+    rows = table((ROOT / path).read_text().split("Convention paper", 1)[1])
+    return {
+        name: [cells[n] for n in (0, 1, 3, 4)] for name, cells in rows.items() if len(cells) > 4
+    }
+
+
+def test_the_readmes_results_are_those_of_the_committed_tables():
+    results = TEXT[ROOT / "README.md"].split("## Results")[1].split("## Systems")[0]
+    shown = {name: cells for name, cells in table(results).items() if "±" in cells[0]}
+    known = committed("docs/results/phantom/table1.md") | committed(
+        "docs/results/phantom/table3.md"
+    )
+    assert len(shown) == 15
+    assert shown == {name: known[name] for name in shown}
+
+
+def test_the_readmes_demo_is_that_of_the_committed_table():
+    demo = TEXT[ROOT / "README.md"].split("## Demo")[1].split("## Your data")[0]
+    rows = {name: cells for name, cells in table(demo).items() if "±" in cells[0]}
+    shown = {re.match("`(.*?)`", name)[1]: cells for name, cells in rows.items()}
+    known = committed("experiments/results/phantom/demo.md")
+    assert len(shown) == 4
+    assert shown == {name: known[name] for name in shown}
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (seeds, "phantom/seeds.md"),
+        (real, "real_leave_one_out.md"),
+        (scaling, "scaling.md"),
+        (day_one, "day_one.md"),
+    ],
+    ids=["seeds", "real", "scaling", "day_one"],
+)
+def test_what_is_drawn_from_a_record_is_committed(module, name, tmp_path, monkeypatch):
+    (tmp_path / "phantom").mkdir()
+    monkeypatch.setattr(module, "DOCS", tmp_path)
+    module.show()
+    assert (tmp_path / name).read_text() == (DOCS / "results" / name).read_text()
+
+
+@pytest.fixture(scope="module")
+def config_reference():
+    path = DOCS / "config_reference.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[path.stem]
+
+
+def test_every_config_value_has_a_meaning(config_reference):
+    assert config_reference.undocumented() == []
+
+
+def test_the_reference_holds_every_config_value(config_reference):
+    page = config_reference.page()
+    for name in ("data.size", "cunet.error_scale", "resvit.pretrained", "phantom.scanner"):
+        assert f"| `{name}` |" in page
+    assert "| `sampler.num_steps` | `30` |  | N of DDIM |" in page  # and not that of `profile`
+    assert "| `cunet.optimizer.learning_rate`" not in page  # once for all stages
+    assert "| `<stage>.optimizer.learning_rate` | `0.0001` | `0.004` |" in page
+    assert "| `reggan.optimizer.schedule` | `constant`" not in page  # as cunet's
+    assert "| `pix2pix.optimizer.schedule` | `linear_decay` |  |" in page
+    assert "| Of the network that encodes the sources:" in page  # a comment above its line
