@@ -92,6 +92,7 @@ def base(stage: str) -> ConfigDict:
                 "exclude": (),
                 "cache": "",
                 "num_workers": 0,
+                "read_threads": 0,  # that read training slices; 0: one a core of the process's host
             },
             "pipeline": SYSTEMS.get(stage, ()),
             "mrm": cdm.mrm(),

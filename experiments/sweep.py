@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from cdm_jax import inference
-from cdm_jax.data.pipeline import SliceSource
+from cdm_jax.data.pipeline import SliceSource, plain_plans
 from cdm_jax.evaluate import evaluate_run
 from cdm_jax.metrics.aggregate import Record
 from cdm_jax.writer import console
@@ -92,7 +92,8 @@ def seconds_a_slice(study: Study, stage: str, steps: int) -> float:
         lambda model, batch, key: {"t": system.method.translate(model, batch["source"], key, 1)[0]}
     )
     source = SliceSource(study.data().test)
-    slices = np.stack([source[n]["source"] for n in range(system.batch_size)])
+    images = source.read(plain_plans(np.arange(system.batch_size)))["images"]
+    slices = images[..., : len(config.data.sources)]
     stored, key = {"source": jax.device_put(slices)}, jax.random.key(0)
     jax.block_until_ready(compiled(system.model, stored, key))
     times = []

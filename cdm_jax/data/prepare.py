@@ -116,6 +116,18 @@ class PreparedSubject(Description):
         shape, offset = self.layout
         return np.memmap(self.path, np.uint16, mode="r", offset=offset, shape=shape)
 
+    def read_slice(self, position: int, out: UInt16[np.ndarray, "size size modality"]) -> None:
+        """Reads one stored slice into an array, in one call that other threads need not wait for.
+
+        Raises:
+            OSError: the file is shorter than it was.
+        """
+        _, offset = self.layout
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(offset + position * out.nbytes)
+            if file.readinto(out.data) != out.nbytes:
+                raise OSError(f"{self.path} is cut short: remove it and prepare the data again")
+
 
 def prepare_subject(subject: Subject, settings: PrepareSettings) -> Prepared:
     """Reads and prepares one subject, in memory; targets are left out if it lacks any of them.
