@@ -92,7 +92,7 @@ def base(stage: str) -> ConfigDict:
                 "exclude": (),
                 "cache": "",
                 "num_workers": 0,
-                "read_threads": 0,  # that read training slices; 0: one a core of the process's host
+                "read_threads": 4,  # that read training batches, in each process; 0: one a CPU core
             },
             "pipeline": SYSTEMS.get(stage, ()),
             "mrm": cdm.mrm(),

@@ -1,8 +1,8 @@
 """Batches from prepared subjects: shuffled for training, in order for whole volumes.
 
 Slices stay 16-bit integers (65535 = 1.0) until they are on the device, which halves the traffic. A
-training batch is one array of all modalities beside what is to be mirrored: the compiled step
-mirrors, splits sources from targets and turns them into floats (`methods.base.unpack`).
+training batch is one array of all modalities, and says which slices are mirrored: the compiled step
+mirrors them, splits sources from targets and makes floats (`methods.base.unpack`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,9 +17,9 @@ from cdm_jax.errors import UserError
 
 Item = dict[str, UInt16[np.ndarray, "batch height width _modality"]]
 Stored = dict[str, np.ndarray]  # "images": uint16 [b, h, w, modality]; "mirrored": bool [b]
-Plan = Int[np.ndarray, "3"]  # slice of the sources, slice of the targets, mirrored or not
+Plan = tuple[int, int, bool]  # slice of the sources, slice of the targets, mirrored or not
 
-HOST_BUFFER = 4  # Batches read ahead; Grain's own buffer holds 500, here of tens of megabytes.
+HOST_BUFFER = 4  # Batches read ahead, at least: Grain's own 500 would be tens of gigabytes.
 DEVICE_BUFFER = 2  # Batches that wait on the device: one is used while the next arrives.
 
 
@@ -46,6 +46,7 @@ class SliceSource:
             )
         for subject in prepared:
             _ = subject.layout  # read here, not by the threads that fetch slices
+        self._shape = prepared[0].layout[0][1:]
         self._prepared = tuple(prepared)
         self._positions = np.array(positions)
 
@@ -58,22 +59,19 @@ class SliceSource:
         Args:
             plans: for each place the slice of the sources, that of the targets, mirrored or not.
         """
-        number, _ = self._positions[0]
-        first = self._prepared[number]
-        shape, _ = first.layout
-        images = np.empty((len(plans), *shape[1:]), np.uint16)
+        images = np.empty((len(plans), *self._shape), np.uint16)
+        first_target = len(self._prepared[0].sources)
         for image, (sources, targets, _) in zip(images, plans.tolist(), strict=True):
             self._read_slice(sources, image)
             if targets != sources:
                 other = np.empty_like(image)
                 self._read_slice(targets, other)
-                channels = slice(len(first.sources), None)
-                image[..., channels] = other[..., channels]
+                image[..., first_target:] = other[..., first_target:]
         return {"images": images, "mirrored": plans[:, 2].astype(bool)}
 
     def _read_slice(self, index: int, out: UInt16[np.ndarray, "height width modality"]) -> None:
-        number, position = self._positions[index]
-        self._prepared[number].read_slice(int(position), out)
+        number, position = self._positions[index].tolist()
+        self._prepared[number].read_slice(position, out)
 
 
 def plain_plans(indices: Int[np.ndarray, "batch"]) -> Int[np.ndarray, "batch 3"]:
@@ -121,14 +119,21 @@ def training_batches(
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle()
     if not paired:
         others = grain.MapDataset.range(len(source)).seed(seed + 1).shuffle()
-        order = grain.experimental.ZipMapDataset([order, others]).map(np.array)
-    plans = order.random_map(_plan_flip) if flips else order.map(_plan)
-    # Plans are numbers, cheap to make in full; only the slices of the own part are read.
+        # Grain's seed of what follows counts the transformations before it, hence the empty one.
+        order = grain.experimental.ZipMapDataset([order, others]).map(tuple)
+    plans = (order.random_map(_plan_flip) if flips else order.map(_plan)).repeat()
     number = batch_size // process_count
-    part = slice(process_index * number, (process_index + 1) * number)
-    batches = plans.repeat().batch(batch_size, drop_remainder=True)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=HOST_BUFFER)
-    return batches.map(lambda plan: source.read(plan[part])).to_iter_dataset(options)
+    own = range(process_index * number, (process_index + 1) * number)
+
+    def read(batch: int) -> Stored:
+        """This process's part; a plan takes time as well, so that none of the others' are made."""
+        return source.read(np.array([plans[batch * batch_size + place] for place in own]))
+
+    batches = grain.MapDataset.range(len(plans) // batch_size).map(read)
+    buffer = max(threads, HOST_BUFFER)
+    return batches.to_iter_dataset(
+        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
+    )
 
 
 def prefetched(
@@ -170,12 +175,12 @@ def padded_batches(
         yield {name: np.asarray(slices)[rows] for name, slices in stored.items()}, valid
 
 
-def _plan(chosen: Any, mirrored: bool = False) -> Plan:
-    """Which slice gives the sources, which the targets, and whether both are mirrored."""
-    first, second = np.broadcast_to(chosen, 2)
-    return np.array([first, second, mirrored])
+def _plan(chosen: int | tuple[int, int], mirrored: bool = False) -> Plan:
+    """A plan of one slice, or of the sources of one and the targets of another."""
+    sources, targets = chosen if isinstance(chosen, tuple) else (chosen, chosen)
+    return sources, targets, mirrored
 
 
-def _plan_flip(chosen: Any, rng: np.random.Generator) -> Plan:
+def _plan_flip(chosen: int | tuple[int, int], rng: np.random.Generator) -> Plan:
     """A plan that mirrors with equal chance."""
     return _plan(chosen, rng.random() >= 0.5)
