@@ -6,6 +6,7 @@ are saved together, after the update and before the next batch is drawn.
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from ml_collections import ConfigDict
 
 from cdm_jax import checkpoint, parallel
 from cdm_jax.data.dataset import Dataset
-from cdm_jax.data.pipeline import SliceSource, prefetched, training_batches
+from cdm_jax.data.pipeline import SliceSource, plain_plans, prefetched, training_batches
 from cdm_jax.data.prepare import PreparedSubject, median_scales
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
@@ -32,7 +33,7 @@ from cdm_jax.writer import ProfilerWindow, StopRequest, TrainingProgress, Writer
 MEASURED_SLICES = 4096  # enough for the means and covariances that `finish` measures
 LENGTHS = ("num_steps", "num_epochs", "log_every", "validate_every", "checkpoint_every")
 
-_to_model_range = jax.jit(base.to_model_range)
+_unpack = jax.jit(base.unpack, static_argnums=2)
 
 Totals = dict[str, Average]
 Step = Callable[[base.State, Totals, Any], tuple[base.State, Totals]]
@@ -90,7 +91,8 @@ def _check_same(
     harmless = {f"{s}.train.{name}" for s in sections for name in LENGTHS}
     harmless |= {f"{s}.train.batch_size_per_device" for s in sections}  # devices may be others
     harmless |= {
-        f"data.{name}" for name in ("root", "cache", "split_file", "num_workers", "copies")
+        f"data.{name}"
+        for name in ("root", "cache", "split_file", "num_workers", "read_threads", "copies")
     }
     changed = [
         line
@@ -104,14 +106,28 @@ def _check_same(
         )
 
 
+def stored_shapes(config: ConfigDict, number: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a stored batch of this many slices is made of, as the input pipeline gives it."""
+    data = config.data
+    modalities = len(data.sources) + len(data.targets)
+    return {
+        "images": jax.ShapeDtypeStruct((number, data.size, data.size, modalities), np.uint16),
+        "mirrored": jax.ShapeDtypeStruct((number,), np.bool_),
+    }
+
+
 def make_step(
-    method: base.Method, root: Array, devices: parallel.Devices, state: base.State
+    method: base.Method,
+    root: Array,
+    devices: parallel.Devices,
+    state: base.State,
+    num_sources: int,
 ) -> Step:
     """The compiled step: stored batch to floats, update, running means; the state is donated."""
 
     def step(state: base.State, totals: Totals, batch: Any) -> tuple[base.State, Totals]:
         """State and running means after one batch."""
-        floats = {name: base.to_model_range(images) for name, images in batch.items()}
+        floats = base.unpack(batch["images"], batch["mirrored"], num_sources)
         state, metrics = method.update(state, floats, jax.random.fold_in(root, state.step))
         return state, {
             name: totals[name].merge(Average.from_model_output(value))
@@ -142,10 +158,8 @@ def slice_batches(
     batches = np.resize(chosen, (-(-len(chosen) // batch_size), batch_size))
     for indices in batches:
         own = np.split(indices, jax.process_count())[jax.process_index()]
-        items = [source[int(index)] for index in own]
-        stacked = {name: np.stack([item[name] for item in items]) for name in items[0]}
-        stored = parallel.assembled(stacked, mesh)
-        yield {name: _to_model_range(images) for name, images in stored.items()}
+        stored = parallel.assembled(source.read(plain_plans(own)), mesh)
+        yield _unpack(stored["images"], stored["mirrored"], len(subjects[0].sources))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -274,6 +288,7 @@ def _training_iterator(run: Run) -> Any:
         seed=run.config.seed,
         flips=run.config.data.flips,
         paired=run.method.paired,
+        threads=run.config.data.read_threads or os.cpu_count() or 1,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -330,7 +345,8 @@ def _loop(
 ) -> base.State:
     """Steps until the last one, with all that happens between them."""
     length, first = run.length, int(state.step)
-    step_function = make_step(run.method, run.keys[1], run.devices, state)
+    num_sources = len(run.config.data.sources)
+    step_function = make_step(run.method, run.keys[1], run.devices, state, num_sources)
     validate = _validation(run)
     profiler = ProfilerWindow(run.folder, **run.config.profile.to_dict())
     nothing = empty_totals(run, state)

@@ -28,7 +28,7 @@ from rich.text import Text
 
 from cdm_jax import checkpoint, inference, parallel
 from cdm_jax.methods import base
-from cdm_jax.train import make_step
+from cdm_jax.train import make_step, stored_shapes
 from cdm_jax.writer import console
 from experiments.networks import create, example, flops_of, key
 from experiments.records import load_results, save_results
@@ -84,6 +84,16 @@ def random_slices(config: ConfigDict, number: int) -> dict[str, np.ndarray]:
     }
 
 
+def random_batch(config: ConfigDict, number: int) -> dict[str, np.ndarray]:
+    """A stored training batch, as the input pipeline gives it."""
+    shapes = stored_shapes(config, number)
+    draws = np.random.default_rng(0)
+    return {
+        "images": draws.integers(1, 2**16, shapes["images"].shape, np.uint16),
+        "mirrored": draws.random(number) < 0.5,
+    }
+
+
 def training_step(config: ConfigDict, stage: str) -> Program:
     """The training step of a stage, as the loop compiles it."""
     devices = parallel.all_devices(config.parallel)
@@ -96,8 +106,8 @@ def training_step(config: ConfigDict, stage: str) -> Program:
         stage=stage,
         part="step",
         slices=number,
-        function=make_step(method, key(), devices, state),
-        arguments=(state, totals, devices.put(random_slices(config, number))),
+        function=make_step(method, key(), devices, state, len(config.data.sources)),
+        arguments=(state, totals, devices.put(random_batch(config, number))),
         advance=lambda returned, arguments: (*returned, arguments[2]),
     )
 

@@ -16,12 +16,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from clu.metrics import Average
 from ml_collections import ConfigDict
 
 from cdm_jax import parallel
-from cdm_jax.train import make_step
+from cdm_jax.train import make_step, stored_shapes
 from cdm_jax.writer import console
 from configs import brats
 from experiments.networks import create, example, flops_of, key, size_of, start
@@ -88,12 +87,12 @@ def lowered_step(config: ConfigDict, stage: str, devices: parallel.Devices) -> j
     state = start(config, stage, batch)
     _, metrics = jax.eval_shape(method.update, state, batch, key())
     totals = {name: jax.eval_shape(Average.empty) for name in metrics}
-    step: Any = make_step(method, key(), devices, state)
+    step: Any = make_step(method, key(), devices, state, len(config.data.sources))
     lead = (number, each) if devices.mode == "pmap" else (number * each,)
     place = parallel.sharded(devices.mesh)
     stored = {
-        name: jax.ShapeDtypeStruct((*lead, *images.shape[1:]), jnp.uint16, sharding=place)
-        for name, images in batch.items()
+        name: jax.ShapeDtypeStruct((*lead, *part.shape[1:]), part.dtype, sharding=place)
+        for name, part in stored_shapes(config, each * number).items()
     }
     return step.lower(devices.placed(state), totals, stored)
 

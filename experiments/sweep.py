@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from cdm_jax import inference
-from cdm_jax.data.pipeline import SliceSource
+from cdm_jax.data.pipeline import SliceSource, plain_plans
 from cdm_jax.evaluate import evaluate_run
 from cdm_jax.metrics.aggregate import Record
 from cdm_jax.rows import num_samples, sample_rows
@@ -85,7 +85,8 @@ def seconds_a_slice(study: Study, stage: str, steps: int) -> float:
         lambda model, batch, key: {"t": system.method.translate(model, batch["source"], key, 1)[0]}
     )
     source, number = SliceSource(study.data().test), system.batch_size
-    slices = np.stack([source[n]["source"] for n in range(number)])
+    images = source.read(plain_plans(np.arange(number)))["images"]
+    slices = images[..., : len(config.data.sources)]
     keys = inference.slice_keys(jax.random.key(0), 0, number)
     batch = system.put({"source": slices}, keys)
     jax.block_until_ready(compiled(system.model, *batch))

@@ -66,14 +66,15 @@ def three_steps(stage: str, devices: parallel.Devices) -> dict:
     leaves = jax.tree.leaves(state)
     rng, found, program = np.random.default_rng(0), [], None
     for _ in range(3):
-        stored = {
-            name: rng.integers(0, 2**16, leaf.shape, np.uint16) for name, leaf in shapes.items()
-        }
+        images = [rng.integers(0, 2**16, leaf.shape, np.uint16) for leaf in shapes.values()]
+        mirrored = rng.random(len(images[0])) < 0.5
+        stored = {"images": np.concatenate(images, axis=-1), "mirrored": mirrored}
         empty = {name: Average.empty() for name in metrics}
         totals = jax.device_put(empty, parallel.replicated(devices.mesh))
         arguments = (totals, devices.put(stored))
         if program is None:
-            step = train.make_step(method, key, devices, state)
+            num_sources = shapes["source"].shape[-1]
+            step = train.make_step(method, key, devices, state, num_sources)
             program = step.lower(state, *arguments).compile()
         state, totals = program(state, *arguments)
         found.append({name: float(value.compute()) for name, value in totals.items()})

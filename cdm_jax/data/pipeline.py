@@ -1,7 +1,8 @@
 """Batches from prepared subjects: shuffled for training, in order for whole volumes.
 
-Slices stay 16-bit integers (65535 = 1.0) until they are on the device, which halves the traffic;
-the compiled step turns them into floats.
+Slices stay 16-bit integers (65535 = 1.0) until they are on the device, which halves the traffic. A
+training batch is one array of all modalities, and says which slices are mirrored: the compiled step
+mirrors them, splits sources from targets and makes floats (`methods.base.unpack`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,19 +15,16 @@ from jaxtyping import Int, UInt16
 from cdm_jax.data.prepare import PreparedSubject
 from cdm_jax.errors import UserError
 
-Item = dict[str, UInt16[np.ndarray, "*batch height width _modality"]]
-Plan = Int[np.ndarray, "3"]  # slice of the sources, slice of the targets, mirrored or not
+Item = dict[str, UInt16[np.ndarray, "batch height width _modality"]]
+Stored = dict[str, np.ndarray]  # "images": uint16 [b, h, w, modality]; "mirrored": bool [b]
+Plan = tuple[int, int, bool]  # slice of the sources, slice of the targets, mirrored or not
 
-# Grain's own buffer holds 500 elements, here batches of tens of megabytes.
-READ_OPTIONS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
+HOST_BUFFER = 4  # Batches read ahead, at least: Grain's own 500 would be tens of gigabytes.
 DEVICE_BUFFER = 2  # Batches that wait on the device: one is used while the next arrives.
 
 
 class SliceSource:
-    """All training slices of the prepared subjects, in order, with random access.
-
-    An item is {"source": [height, width, source], "target": [height, width, target]}.
-    """
+    """All training slices of the prepared subjects, in order, with random access."""
 
     def __init__(self, prepared: Sequence[PreparedSubject]) -> None:
         """Lists the slices.
@@ -48,21 +46,37 @@ class SliceSource:
             )
         for subject in prepared:
             _ = subject.layout  # read here, not by the threads that fetch slices
+        self._shape = prepared[0].layout[0][1:]
         self._prepared = tuple(prepared)
         self._positions = np.array(positions)
 
     def __len__(self) -> int:
         return len(self._positions)
 
-    def __getitem__(self, index: int) -> Item:
-        number, position = self._positions[index]
-        subject = self._prepared[number]
-        # Still on disk: batching makes the only copy.
-        modalities = subject.slices[position].copy()
-        return {
-            "source": modalities[..., : len(subject.sources)],
-            "target": modalities[..., len(subject.sources) :],
-        }
+    def read(self, plans: Int[np.ndarray, "batch 3"]) -> Stored:
+        """Reads the slices that are planned, each straight into its place in the batch.
+
+        Args:
+            plans: for each place the slice of the sources, that of the targets, mirrored or not.
+        """
+        images = np.empty((len(plans), *self._shape), np.uint16)
+        first_target = len(self._prepared[0].sources)
+        for image, (sources, targets, _) in zip(images, plans.tolist(), strict=True):
+            self._read_slice(sources, image)
+            if targets != sources:
+                other = np.empty_like(image)
+                self._read_slice(targets, other)
+                image[..., first_target:] = other[..., first_target:]
+        return {"images": images, "mirrored": plans[:, 2].astype(bool)}
+
+    def _read_slice(self, index: int, out: UInt16[np.ndarray, "height width modality"]) -> None:
+        number, position = self._positions[index].tolist()
+        self._prepared[number].read_slice(position, out)
+
+
+def plain_plans(indices: Int[np.ndarray, "batch"]) -> Int[np.ndarray, "batch 3"]:
+    """Plans of these slices as they are: paired, none mirrored."""
+    return np.stack([indices, indices, np.zeros_like(indices)], axis=1)
 
 
 def training_batches(
@@ -72,9 +86,10 @@ def training_batches(
     seed: int,
     flips: bool,
     paired: bool = True,
+    threads: int = 4,
     process_index: int = 0,
     process_count: int = 1,
-) -> grain.IterDataset[Item]:
+) -> grain.IterDataset[Stored]:
     """Returns an endless stream of training batches, shuffled anew each epoch.
 
     The order and the flips are those of the global batches: the processes' parts, side by side, are
@@ -88,6 +103,7 @@ def training_batches(
         flips: whether half of the slices, at random, are mirrored left to right.
         paired: whether sources and targets are of the same slices; if not, the targets are those
             of other slices, shuffled by themselves.
+        threads: that read batches side by side; the batches do not depend on it.
         process_index: which of the processes this is.
         process_count: how many processes share a batch.
 
@@ -103,17 +119,25 @@ def training_batches(
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle()
     if not paired:
         others = grain.MapDataset.range(len(source)).seed(seed + 1).shuffle()
-        order = grain.experimental.ZipMapDataset([order, others]).map(np.array)
-    plans = order.random_map(_plan_flip) if flips else order.map(_plan)
-    # Plans are numbers, cheap to make in full; only the slices of the own part are read.
+        # Grain's seed of what follows counts the transformations before it, hence the empty one.
+        order = grain.experimental.ZipMapDataset([order, others]).map(tuple)
+    plans = (order.random_map(_plan_flip) if flips else order.map(_plan)).repeat()
     number = batch_size // process_count
-    part = slice(process_index * number, (process_index + 1) * number)
-    batches = plans.repeat().batch(batch_size, drop_remainder=True)
-    return batches.map(lambda plan: _read(source, plan[part])).to_iter_dataset(READ_OPTIONS)
+    own = range(process_index * number, (process_index + 1) * number)
+
+    def read(batch: int) -> Stored:
+        """This process's part; a plan takes time as well, so that none of the others' are made."""
+        return source.read(np.array([plans[batch * batch_size + place] for place in own]))
+
+    batches = grain.MapDataset.range(len(plans) // batch_size).map(read)
+    buffer = max(threads, HOST_BUFFER)
+    return batches.to_iter_dataset(
+        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
+    )
 
 
 def prefetched(
-    batches: grain.IterDataset[Item], put: Callable[[Item], dict[str, Any]]
+    batches: grain.IterDataset[Stored], put: Callable[[Stored], dict[str, Any]]
 ) -> grain.IterDataset[dict[str, Any]]:
     """Returns the batches on the devices, fetched ahead.
 
@@ -151,24 +175,12 @@ def padded_batches(
         yield {name: np.asarray(slices)[rows] for name, slices in stored.items()}, valid
 
 
-def _plan(chosen: Any, mirrored: bool = False) -> Plan:
-    """Which slice gives the sources, which the targets, and whether both are mirrored."""
-    first, second = np.broadcast_to(chosen, 2)
-    return np.array([first, second, mirrored])
+def _plan(chosen: int | tuple[int, int], mirrored: bool = False) -> Plan:
+    """A plan of one slice, or of the sources of one and the targets of another."""
+    sources, targets = chosen if isinstance(chosen, tuple) else (chosen, chosen)
+    return sources, targets, mirrored
 
 
-def _plan_flip(chosen: Any, rng: np.random.Generator) -> Plan:
+def _plan_flip(chosen: int | tuple[int, int], rng: np.random.Generator) -> Plan:
     """A plan that mirrors with equal chance."""
     return _plan(chosen, rng.random() >= 0.5)
-
-
-def _read(source: SliceSource, plans: Int[np.ndarray, "batch 3"]) -> Item:
-    """The slices that are planned, all modalities of one mirrored left to right or none."""
-    items = []
-    for first, second, mirrored in plans.tolist():
-        item = source[first]
-        if second != first:
-            item = {"source": item["source"], "target": source[second]["target"]}
-        step = -1 if mirrored else 1
-        items.append({name: slices[:, ::step] for name, slices in item.items()})
-    return {name: np.stack([item[name] for item in items]) for name in items[0]}

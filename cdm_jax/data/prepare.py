@@ -116,6 +116,21 @@ class PreparedSubject(Description):
         shape, offset = self.layout
         return np.memmap(self.path, np.uint16, mode="r", offset=offset, shape=shape)
 
+    def read_slice(self, position: int, out: UInt16[np.ndarray, "size size modality"]) -> None:
+        """Reads one stored slice into `out`, while other threads run.
+
+        Mapped memory, as `slices` returns it, takes a page fault for every few kilobytes, and
+        threads that map and unmap wait for each other.
+
+        Raises:
+            UserError: the file ends before the slice does.
+        """
+        _, offset = self.layout
+        with open(self.path, "rb") as file:
+            file.seek(offset + position * out.nbytes)
+            if file.readinto(out.data) != out.nbytes:
+                raise UserError(f"{self.path} is cut short: remove it and prepare the data again")
+
 
 def prepare_subject(subject: Subject, settings: PrepareSettings) -> Prepared:
     """Reads and prepares one subject, in memory; targets are left out if it lacks any of them.

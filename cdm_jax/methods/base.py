@@ -176,6 +176,24 @@ def to_model_range(stored: Num[Array, "b h w m"]) -> Float[Array, "b h w m"]:
     return stored.astype(jnp.float32) * (2 / 65535) - 1
 
 
+def unpack(
+    images: Num[Array, "b h w m"], mirrored: Bool[Array, "b"], num_sources: int
+) -> dict[str, Float[Array, "b h w _"]]:
+    """A stored training batch as methods see it.
+
+    Args:
+      images: stored uint16 in [0, 65535], the source modalities first.
+      mirrored: which slices are mirrored left to right, all modalities alike.
+      num_sources: how many of the modalities are sources.
+
+    Returns:
+      "source" and "target" in [-1, 1].
+    """
+    images = jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+    floats = to_model_range(images)
+    return {"source": floats[..., :num_sources], "target": floats[..., num_sources:]}
+
+
 def to_unit_range(images: Float[Array, "..."]) -> Float[Array, "..."]:
     """The networks' range [-1, 1] to clipped intensities in [0, 1]."""
     return jnp.clip((images + 1) / 2, 0, 1)

@@ -20,6 +20,17 @@ def test_every_stored_intensity_survives_the_way_to_the_networks_and_back():
     np.testing.assert_array_equal(np.rint(np.asarray(unit) * 65535), stored)
 
 
+def test_a_stored_batch_is_mirrored_left_to_right_and_split():
+    images = np.random.default_rng(0).integers(0, 65536, (3, 4, 6, 5)).astype(np.uint16)
+    mirrored = np.array([True, False, True])
+    batch = base.unpack(jnp.asarray(images), jnp.asarray(mirrored), 2)
+    assert set(batch) == {"source", "target"}
+    stored = np.concatenate([batch["source"], batch["target"]], axis=-1)
+    expected = [np.fliplr(image) if m else image for image, m in zip(images, mirrored, strict=True)]
+    np.testing.assert_array_equal(np.rint((stored + 1) * 32767.5), expected)
+    assert batch["source"].shape == (3, 4, 6, 2)
+
+
 def test_intensities_beyond_the_range_are_clipped():
     np.testing.assert_array_equal(base.to_unit_range(jnp.asarray([-3.0, 0.0, 5.0])), [0, 0.5, 1])
 
