@@ -3,7 +3,7 @@
   python -m cdm_jax.main --config=configs/phantom.py:cdm --workdir=runs/phantom
 
 The patients are made on first use. With the default, small networks all stages and the evaluation
-take about ten minutes on two cores; the README shows the table.
+take about ten minutes on two cores; docs/studies shows tables.
 """
 
 from ml_collections import ConfigDict

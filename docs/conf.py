@@ -48,3 +48,13 @@ html_show_sphinx = False
 def setup(app):
     """Writes the pages that are made from the code before Sphinx reads any."""
     app.connect("builder-inited", lambda app: generate.write_pages(HERE))
+    app.connect("autodoc-process-docstring", show_as_typed)
+
+
+def show_as_typed(app, what, name, thing, options, lines):
+    """Makes code of what the text of a module indents, such as a command; reST would quote it."""
+    for number, line in reversed(list(enumerate(lines)) if what == "module" else []):
+        before = next((text for text in reversed(lines[:number]) if text.strip()), "")
+        begins = line.startswith("  ") and not lines[number - 1].strip()
+        if begins and not before.startswith("  ") and not before.endswith("::"):
+            lines[number:number] = ["::", ""]
