@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import jax
 from ml_collections import ConfigDict
 
-from cdm_jax import checkpoint, parallel
+from cdm_jax import checkpoint, memory, parallel
 from cdm_jax.data import dataset as data
 from cdm_jax.errors import UserError
 from cdm_jax.evaluate import evaluate_run
@@ -17,7 +17,7 @@ from cdm_jax.publish import publish_run
 from cdm_jax.score import score_folders
 from cdm_jax.synthesize import synthesize_folder
 from cdm_jax.train import MissingStageError, train_stage
-from cdm_jax.uncertainty import calibrate_stage, summary
+from cdm_jax.uncertainty import calibrate_stage, slices_per_call, summary
 from cdm_jax.writer import console
 
 
@@ -87,15 +87,25 @@ def train(request: Request) -> None:
     config = _config(request)
     _cache_compilations(request)
     dataset = _dataset(config, request)
-    for stage in config.pipeline or (config.stage,):
+    stages = config.pipeline or (config.stage,)
+    memory.check_pipeline(config, stages, request.workdir, dataset, memory.device_limit())
+    for stage in stages:
         stage_config = config.copy_and_resolve_references()
         stage_config.stage = stage
         try:
-            train_stage(stage_config, request.workdir, dataset)
+            advice = f"set {memory.remedy(config, stage)}"
+            with memory.explained(f"training {stage}", advice, request.workdir / stage):
+                train_stage(stage_config, request.workdir, dataset)
         except MissingStageError as error:
             command = _same_command(request.arguments, error.stage)
             raise UserError(f"{error}, by {command}") from error
     if config.pipeline:
+        _evaluate(config, request, dataset)
+
+
+def _evaluate(config: ConfigDict, request: Request, dataset: data.Dataset) -> None:
+    advice = f"set --config.evaluate.batch_size below {config.evaluate.batch_size}"
+    with memory.explained("the evaluation", f"{advice}, or {memory.FRACTION}"):
         evaluate_run(config, request.workdir, dataset)
 
 
@@ -103,7 +113,7 @@ def evaluate(request: Request) -> None:
     """Scores a run's systems on its test patients."""
     config = _config(request)
     _cache_compilations(request)
-    evaluate_run(config, request.workdir, _dataset(config, request))
+    _evaluate(config, request, _dataset(config, request))
 
 
 def _stage_folder(request: Request) -> pathlib.Path:
@@ -112,12 +122,21 @@ def _stage_folder(request: Request) -> pathlib.Path:
     return request.workdir / ("cunet" if stage == "cdm" else stage)
 
 
+def _synthesis_advice(request: Request) -> str:
+    """What to change where the samples of a call do not fit into a device's memory."""
+    advice = f"set {memory.FRACTION}, or JAX_PLATFORMS=cpu"
+    if slices_per_call(request.samples) > 1:
+        return advice  # with fewer samples, more slices share a call
+    return f"{advice}, or --samples below {request.samples}"
+
+
 def calibrate(request: Request) -> None:
     """Makes intervals for `synthesize`, on the validation patients of a run."""
     config = _config(request)
     _cache_compilations(request)
     folder, dataset = _stage_folder(request), _dataset(config, request)
-    intervals = calibrate_stage(folder, dataset, samples=request.samples, level=request.level)
+    with memory.explained("the calibration", _synthesis_advice(request)):
+        intervals = calibrate_stage(folder, dataset, samples=request.samples, level=request.level)
     console.print("\n".join(summary(intervals)))
 
 
@@ -127,7 +146,8 @@ def synthesize(request: Request) -> None:
         raise UserError("synthesize needs --input=<folder of patients> and --output=<folder>")
     _cache_compilations(request)
     folder = _stage_folder(request)
-    written = synthesize_folder(request.input, request.output, folder, samples=request.samples)
+    with memory.explained("the synthesis", _synthesis_advice(request)):
+        written = synthesize_folder(request.input, request.output, folder, samples=request.samples)
     console.print(f"wrote {len(written)} subjects to {request.output}")
 
 

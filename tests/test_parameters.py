@@ -8,6 +8,7 @@ import pytest
 from flax import linen as nn
 
 from cdm_jax.nn.patchgan import PatchGAN
+from cdm_jax.shapes import example, start
 from configs import brats, common
 from configs.common import SYSTEMS
 from experiments import networks, parameters, records
@@ -101,7 +102,7 @@ def test_every_trained_stage_has_networks_that_hold_all_its_parameters():
     config = brats.get_config("all,smoke")
     for stage in SYSTEMS["all"]:
         found = networks.networks(config, stage)
-        state = networks.start(config, stage, networks.example(config, 1))
+        state = start(config, stage, example(config, 1))
         beside = networks.size_of(state.params.get("null", ()))
         total = sum(n.copies * n.parameters() for n in found)
         assert total + beside == networks.size_of(state.params), stage
