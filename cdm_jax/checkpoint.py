@@ -110,6 +110,11 @@ def _steps(stage_folder: pathlib.Path) -> list[int]:
     return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
 
 
+def latest_step(stage_folder: pathlib.Path) -> int | None:
+    """The step of a stage's newest checkpoint, None where there is none."""
+    return max(_steps(stage_folder), default=None)
+
+
 def plain(config: Any) -> Any:
     """A config as JSON types; `to_config` turns it back."""
     if isinstance(config, ConfigDict):

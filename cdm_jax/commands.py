@@ -5,7 +5,7 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from cdm_jax import checkpoint, parallel
+from cdm_jax import checkpoint, memory, parallel
 from cdm_jax.api import find_system
 from cdm_jax.data import dataset as data
 from cdm_jax.errors import UserError
@@ -14,7 +14,7 @@ from cdm_jax.publish import publish_run
 from cdm_jax.score import score_folders
 from cdm_jax.synthesize import synthesize_folder
 from cdm_jax.train import train_stage
-from cdm_jax.uncertainty import calibrate_stage, summary
+from cdm_jax.uncertainty import calibrate_stage, slices_per_call, summary
 from cdm_jax.writer import console
 
 
@@ -22,11 +22,21 @@ def train(*, config: ConfigDict, workdir: pathlib.Path) -> None:
     """Trains a stage; or a system's stages in order, but for what is finished, and scores it."""
     _cache_compilations(workdir)
     dataset = _dataset(config, workdir)
-    for stage in config.pipeline or (config.stage,):
+    stages = config.pipeline or (config.stage,)
+    memory.check_pipeline(config, stages, workdir, dataset, memory.device_limit())
+    for stage in stages:
         stage_config = config.copy_and_resolve_references()
         stage_config.stage = stage
-        train_stage(stage_config, workdir, dataset)
+        advice = f"set {memory.remedy(config, stage)}"
+        with memory.explained(f"training {stage}", advice, workdir / stage):
+            train_stage(stage_config, workdir, dataset)
     if config.pipeline:
+        _evaluate(config, workdir, dataset)
+
+
+def _evaluate(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> None:
+    advice = f"set --config.evaluate.batch_size below {config.evaluate.batch_size}"
+    with memory.explained("the evaluation", f"{advice}, or {memory.FRACTION}"):
         evaluate_run(config, workdir, dataset)
 
 
@@ -34,7 +44,15 @@ def evaluate(*, config: ConfigDict | None, workdir: pathlib.Path) -> None:
     """Scores a run's systems on its test patients."""
     config = config or _saved_config(workdir)
     _cache_compilations(workdir)
-    evaluate_run(config, workdir, _dataset(config, workdir))
+    _evaluate(config, workdir, _dataset(config, workdir))
+
+
+def _sampling_advice(samples: int) -> str:
+    """What to change where the samples of a call do not fit into a device's memory."""
+    advice = f"set {memory.FRACTION}, or JAX_PLATFORMS=cpu"
+    if slices_per_call(samples) > 1:
+        return advice  # with fewer samples, more slices share a call
+    return f"{advice}, or --samples below {samples}"
 
 
 def calibrate(
@@ -45,7 +63,8 @@ def calibrate(
     config = config or _saved_config(workdir)
     _cache_compilations(workdir)
     dataset = _dataset(config, workdir)
-    intervals = calibrate_stage(workdir / stage, dataset, samples=samples, level=level)
+    with memory.explained("the calibration", _sampling_advice(samples)):
+        intervals = calibrate_stage(workdir / stage, dataset, samples=samples, level=level)
     console.print("\n".join(summary(intervals)))
 
 
@@ -55,7 +74,8 @@ def synthesize(
     """Writes the missing modalities of a patient or a cohort."""
     folder = find_system(workdir)
     _cache_compilations(folder.parent)
-    written = synthesize_folder(input, output, folder, samples=samples)
+    with memory.explained("the synthesis", _sampling_advice(samples)):
+        written = synthesize_folder(input, output, folder, samples=samples)
     console.print(f"wrote {len(written)} subjects to {output}")
 
 

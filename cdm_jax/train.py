@@ -28,6 +28,7 @@ from cdm_jax.errors import UserError
 from cdm_jax.methods import base
 from cdm_jax.report.card import FILE as CARD
 from cdm_jax.report.card import PARTS, model_card, parameter_counts, save_card
+from cdm_jax.shapes import Shapes, example
 from cdm_jax.writer import ProfilerWindow, StopRequest, TrainingProgress, Writer, console
 
 MEASURED_SLICES = 4096  # enough for the means and covariances that `finish` measures
@@ -53,6 +54,17 @@ def resolve(config: ConfigDict, num_slices: int) -> ConfigDict:
     if length.num_steps < 1:
         raise UserError(f"{config.stage}.train: num_steps and num_epochs are 0; set one of them")
     return config
+
+
+def training_slices(dataset: Dataset) -> int:
+    """Slices in an epoch."""
+    return sum(len(subject.training) for subject in dataset.train)
+
+
+def stage_keys(config: ConfigDict) -> Array:
+    """Keys of a stage: of its initialisation, of its training steps, of its measurements."""
+    root = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(config.stage.encode()))
+    return jax.random.split(root, 3)
 
 
 class MissingStageError(UserError):
@@ -90,6 +102,7 @@ def _check_same(
     """Refuses to build on a run whose settings differ in more than training does not see."""
     harmless = {f"{s}.train.{name}" for s in sections for name in LENGTHS}
     harmless |= {f"{s}.train.batch_size_per_device" for s in sections}  # devices may be others
+    harmless |= {f"{s}.remat" for s in sections}  # the same values in less memory
     harmless |= {
         f"data.{name}"
         for name in ("root", "cache", "split_file", "num_workers", "read_threads", "copies")
@@ -137,13 +150,10 @@ def make_step(
     return devices.compile(step, state)
 
 
-def empty_totals(run: "Run", state: base.State) -> Totals:
-    """Running means of nothing, for the metrics that the method's update returns."""
-    batch = jax.eval_shape(lambda: _example(run))
-    _, metrics = jax.eval_shape(run.method.update, state, batch, run.keys[0])
-    return jax.device_put(
-        {name: Average.empty() for name in metrics}, parallel.replicated(run.devices.mesh)
-    )
+def empty_totals(method: base.Method, state: base.State, batch: Shapes) -> Totals:
+    """Running means of nothing, for the metrics that an update of this state returns."""
+    _, metrics = jax.eval_shape(method.update, state, batch, jax.random.key(0))
+    return {name: Average.empty() for name in metrics}
 
 
 def slice_batches(
@@ -220,15 +230,14 @@ def train_stage(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) -> 
       SystemExit: the run was asked to stop; it has saved and continues by the same command.
     """
     folder = workdir / config.stage
-    config = resolve(config, sum(len(subject.training) for subject in dataset.train))
-    root = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(config.stage.encode()))
+    config = resolve(config, training_slices(dataset))
     run = Run(
         config=config,
         folder=folder,
         dataset=dataset,
         method=base.create(config),
         devices=parallel.all_devices(config.parallel),
-        keys=jax.random.split(root, 3),
+        keys=stage_keys(config),
     )
     _check_continues(run)
     with checkpoint.Checkpoints(folder, config.checkpoint.keep) as checkpoints:
@@ -329,11 +338,8 @@ def _batch_in_words(run: Run) -> str:
 
 def _example(run: Run) -> base.Batch:
     """A batch of zeros of the shape that training has."""
-    data, size = run.config.data, run.config.data.size
-    return {
-        name: jnp.zeros((run.batch_size, size, size, len(modalities)))
-        for name, modalities in (("source", data.sources), ("target", data.targets))
-    }
+    shapes = example(run.config, run.batch_size)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def _loop(
@@ -349,7 +355,10 @@ def _loop(
     step_function = make_step(run.method, run.keys[1], run.devices, state, num_sources)
     validate = _validation(run)
     profiler = ProfilerWindow(run.folder, **run.config.profile.to_dict())
-    nothing = empty_totals(run, state)
+    nothing = jax.device_put(
+        empty_totals(run.method, state, example(run.config, run.batch_size)),
+        parallel.replicated(run.devices.mesh),
+    )
     totals = nothing
     with StopRequest() as stop, TrainingProgress(run.config.stage, first, length.num_steps) as bar:
         for step in range(first + 1, length.num_steps + 1):

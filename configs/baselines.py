@@ -143,6 +143,7 @@ def _unet() -> dict:
         "heads": 4,
         "resblock_updown": True,
         "dropout": 0.0,
+        "remat": True,  # 30 GiB a step instead of 73; norms and attention are computed twice
     }
 
 
@@ -218,6 +219,7 @@ _SMALL_UNET = {  # a pass costs as much as C-UNet's
     "attention": (16,),
     "heads": 2,
     "resblock_updown": False,
+    "remat": False,  # these fit anywhere
     "average_decay": 0.99,
 }
 SMALL: dict[str, dict] = {

@@ -62,7 +62,7 @@ def cunet(**changes) -> ConfigDict:
             "stage": "hybrid",
             "condition": "on",
             "fusion": "add",
-            "residual": True,
+            "residual": True,  # whether features pass by the Condition Embedding; Fig. 3b: no
             "condition_decoder": False,
             "groups": 8,
             "source_skip": True,

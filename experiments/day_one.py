@@ -28,7 +28,7 @@ from cdm_jax.metrics.conventions import Case, get_convention
 from cdm_jax.writer import console
 from configs import brats
 from configs.common import SYSTEMS
-from experiments.networks import example, start
+from cdm_jax.shapes import example, start
 from experiments.records import load_results, save_results
 from experiments.scaling import NVLINK, PEAK, SHARE
 from experiments.study import DOCS, write

@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from cdm_jax.methods import base
+from cdm_jax.shapes import Shapes, create, example, frozen
 
-Shapes = Any  # a tree of jax.ShapeDtypeStruct
 Call = tuple[nn.Module, tuple[tuple, dict]]
 
 
@@ -74,36 +73,6 @@ def size_of(tree: PyTree) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def example(config: ConfigDict, number: int) -> Shapes:
-    """The shapes of a batch of this many slices."""
-    data = config.data
-    return {
-        name: jax.ShapeDtypeStruct((number, data.size, data.size, len(modalities)), jnp.float32)
-        for name, modalities in (("source", data.sources), ("target", data.targets))
-    }
-
-
-def create(config: ConfigDict, stage: str) -> base.Method:
-    """The method of any stage of a config."""
-    config = config.copy_and_resolve_references()
-    config.stage = stage
-    return base.create(config)
-
-
-def start(config: ConfigDict, stage: str, batch: Shapes) -> base.State:
-    """The shapes of a stage's fresh state, over fresh stages that it builds on."""
-    method = create(config, stage)
-    return jax.eval_shape(method.init, key(), batch, _frozen(config, method, batch))
-
-
-def _frozen(config: ConfigDict, method: base.Method, batch: Shapes) -> dict[str, base.Model]:
-    models = {stage: base.model_of(start(config, stage, batch)) for stage in method.depends_on}
-    return {
-        stage: {name: model[name] for name in ("params", "statistics")}
-        for stage, model in models.items()
-    }
-
-
 def networks(config: ConfigDict, stage: str) -> list[Network]:
     """The networks that a stage trains, with inputs for one slice.
 
@@ -119,9 +88,9 @@ def networks(config: ConfigDict, stage: str) -> list[Network]:
         return call(*args, **kwargs)
 
     method, batch = create(config, stage), example(config, 1)
-    frozen = _frozen(config, method, batch)
+    models = frozen(config, method, batch)
     with nn.intercept_methods(note):
-        jax.eval_shape(method.init, key(), batch, frozen)
+        jax.eval_shape(method.init, key(), batch, models)
     return _assign(modules_of(method), calls)
 
 

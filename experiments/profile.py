@@ -28,9 +28,10 @@ from rich.text import Text
 
 from cdm_jax import checkpoint, inference, parallel
 from cdm_jax.methods import base
+from cdm_jax.shapes import create, example
 from cdm_jax.train import make_step, stored_shapes
 from cdm_jax.writer import console
-from experiments.networks import create, example, flops_of, key
+from experiments.networks import flops_of, key
 from experiments.records import load_results, save_results
 from experiments.traces import by_kind, operations
 

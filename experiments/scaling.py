@@ -16,14 +16,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from clu.metrics import Average
 from ml_collections import ConfigDict
 
-from cdm_jax import parallel
-from cdm_jax.train import make_step, stored_shapes
+from cdm_jax import memory, parallel, shapes
 from cdm_jax.writer import console
 from configs import brats
-from experiments.networks import create, example, flops_of, key, size_of, start
+from experiments.networks import flops_of, key, size_of
 from experiments.records import load_results, save_results
 from experiments.study import DOCS, write
 
@@ -80,39 +78,21 @@ def _bytes(array: re.Match) -> int:
     return math.prod(_lengths(array)) * bits // 8
 
 
-def lowered_step(config: ConfigDict, stage: str, devices: parallel.Devices) -> jax.stages.Lowered:
-    """The training step of a stage as the loop compiles it, for arrays that do not exist."""
-    each, number = config[stage].train.batch_size_per_device, devices.mesh.size
-    batch, method = example(config, each * number), create(config, stage)
-    state = start(config, stage, batch)
-    _, metrics = jax.eval_shape(method.update, state, batch, key())
-    totals = {name: jax.eval_shape(Average.empty) for name in metrics}
-    step: Any = make_step(method, key(), devices, state, len(config.data.sources))
-    lead = (number, each) if devices.mode == "pmap" else (number * each,)
-    place = parallel.sharded(devices.mesh)
-    stored = {
-        name: jax.ShapeDtypeStruct((*lead, *part.shape[1:]), part.dtype, sharding=place)
-        for name, part in stored_shapes(config, each * number).items()
-    }
-    return step.lower(devices.placed(state), totals, stored)
-
-
 def measure(config: ConfigDict, stage: str, mode: str) -> Row:
     """One step: operations and memory of a device, collectives."""
-    lowered = lowered_step(config, stage, parallel.all_devices(mode))
+    config = config.copy_and_resolve_references()
+    config.stage = stage
+    lowered = memory.lowered_step(config, parallel.all_devices(mode), key())
     compiled = lowered.compile(compiler_options=parallel.ONCE)
-    memory: Any = compiled.memory_analysis()
-    state = start(config, stage, example(config, 1))
+    plan: Any = compiled.memory_analysis()
+    state = shapes.start(config, stage, shapes.example(config, 1))
     return {
         "stage": stage,
         "mode": mode,
         "parameters": size_of(state.params),
         "flops": flops_of(lowered) / jax.device_count(),
-        "state_bytes": memory.argument_size_in_bytes,
-        "peak_bytes": memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        + memory.temp_size_in_bytes
-        - memory.alias_size_in_bytes,
+        "state_bytes": plan.argument_size_in_bytes,
+        "peak_bytes": memory.peak_bytes(compiled),
         "collectives": collectives(compiled),
     }
 

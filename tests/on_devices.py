@@ -23,8 +23,9 @@ from ml_collections import ConfigDict
 
 from cdm_jax import checkpoint, inference, parallel, train
 from cdm_jax.methods import base
+from cdm_jax.shapes import create, example, start
 from experiments import scaling, study, sweep
-from experiments.networks import create, example
+from experiments.networks import size_of
 from tests.helpers import smoke_config
 
 BATCH = 8
@@ -101,12 +102,12 @@ def modes(stages: list[str]) -> dict:
     report: dict = {}
     for stage in stages:
         config = smoke_config(stage)
-        params = scaling.start(config, stage, example(config, BATCH)).params
+        params = start(config, stage, example(config, BATCH)).params
         shapes = {
             name: [leaf.shape for leaf in jax.tree.leaves(network)]
             for name, network in params.items()
         }
-        report[stage] = {"parameters": shapes, "bytes": 4 * scaling.size_of(params)}
+        report[stage] = {"parameters": shapes, "bytes": 4 * size_of(params)}
         report[stage] |= {name: three_steps(stage, devices) for name, devices in meshes().items()}
     return report
 
@@ -118,7 +119,7 @@ def restore(folders: list[str]) -> dict:
         folder = pathlib.Path(text)
         saved = checkpoint.provenance(folder)
         method = base.create(saved.config)
-        shapes = scaling.start(saved.config, saved.config.stage, example(saved.config, BATCH))
+        shapes = start(saved.config, saved.config.stage, example(saved.config, BATCH))
         for name, devices in meshes().items():
             if name == "one" and jax.process_count() > 1:
                 continue  # the other process has no part in that mesh

@@ -13,8 +13,10 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from cdm_jax import train
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
+from cdm_jax.optim import average_decay
 from configs.common import SYSTEMS
 
 FILES = ("brats", "upenn_gbm", "phantom", "phantom_upenn", "real")
@@ -143,6 +145,26 @@ def test_every_system_has_the_papers_batch_and_length(file):
     for stage in SYSTEMS["all"]:
         assert config[stage].train.batch_size_per_device == 12
         assert config[stage].train.num_epochs == (50 if stage == "resvit" else 100)
+
+
+@pytest.mark.parametrize("stage", ["diffusion", "rcg"])
+def test_the_large_unets_are_rematerialized_at_the_papers_scale_alone(stage):
+    for variant, expected in ((PAPER, True), ("small", False), ("smoke", False)):
+        config = _get("brats", f"{stage},{variant}")
+        assert base.create(config).network.remat is expected
+
+
+def test_half_batches_train_for_as_many_updates():
+    """What is advised where memory does not reach: the length and the average stay as they are."""
+    config = _get("brats", f"diffusion,{PAPER}")
+    whole = train.resolve(config, 1200)
+    config.diffusion.train.batch_size_per_device //= 2
+    config.diffusion.optimizer.accumulate *= 2
+    half = train.resolve(config, 1200)
+    batches = [c.diffusion.train.num_steps for c in (whole, half)]
+    assert batches == [100 * 1200 // 12 // jax.device_count() * n for n in (1, 2)]
+    once, twice = (average_decay(c.diffusion) for c in (whole, half))
+    assert twice**2 == pytest.approx(once)
 
 
 def test_the_ablations_are_as_large_as_what_they_are_compared_with():

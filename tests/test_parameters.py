@@ -8,6 +8,7 @@ import pytest
 from flax import linen as nn
 
 from cdm_jax.nn.patchgan import PatchGAN
+from cdm_jax.shapes import example, start
 from configs import brats, common
 from configs.common import SYSTEMS
 from experiments import networks, parameters, records
@@ -101,7 +102,7 @@ def test_every_trained_stage_has_networks_that_hold_all_its_parameters():
     config = brats.get_config("all,smoke")
     for stage in SYSTEMS["all"]:
         found = networks.networks(config, stage)
-        state = networks.start(config, stage, networks.example(config, 1))
+        state = start(config, stage, example(config, 1))
         beside = networks.size_of(state.params.get("null", ()))
         total = sum(n.copies * n.parameters() for n in found)
         assert total + beside == networks.size_of(state.params), stage
@@ -144,6 +145,7 @@ def test_the_command_writes_a_record_and_prints_it(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(records, "RESULTS", tmp_path)
     monkeypatch.setattr(brats, "get_config", _smoke)
     monkeypatch.setattr(parameters, "DOCS", tmp_path)
+    monkeypatch.setattr(parameters, "COMPILED", tmp_path / "compiled")
     parameters.main(["--size=32", "--stages=m1,mdn", "--peak"])
     record = json.loads((tmp_path / "parameters.json").read_text())
     assert [row["network"] for row in record["networks"]] == ["network", "denoiser", "encoder"]
@@ -154,6 +156,18 @@ def test_the_command_writes_a_record_and_prints_it(tmp_path, monkeypatch, capsys
     assert all(row["step_flops"] > 0 for row in rows.values())
     printed = capsys.readouterr().out
     assert f"{rows['m1']['trained']:,}" in printed
+
+
+def test_the_committed_record_says_what_every_step_takes_and_where_it_was_planned():
+    content = records.load_results("parameters")
+    peaks = {row["stage"]: row["peak_bytes"] for row in content["stages"]}
+    assert set(peaks) == set(SYSTEMS["all"])
+    plans = {(row["batch"], row["remat"]): row["peak_bytes"] for row in content["plans"]}
+    assert plans[12, True] == peaks["diffusion"] < plans[12, False]
+    assert plans[6, False] < plans[12, False]
+    text = "\n".join(parameters.tables(content))
+    assert f"as XLA's {content['backend']} backend plans it (JAX {content['jax']})" in text
+    assert f"| 12 | 1 | off | {content['plans'][1]['step_flops'] / 1e12:.2f} |" in text
 
 
 def _smoke(argument):

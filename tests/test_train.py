@@ -1,6 +1,7 @@
 """The loop: exact resuming, one compilation, refusals, what it leaves on disk."""
 
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -10,8 +11,9 @@ import time
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
-from cdm_jax import checkpoint, train
+from cdm_jax import checkpoint, memory, train
 from cdm_jax.data.dataset import load_dataset
 from cdm_jax.errors import UserError
 from cdm_jax.writer import Writer
@@ -139,6 +141,36 @@ def assert_compiled_once(compiled):
         assert sum(function in message for message in compiled) == 1, compiled
 
 
+@pytest.fixture
+def empty_cache(tmp_path):
+    """A cache of compiled programs that holds nothing yet."""
+    before = jax.config.values["jax_compilation_cache_dir"]
+
+    def use(folder):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        compilation_cache.reset_cache()
+
+    use(tmp_path / "compiled")
+    yield
+    use(before)
+
+
+@pytest.mark.parametrize("stage", ["cunet", "m1"])
+def test_what_the_check_of_memory_compiles_is_what_training_runs(
+    stage, finished_run, tmp_path, caplog, empty_cache
+):
+    """Frozen models of the check are shapes, those of training come from checkpoints."""
+    workdir, config = copy_run(finished_run, tmp_path / "run", BEFORE[stage]), smoke_config(stage)
+    dataset = load_dataset(config, workdir)
+    config.pipeline = ()
+    memory.check_pipeline(config, (stage,), workdir, dataset, 2**40)
+    jax.clear_caches()
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        train.train_stage(config, workdir, dataset)
+    said = [r.getMessage().lower() for r in caplog.records if "'jit_step'" in r.getMessage()]
+    assert [text.partition(" for ")[0] for text in said] == ["persistent compilation cache hit"]
+
+
 def test_a_finished_stage_is_left_alone(finished_run, capsys):
     before = (finished_run / "m1" / "metrics.jsonl").stat().st_mtime_ns
     helpers.train("m1", finished_run)
@@ -174,6 +206,17 @@ def test_other_settings_do_not_continue_a_run(finished_run):
     config.mdn.train.num_steps = 5
     with pytest.raises(UserError, match=r"mrm\.mask_ratio: 0\.6 -> 0\.5"):
         helpers.train("mdn", finished_run, config)
+
+
+def test_rematerialization_may_be_turned_on_while_a_run_goes_on(tmp_path):
+    """Runs of earlier versions do not know it."""
+    saved, config = smoke_config("diffusion"), smoke_config("diffusion")
+    del saved.diffusion.remat
+    config.diffusion.remat = True
+    train._check_same(config, saved, ("diffusion",), tmp_path)
+    config.diffusion.dropout = 0.5
+    with pytest.raises(UserError, match=r"\(diffusion\.dropout: 0\.0 -> 0\.5\)"):
+        train._check_same(config, saved, ("diffusion",), tmp_path)
 
 
 def test_another_split_does_not_continue_a_run(finished_run, tmp_path):

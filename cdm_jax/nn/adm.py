@@ -7,6 +7,7 @@ Initial values, the epsilon of norms and the order of channels within attention 
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,6 +77,25 @@ def double(x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ c"]:
 RESIZE = {"": lambda x: x, "down": halve, "up": double}
 
 
+def rematerialized(block: type[nn.Module], static: tuple[int, ...] = ()) -> type[nn.Module]:
+    """The block with less memory in training: of its inside, only convolutions' outputs are kept.
+
+    Norms, activations and attention are computed again when the gradient needs them. That is most
+    of what a block holds, and a small part of its operations. Names of parameters do not change.
+
+    Args:
+      block: a module's class.
+      static: arguments of its call that are no arrays, counted from 1.
+    """
+
+    def is_kept(primitive: Any, *_: Any, **__: Any) -> bool:
+        return primitive is jax.lax.conv_general_dilated_p
+
+    leaner: Any = nn.remat(block, policy=is_kept, static_argnums=static)
+    leaner.__name__ = block.__name__  # Flax names parameters by it
+    return leaner
+
+
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions after GroupNorm and SiLU, the second norm scaled and shifted by time.
 
@@ -138,6 +158,7 @@ class ADM(nn.Module):
       heads: of attention.
       resblock_updown: changes resolution within a residual block instead of by a convolution.
       dropout: see `ResidualBlock`.
+      remat: see `rematerialized`: less memory in training, the same values.
     """
 
     outputs: int
@@ -148,6 +169,14 @@ class ADM(nn.Module):
     heads: int
     resblock_updown: bool
     dropout: float = 0.0
+    remat: bool = False
+
+    def _residual(self, features: int, resize: str = "") -> nn.Module:
+        block = rematerialized(ResidualBlock, static=(3,)) if self.remat else ResidualBlock
+        return block(features, self.dropout, resize)
+
+    def _attention(self) -> nn.Module:
+        return (rematerialized(SelfAttention) if self.remat else SelfAttention)(self.heads)
 
     def _embed(self, t: Array, condition: Array | None) -> Array:
         """The timestep, and the condition added to it through a linear layer of zero."""
@@ -159,13 +188,13 @@ class ADM(nn.Module):
 
     def _refine(self, x: Array, embedding: Array, train: bool, level: int) -> Array:
         features = self.multipliers[level] * self.width
-        x = ResidualBlock(features, self.dropout)(x, embedding, train)
-        return SelfAttention(self.heads)(x) if level in self.attention else x
+        x = self._residual(features)(x, embedding, train)
+        return self._attention()(x) if level in self.attention else x
 
     def _resize(self, x: Array, embedding: Array, train: bool, kind: str) -> Array:
         features = x.shape[-1]
         if self.resblock_updown:
-            return ResidualBlock(features, self.dropout, kind)(x, embedding, train)
+            return self._residual(features, kind)(x, embedding, train)
         if kind == "down":
             return Conv(features, 3, stride=2, padding=1)(x)
         return Conv(features, 3, padding=1)(double(x))
@@ -190,8 +219,8 @@ class ADM(nn.Module):
             if level < last:
                 x = self._resize(x, *given, "down")
                 skips.append(x)
-        x = ResidualBlock(x.shape[-1], self.dropout)(x, *given)
-        x = ResidualBlock(x.shape[-1], self.dropout)(SelfAttention(self.heads)(x), *given)
+        x = self._residual(x.shape[-1])(x, *given)
+        x = self._residual(x.shape[-1])(self._attention()(x), *given)
         for level in range(last, -1, -1):
             for _ in range(self.blocks + 1):
                 x = self._refine(jnp.concatenate([x, skips.pop()], axis=-1), *given, level)

@@ -147,6 +147,7 @@ def create_network(config: Any) -> ADM:
         heads=section.heads,
         resblock_updown=section.resblock_updown,
         dropout=section.dropout,
+        remat=section.get("remat", False),  # runs of earlier versions do not know it
     )
 
 

@@ -154,6 +154,12 @@ def test_it_is_stochastic_builds_on_nothing_and_has_no_audits(begun):
     assert method.depends_on == () and method.audits(4) == {}
 
 
+def test_a_run_of_an_earlier_version_does_not_know_rematerialization():
+    config = _config()
+    del config.diffusion.remat
+    assert diffusion.create(config).network == diffusion.create(_config()).network
+
+
 @pytest.mark.parametrize(
     ("changes", "size", "message"),
     [
