@@ -25,10 +25,10 @@ from cdm_jax.data.phantom import PhantomSettings, write_cohort
 from cdm_jax.data.prepare import PrepareSettings, prepare_subject
 from cdm_jax.data.subjects import Subject, find_subjects
 from cdm_jax.metrics.conventions import Case, get_convention
+from cdm_jax.shapes import example, start
 from cdm_jax.writer import console
 from configs import brats
 from configs.common import SYSTEMS
-from cdm_jax.shapes import example, start
 from experiments.records import load_results, save_results
 from experiments.scaling import NVLINK, PEAK, SHARE
 from experiments.study import DOCS, write
