@@ -104,7 +104,7 @@ def rate(prepared: list[PreparedSubject], batch_size: int, threads: int) -> Row:
 
 
 def parts(prepared: list[PreparedSubject], batch_size: int) -> Row:
-    """Milliseconds of each part of a batch, in one thread."""
+    """Processor milliseconds of each part of a batch."""
     source: Any = pipeline.SliceSource(prepared)
     order = grain.MapDataset.range(len(source)).seed(0).shuffle()
     order = order.random_map(pipeline._plan_flip).repeat()
@@ -143,13 +143,13 @@ def parts_before(source: Any, order: Any, batch_size: int) -> dict[str, Callable
 
 
 def milliseconds(call: Callable[[], Any]) -> float:
-    """Median time of a call, compiled before."""
+    """Median processor time of a call, compiled before."""
     jax.block_until_ready(call())
     times = []
     for _ in range(REPEATS):
-        start = time.perf_counter()
+        start = time.process_time()
         jax.block_until_ready(call())
-        times.append(1e3 * (time.perf_counter() - start))
+        times.append(1e3 * (time.process_time() - start))
     return statistics.median(times)
 
 
@@ -242,6 +242,7 @@ def tables(content: Row) -> list[str]:
         rates = f"{row['slices_a_second']:.0f} | {row['processor_us_a_slice']:.0f}"
         lines.append(f"| {row['batch_size']} | {row['threads']} | {row['code']} | {rates} |")
     names = list(dict.fromkeys(name for row in content["milliseconds"] for name in row))[2:]
+    lines += ["", f"Milliseconds of processor time a batch; the device is a {content['device']}."]
     lines += ["", f"| slices a batch | code | {' | '.join(names)} |"]
     lines += [f"| ---: | --- | {' | '.join(['---:'] * len(names))} |"]
     for row in content["milliseconds"]:

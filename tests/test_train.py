@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from cdm_jax import checkpoint, memory, train
+from cdm_jax import checkpoint, memory, parallel, train
 from cdm_jax.data.dataset import load_dataset
 from cdm_jax.errors import UserError
 from cdm_jax.writer import Writer
@@ -226,9 +226,20 @@ def test_another_split_does_not_continue_a_run(finished_run, tmp_path):
         helpers.train("m1", workdir, smoke_config("m1", split_seed=5))
 
 
-def test_more_steps_extend_a_finished_run(finished_run, tmp_path):
+def test_slices_to_measure_are_spread_over_the_subjects_as_they_are_stored(finished_run):
+    """One of every file's slices to train on at least, the last batch filled up from the start."""
+    subjects = load_dataset(smoke_config("m1"), finished_run).train[:3]
+    stored = np.concatenate([np.load(s.path)[list(s.training)] for s in subjects])
+    chosen = np.unique(np.linspace(0, len(stored) - 1, 6).astype(int))
+    batches = list(train.slice_batches(subjects, 4, 6, parallel.local_mesh()))
+    images = np.concatenate([np.concatenate(list(b.values()), axis=-1) for b in batches])
+    assert list(batches[0]) == ["source", "target"] and len(images) == 8
+    np.testing.assert_array_equal(np.rint((images + 1) * 32767.5), stored[[*chosen, *chosen[:2]]])
+
+
+def test_more_steps_and_other_threads_extend_a_finished_run(finished_run, tmp_path):
     workdir = copy_run(finished_run, tmp_path / "run", ("m1",))
-    config = smoke_config("m1")
+    config = smoke_config("m1", read_threads=0)
     config.m1.train.num_steps = 5
     helpers.train("m1", workdir, config)
     steps = [json.loads(x)["step"] for x in (workdir / "m1/metrics.jsonl").read_text().splitlines()]
