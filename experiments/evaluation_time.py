@@ -6,7 +6,8 @@ The version before is taken from git and evaluates the same checkpoints (one tra
 quality does not matter here) on the same simulated patients, in turns with this one. A patient's
 time is the difference between an evaluation of several patients and of one, divided by how many
 more they are: what is done once (loading, compiling) is not in it. Where other programs use the
-same cores, compare processor times. Writes `experiments/results/evaluation_time.json`.
+same cores, compare processor times. To keep two rows of CDM, a sweep of N scored eleven: all of
+those shown but M1's. Writes `experiments/results/evaluation_time.json`.
 """
 
 import argparse
@@ -85,11 +86,11 @@ CASES = {
         2,
     ),
 }
+BOTH = ("cunet", "m1")
 VARIANTS = {
-    "CDM and M1, before": Variant("before", ("cunet", "m1")),
-    "CDM and M1, now": Variant("now", ("cunet", "m1")),
-    "what a sweep keeps, before": Variant("before", ("cunet",)),
-    "what a sweep keeps, now": Variant("now", ("cunet",), ("cunet", "cunet/mean_of_8")),
+    "every row of CDM and M1, before": Variant("before", BOTH),
+    "every row of CDM and M1, now": Variant("now", BOTH),
+    "what a sweep of N keeps, now": Variant("now", BOTH[:1], ("cunet", "cunet/mean_of_8")),
 }
 # Runs in either version's folder: the wall and processor time of one and of several patients.
 CHILD = """
@@ -173,7 +174,7 @@ def measure(workdir: pathlib.Path, repeats: int) -> None:
     flags.FLAGS.mark_as_parsed()  # Grain reads absl's flags
     folders = {"before": version_before(workdir / "before"), "now": ROOT}
     content: dict[str, Any] = {
-        "command": COMMAND,
+        "command": f"{COMMAND} --repeats={repeats}",
         "before": BEFORE,
         "machine": f"CPU, {os.cpu_count()} cores, shared with other programs",
         "cases": {
