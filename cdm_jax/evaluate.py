@@ -38,7 +38,8 @@ from cdm_jax.writer import console, write_json
 
 Images = Mapping[str, Float[np.ndarray, "slice h w t"]]
 """Row to the synthetic targets of all slices of a subject, in [0, 1]."""
-Item, Made = TypeVar("Item"), TypeVar("Made")
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 def evaluate_run(

@@ -143,7 +143,7 @@ def _unet() -> dict:
         "heads": 4,
         "resblock_updown": True,
         "dropout": 0.0,
-        "remat": True,  # 30 GiB a step instead of 73; norms and attention are computed twice
+        "remat": True,  # 30 GiB a step instead of 74; norms and attention are computed twice
     }
 
 
