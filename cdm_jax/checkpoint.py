@@ -32,7 +32,7 @@ class Provenance:
       batch_size: slices in a global batch.
       split: hash of the patients' split, so that no test patient slips into a comparison.
       scales: median intensity scale of each modality over the training subjects, by which
-        synthesised targets are written.
+        synthesized targets are written.
     """
 
     config: ConfigDict

@@ -1,7 +1,7 @@
 """Random numbers for a batch that do not depend on how many devices share it.
 
 A training step has one key for its batch. Whole volumes are translated with a key for each slice:
-what is drawn for a slice then depends neither on the batch that it is in nor on its neighbours.
+what is drawn for a slice then depends neither on the batch that it is in nor on its neighbors.
 """
 
 import functools
@@ -36,7 +36,7 @@ def draw(
         return jax.vmap(functools.partial(distribution, shape=shape[1:]))(key)
     number = shape[0]
     whole = distribution(key, shape=(parallel.num_parts() * number, *shape[1:]))
-    return parallel.own_part(whole, number)
+    return parallel.device_shard(whole, number)
 
 
 def normal(key: Key[Array, "*keys"], shape: tuple[int, ...]) -> Array:

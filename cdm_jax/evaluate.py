@@ -26,14 +26,14 @@ from cdm_jax.data.nifti import read_labels, read_volume
 from cdm_jax.data.prepare import FULL_SCALE, PreparedSubject
 from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import UserError
+from cdm_jax.methods.baselines.naive import NonLearned, fit_non_learned
 from cdm_jax.metrics.aggregate import Record
 from cdm_jax.metrics.conventions import Case, fingerprint, get_convention, json_ready
 from cdm_jax.metrics.regions import region_masks
 from cdm_jax.report.card import PARTS, model_card, parameter_counts, save_card
-from cdm_jax.report.rows import CEILING, UNTRAINED
+from cdm_jax.report.rows import CEILING, NON_LEARNED
 from cdm_jax.report.tables import results_table, to_markdown, to_rich
-from cdm_jax.rows import NON_LEARNED, chosen_rows, images_of, num_samples, rows_of, system_of
-from cdm_jax.untrained import Untrained, fit_untrained
+from cdm_jax.rows import REFERENCE_ROWS, chosen_rows, images_of, num_samples, rows_of, system_of
 from cdm_jax.writer import console, write_json
 
 Images = Mapping[str, Float[np.ndarray, "slice h w t"]]
@@ -69,7 +69,7 @@ def evaluate_run(
     evaluation = _Evaluation(config, workdir, dataset)
     folder = workdir / "evaluation" / (name or settings.part)
     folder.mkdir(parents=True, exist_ok=True)
-    share = track(parallel.own_share(part), "evaluating", console=console)
+    share = track(parallel.process_shard(part), "evaluating", console=console)
     _one_ahead(
         share,
         lambda subject: evaluation.compute(subject, _another(subject, part), folder),
@@ -143,7 +143,7 @@ class _Evaluation:
     def __init__(self, config: ConfigDict, workdir: pathlib.Path, dataset: Dataset):
         self._config, self._dataset = config, dataset
         systems = {s: _load(s, config, workdir, dataset) for s in config.evaluate.systems}
-        rows = [*NON_LEARNED]
+        rows = [*REFERENCE_ROWS]
         for name, system in systems.items():
             rows += rows_of(name, system.method, num_samples(config, name))
         self._rows = chosen_rows(config.evaluate.get("rows", ()), rows)
@@ -152,8 +152,8 @@ class _Evaluation:
         self._compiled: dict[tuple[str, ...], inference.Compute] = {}
 
     @functools.cached_property
-    def _untrained(self) -> Untrained:
-        return fit_untrained(self._dataset.train, self._dataset.copies)
+    def _untrained(self) -> NonLearned:
+        return fit_non_learned(self._dataset.train, self._dataset.copies)
 
     def _identity(self, subject: PreparedSubject) -> dict[str, Any]:
         """What all rows of a record have in common."""
@@ -222,7 +222,7 @@ class _Evaluation:
         slices = np.asarray(subject.slices)
         sources, targets = slices[..., :num_sources], slices[..., num_sources:]
         found: dict[str, np.ndarray] = {}
-        if not UNTRAINED.keys().isdisjoint(rows):
+        if not NON_LEARNED.keys().isdisjoint(rows):
             found |= self._untrained.rows(sources.astype(np.float32) / FULL_SCALE)
         if CEILING in rows:
             found[CEILING] = targets.astype(np.float32) / FULL_SCALE
@@ -316,7 +316,7 @@ def usable_segmentation(
     try:
         region_masks(labels, brain)
     except UserError as error:
-        console.print(f"{files.subject_id}: no tumour regions are scored: {error}")
+        console.print(f"{files.subject_id}: no tumor regions are scored: {error}")
         return None
     return labels
 

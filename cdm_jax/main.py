@@ -81,7 +81,7 @@ def _run(command: str, options: dict[str, Any], given: Sequence[str]) -> int:
         return _refuse(error, 2)
     console.quiet = not parallel.is_first()
     try:
-        with parallel.end_together():
+        with parallel.exit_on_peer_failure():
             getattr(commands, command)(**options)
     except MissingStageError as error:
         return _refuse(f"{error}, by {_same_command(given, error.stage)}", 1)

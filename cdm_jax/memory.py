@@ -52,7 +52,7 @@ def lowered_step(config: ConfigDict, devices: parallel.Devices, key: Array) -> j
     }
     step: Any = make_step(method, key, devices, state, len(config.data.sources))
     return step.lower(
-        devices.placed(state),
+        devices.sharded_shapes(state),
         _placed(totals, parallel.replicated(devices.mesh)),
         _placed(stored, parallel.sharded(devices.mesh)),
     )

@@ -1,4 +1,4 @@
-"""Optimisers and the exponential moving average, from a stage's config."""
+"""Optimizers and the exponential moving average, from a stage's config."""
 
 from typing import Any
 

@@ -6,7 +6,7 @@ Three modes give the same numbers (`config.parallel`):
         XLA inserts the all-reduce of gradients;
   pmap  the same update mapped over the devices by `jax.pmap`, each with its part of the batch;
         `mean` below averages what has to be equal on all of them;
-  fsdp  as jit, with parameters, optimiser state and moving average shared out as well: they are
+  fsdp  as jit, with parameters, optimizer state and moving average shared out as well: they are
         gathered when the step begins, and stay shared out in between.
 
 BatchNorm sees the whole batch in each of them.
@@ -32,9 +32,9 @@ from cdm_jax.errors import UserError
 AXIS = "data"
 MODES = ("jit", "pmap", "fsdp")
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
-SHARED_FIELDS = ("params", "optimizer", "average")  # of a state, in fsdp
-WORTH_SHARING = 2**12  # elements; smaller arrays stay whole
-ONCE: dict[str, Any] = {"xla_backend_optimization_level": 0}  # compile fast what runs a single time
+SHARDED_FIELDS = ("params", "optimizer", "average")  # of a state, in fsdp
+MIN_SHARDED_SIZE = 2**12  # elements; smaller arrays stay whole
+COMPILE_FAST: dict[str, Any] = {"xla_backend_optimization_level": 0}
 OPEN_MPI_4 = "OMPI_MCA_orte_hnp_uri"  # where JAX reads the address; later versions do not set it
 
 
@@ -86,7 +86,7 @@ def _tasks(variable: str) -> int:
 
 
 @contextmanager
-def end_together() -> Iterator[None]:
+def exit_on_peer_failure() -> Iterator[None]:
     """Ends this process, with a clear error, where another one of the run has died or failed.
 
     A process that fails leaves at once, without waiting for the others: they notice within
@@ -131,12 +131,12 @@ def first_process_first(what: str) -> Iterator[None]:
         wait_for_all(what)
 
 
-def own_share(items: Sequence[Any]) -> Sequence[Any]:
+def process_shard(items: Sequence[Any]) -> Sequence[Any]:
     """Those of the items that this process works on."""
     return items[jax.process_index() :: jax.process_count()]
 
 
-def stop_was_asked(step: int, here: bool) -> bool:
+def stop_requested(step: int, here: bool) -> bool:
     """Whether the run is to save and leave after this step: the same answer in every process.
 
     Args:
@@ -176,14 +176,14 @@ def gather(part: Array) -> Array:
     return jax.lax.all_gather(part, AXIS, tiled=True) if axis() else part
 
 
-def own_part(batch: Array, number: int) -> Array:
+def device_shard(batch: Array, number: int) -> Array:
     """The `number` examples of a global batch that are this device's."""
     if not axis():
         return batch
     return jax.lax.dynamic_slice_in_dim(batch, jax.lax.axis_index(AXIS) * number, number)
 
 
-def whole(params: PyTree) -> PyTree:
+def gather_params(params: PyTree) -> PyTree:
     """Parameters gathered, where fsdp shares them out: before a network computes with them.
 
     Without it, XLA is free to gather activations instead.
@@ -211,7 +211,7 @@ def local_mesh() -> Mesh:
     return Mesh(np.asarray(jax.local_devices()), (AXIS,))
 
 
-def assembled(parts: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
+def global_batch(parts: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
     """Global arrays, shared out over a mesh, of the parts that each process has."""
     return {
         name: jax.make_array_from_process_local_data(sharded(mesh), part)
@@ -245,24 +245,24 @@ class Devices:
         everywhere = jax.tree.map(lambda _: replicated(self.mesh), state)
         if self.mode != "fsdp":
             return everywhere
-        spread = {name: jax.tree.map(self._spread, getattr(state, name)) for name in SHARED_FIELDS}
+        spread = {name: jax.tree.map(self._spread, getattr(state, name)) for name in SHARDED_FIELDS}
         return everywhere.replace(**spread)
 
     def _spread(self, leaf: Any) -> NamedSharding:
         """Shares out the longest axis that the devices divide."""
         number = self.mesh.size
         axes = [a for a, length in enumerate(leaf.shape) if length % number == 0]
-        if not axes or math.prod(leaf.shape) < WORTH_SHARING:
+        if not axes or math.prod(leaf.shape) < MIN_SHARDED_SIZE:
             return replicated(self.mesh)
         longest = max(axes, key=lambda a: leaf.shape[a])
         return NamedSharding(self.mesh, PartitionSpec(*[None] * longest, AXIS))
 
-    def born(self, init: Callable[..., Any], *arguments: Any) -> Any:
+    def init_sharded(self, init: Callable[..., Any], *arguments: Any) -> Any:
         """Runs `init` so that its state is created in its place, never on the host."""
         places = self.shardings(jax.eval_shape(init, *arguments))
-        return jax.jit(init, out_shardings=places, compiler_options=ONCE)(*arguments)
+        return jax.jit(init, out_shardings=places, compiler_options=COMPILE_FAST)(*arguments)
 
-    def placed(self, shapes: Any) -> Any:
+    def sharded_shapes(self, shapes: Any) -> Any:
         """Shapes of a state with the shardings that it has here."""
         return jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -278,7 +278,7 @@ class Devices:
         if self.mode == "pmap":
             number = jax.local_device_count()
             batch = {k: part.reshape(number, -1, *part.shape[1:]) for k, part in batch.items()}
-        return assembled(batch, self.mesh)
+        return global_batch(batch, self.mesh)
 
     def compile(self, step: Callable[..., Any], state: Any) -> Callable[..., Any]:
         """Compiles `step(state, totals, batch) -> (state, totals)`; the state is donated.
@@ -295,7 +295,7 @@ class Devices:
         def gathered(state: Any, totals: Any, batch: Any) -> Any:
             """The step on whole parameters; the mesh is set for those that it updates itself."""
             with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
-                return step(state.replace(params=whole(state.params)), totals, batch)
+                return step(state.replace(params=gather_params(state.params)), totals, batch)
 
         places = (self.shardings(state), replicated(self.mesh))
         return jax.jit(gathered, donate_argnums=0, out_shardings=places)
@@ -316,7 +316,7 @@ class Devices:
 
         return lambda *arguments: jax.tree.map(to_global, mapped(*arguments))
 
-    def everywhere(self, tree: PyTree) -> PyTree:
+    def replicate(self, tree: PyTree) -> PyTree:
         """The tree whole on each device, for validation and measurements."""
         if self.mode != "fsdp":
             return tree

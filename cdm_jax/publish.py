@@ -17,7 +17,7 @@ from cdm_jax.data.nifti import read_geometry, read_labels, read_volume, write_li
 from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import UserError
 from cdm_jax.metrics.aggregate import Record
-from cdm_jax.metrics.regions import ENHANCING_TUMOUR
+from cdm_jax.metrics.regions import ENHANCING_TUMOR
 from cdm_jax.report import patients, rows
 from cdm_jax.report.curves import final_values
 from cdm_jax.report.gallery import DEVIATION_LIMIT, ERROR_LIMIT, Case, Image
@@ -41,7 +41,7 @@ Volume = Float[np.ndarray, "z y x"]
 def publish_run(
     config: ConfigDict, workdir: pathlib.Path, dataset: Dataset, num_patients: int
 ) -> pathlib.Path:
-    """Writes `<workdir>/report`; images that were synthesised for an earlier report are kept.
+    """Writes `<workdir>/report`; images that were synthesized for an earlier report are kept.
 
     Args:
       config: its `evaluate` section says which records and which row to test against.
@@ -69,7 +69,7 @@ def publish_run(
             subjects, folder / "images" / name, workdir / name, samples=rows.samples_of(row)
         )
     report = Report(
-        title=f"{config.data.name}: {', '.join(config.data.targets)} synthesised from "
+        title=f"{config.data.name}: {', '.join(config.data.targets)} synthesized from "
         f"{', '.join(config.data.sources)}",
         notice=PAGE_NOTICE,
         facts=_facts(config, dataset),
@@ -120,7 +120,7 @@ def _systems(records: Sequence[Record], workdir: pathlib.Path) -> tuple[dict[str
 def _selection(shown: int, total: int) -> str:
     return (
         f"{shown} of {total} unseen patients, chosen by rule and not by eye, the rule beside each "
-        "name (more: --patients=N). Each opens on the slice with most of the tumour. Samples were "
+        "name (more: --patients=N). Each opens on the slice with most of the tumor. Samples were "
         "drawn anew for these pages, so a picture is not the very draw that the tables score."
     )
 
@@ -224,14 +224,14 @@ def _case(
 
 
 def _focus(subject: Subject, brain: Bool[np.ndarray, "z y x"]) -> tuple[int, int, int]:
-    """The middle of the slice with most of the enhancing tumour, else the tumour, else the brain.
+    """The middle of the slice with most of the enhancing tumor, else the tumor, else the brain.
 
-    Where no tumour is known, this is the slice with most brain.
+    Where no tumor is known, this is the slice with most brain.
     """
     labels = np.zeros(brain.shape, np.int16)
     if subject.segmentation is not None:
         labels = read_labels(subject.segmentation)
-    enhancing = np.isin(labels, ENHANCING_TUMOUR)
+    enhancing = np.isin(labels, ENHANCING_TUMOR)
     mask = next(m for m in (enhancing & brain, (labels > 0) & brain, brain) if m.any())
     z = int(mask.sum(axis=(1, 2)).argmax())
     y, x = (int(np.median(indices)) for indices in np.nonzero(mask[z]))

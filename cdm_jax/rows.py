@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 from cdm_jax import inference
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
-from cdm_jax.report.rows import CEILING, MEAN_OF, UNTRAINED
+from cdm_jax.report.rows import CEILING, MEAN_OF, NON_LEARNED
 
-NON_LEARNED = (*UNTRAINED, CEILING)
+REFERENCE_ROWS = (*NON_LEARNED, CEILING)
 
 
 def system_of(row: str) -> str:

@@ -74,7 +74,7 @@ def _synthesize(
     A subject whose sidecars say that it was made from these files by this system is left as it is,
     so that an interrupted cohort goes on; several processes share the subjects.
     """
-    for subject in track(parallel.own_share(subjects), "synthesizing", console=console):
+    for subject in track(parallel.process_shard(subjects), "synthesizing", console=console):
         folder = output / subject.subject_id
         sidecars = _sidecars(subject, model, samples)
         if _is_done(folder, sidecars):

@@ -62,7 +62,7 @@ def training_slices(dataset: Dataset) -> int:
 
 
 def stage_keys(config: ConfigDict) -> Array:
-    """Keys of a stage: of its initialisation, of its training steps, of its measurements."""
+    """Keys of a stage: of its initialization, of its training steps, of its measurements."""
     root = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(config.stage.encode()))
     return jax.random.split(root, 3)
 
@@ -168,7 +168,7 @@ def slice_batches(
     batches = np.resize(chosen, (-(-len(chosen) // batch_size), batch_size))
     for indices in batches:
         own = np.split(indices, jax.process_count())[jax.process_index()]
-        stored = parallel.assembled(source.read(plain_plans(own)), mesh)
+        stored = parallel.global_batch(source.read(plain_plans(own)), mesh)
         yield _unpack(stored["images"], stored["mirrored"], len(subjects[0].sources))
 
 
@@ -182,7 +182,7 @@ class Run:
       dataset: prepared patients.
       method: the system.
       devices: those of all processes.
-      keys: of initialisation, of training steps, of measurements.
+      keys: of initialization, of training steps, of measurements.
     """
 
     config: ConfigDict
@@ -311,12 +311,12 @@ def _start(
     arguments = (run.keys[0], _example(run), frozen)
     if checkpoints.latest_step is not None:
         state = checkpoints.restore(
-            run.devices.placed(jax.eval_shape(run.method.init, *arguments)), batches
+            run.devices.sharded_shapes(jax.eval_shape(run.method.init, *arguments)), batches
         )
         step, batch = int(state.step), _batch_in_words(run)
         console.print(f"[bold]{run.config.stage}[/] goes on from step {step}, {batch}")
         return state
-    state = run.devices.born(run.method.init, *arguments)
+    state = run.devices.init_sharded(run.method.init, *arguments)
     if parallel.is_first():
         run.folder.mkdir(parents=True, exist_ok=True)
         overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
@@ -371,11 +371,11 @@ def _loop(
                 bar.show(step, averages["loss"], run.batch_size)
                 totals = nothing
             if validate and (step % length.validate_every == 0 or step == length.num_steps):
-                metrics, pictures = validate(base.model_of(run.devices.everywhere(state)))
+                metrics, pictures = validate(base.model_of(run.devices.replicate(state)))
                 writer.scalars(step, {f"validation/{k}": v for k, v in metrics.items()})
                 writer.pictures(step, jax.device_get(pictures))
                 bar.note(step, metrics)
-            leave = parallel.stop_was_asked(step, stop.requested) and step < length.num_steps
+            leave = parallel.stop_requested(step, stop.requested) and step < length.num_steps
             if step < length.num_steps and (step % length.checkpoint_every == 0 or leave):
                 checkpoints.save(step, state, batches, run.provenance())
             if leave:
@@ -402,7 +402,7 @@ def _finish(run: Run, state: base.State, writer: Writer) -> base.State:
         console.print("no validation patients: measuring on training patients, which flatters")
         validation = run.dataset.train
     measured = run.method.finish(
-        run.devices.everywhere(state),
+        run.devices.replicate(state),
         lambda: run.slices(run.dataset.train, MEASURED_SLICES),
         lambda: run.slices(validation, MEASURED_SLICES),
         run.keys[2],

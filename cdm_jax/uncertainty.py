@@ -240,7 +240,7 @@ def _guarantee(multiplier: conformal.Multiplier, level: float) -> str:
         f"at least {multiplier.guaranteed_level:.1%} of the brain is covered, on average over new "
         "patients if they are exchangeable with the validation patients and nothing was fitted to "
         "these, each target for itself; nothing is promised for a single patient or for a region "
-        "such as a tumour"
+        "such as a tumor"
     )
     if multiplier.controlled:
         return f"guaranteed: {promise}"

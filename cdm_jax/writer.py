@@ -84,10 +84,10 @@ class Writer:
         if self._silent or not rows:
             return
         sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in rows.values()], axis=0)
-        grey = np.rint(np.clip(sheet, 0, 1) * 255).astype(np.uint8)
+        gray = np.rint(np.clip(sheet, 0, 1) * 255).astype(np.uint8)
         (self._folder / "pictures").mkdir(exist_ok=True)
-        Image.fromarray(grey).save(self._folder / "pictures" / f"{step:07d}.png")
-        self._tensorboard.add_image(" / ".join(rows), grey, step, dataformats="HW")
+        Image.fromarray(gray).save(self._folder / "pictures" / f"{step:07d}.png")
+        self._tensorboard.add_image(" / ".join(rows), gray, step, dataformats="HW")
 
 
 class TrainingProgress:

@@ -1,6 +1,6 @@
 """The sections of the systems that the paper compares CDM with: their official settings.
 
-At paper scale, loss weights, optimisers, rates and the share of steps at a constant rate are those
+At paper scale, loss weights, optimizers, rates and the share of steps at a constant rate are those
 of the official code. What is not: every system trains for the paper's 100 epochs at 12 slices a
 device instead of its own length and batch size (official rates are not rescaled, also not RDM's,
 which is stated for batches of 512), with flips and no other augmentation unless it is part of the
@@ -193,7 +193,7 @@ def rcg() -> ConfigDict:
         {
             "method": "baselines.rcg",
             **_unet(),
-            "null_share": 0.1,
+            "condition_dropout": 0.1,
             "prediction": "noise",
             "schedule": "linear",  # of the noise: "linear" or "scaled_linear"
             "num_timesteps": 1000,  # T

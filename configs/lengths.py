@@ -1,4 +1,4 @@
-"""How long a stage trains and by what optimiser: the parts that every section has."""
+"""How long a stage trains and by what optimizer: the parts that every section has."""
 
 from ml_collections import ConfigDict
 

@@ -1,4 +1,4 @@
-"""From nothing to a synthesised patient: train all stages, evaluate, synthesise, write the report.
+"""From nothing to a synthesized patient: train all stages, evaluate, synthesize, write the report.
 
   python -m experiments.demo --config=configs/phantom.py:cdm --workdir=runs/demo
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> None:
     workdir = pathlib.Path(values["workdir"])
     run("train", *arguments)
     hardest = next(iter(choose(load_records(workdir), "cunet", "volume", 1)))
-    patient = workdir / "patients" / hardest  # its tumour enhances most
+    patient = workdir / "patients" / hardest  # its tumor enhances most
     output = workdir / "synthesis"
     run(
         "synthesize",

@@ -1,9 +1,9 @@
-"""Figure 4: what each system paints, beside the truth, with its errors and a zoom on the tumour.
+"""Figure 4: what each system paints, beside the truth, with its errors and a zoom on the tumor.
 
   python -m experiments.figure4 --dataset=phantom --small
   python -m experiments.figure4 --dataset=brats --root=<folder>
 
-Shown are the two test patients with the most enhancing tumour (without segmentations: the first
+Shown are the two test patients with the most enhancing tumor (without segmentations: the first
 two), each in the slice with the most of it. Stochastic systems show the mean of their samples.
 """
 
@@ -24,16 +24,16 @@ from cdm_jax.data.nifti import read_labels
 from cdm_jax.data.prepare import FULL_SCALE, PreparedSubject
 from cdm_jax.data.resample import to_frame
 from cdm_jax.methods import base
-from cdm_jax.metrics.regions import ENHANCING_TUMOUR
+from cdm_jax.metrics.regions import ENHANCING_TUMOR
 from cdm_jax.rows import num_samples
 from experiments.records import RESULTS
-from experiments.study import COLOURS, PAGE_WIDTH, Study, main
+from experiments.study import COLORS, PAGE_WIDTH, Study, main
 from experiments.table1 import HEADLINES, ROWS, SYSTEMS
 
 PATIENTS = 2
 STAGES = {stage: ROWS[row] for stage, row in HEADLINES.items()}
-ERROR_LIMIT = 0.3  # of the truth's range, where the error map's colours end
-ZOOM_MARGIN = 4  # pixels around the tumour
+ERROR_LIMIT = 0.3  # of the truth's range, where the error map's colors end
+ZOOM_MARGIN = 4  # pixels around the tumor
 
 
 def measure(study: Study) -> None:
@@ -46,7 +46,7 @@ def measure(study: Study) -> None:
     images = {
         "sources": slices[..., :number] / FULL_SCALE,
         "truth": slices[..., number:] / FULL_SCALE,
-        "tumour": np.stack([tumour for *_, tumour in shown]),
+        "tumor": np.stack([tumor for *_, tumor in shown]),
     }
     images |= {stage: painted(study, stage, slices[..., :number]) for stage in STAGES}
     content: dict[str, Any] = {name: to_bytes(image) for name, image in images.items()}
@@ -80,11 +80,11 @@ def patients_to_show(
             found.append((0, subject, len(subject.slices) // 2, np.zeros((size, size), bool)))
             continue
         labels = read_labels(path)[list(subject.slice_indices)]
-        enhancing = np.isin(labels, ENHANCING_TUMOUR)
+        enhancing = np.isin(labels, ENHANCING_TUMOR)
         place = int(enhancing.sum(axis=(1, 2)).argmax())
         shown = enhancing if enhancing.any() else labels > 0
-        tumour = to_frame(shown[place : place + 1].astype(np.float32), size)[0] > 0.5
-        found.append((int(enhancing.sum()), subject, place, tumour))
+        tumor = to_frame(shown[place : place + 1].astype(np.float32), size)[0] > 0.5
+        found.append((int(enhancing.sum()), subject, place, tumor))
     found.sort(key=lambda entry: -entry[0])
     return [entry[1:] for entry in found[:PATIENTS]]
 
@@ -130,7 +130,7 @@ def draw(images: dict[str, np.ndarray]) -> matplotlib.figure.Figure:
         axis.set_title(title.replace(" (", "\n("), fontsize=6)
     shade = None
     for (n, t), above, below in zip(pairs, grid[::2], grid[1::2], strict=True):
-        box = zoom_box(images["tumour"][n])
+        box = zoom_box(images["tumor"][n])
         above[0].set_ylabel(f"{subjects[n][-9:]}\n{targets[t]}", fontsize=6)
         below[0].set_ylabel("error", fontsize=6)
         truth = images["truth"][n, ..., t] / 255
@@ -148,9 +148,9 @@ def draw(images: dict[str, np.ndarray]) -> matplotlib.figure.Figure:
     return figure
 
 
-def zoom_box(tumour: np.ndarray) -> tuple[slice, slice] | None:
-    """Rows and columns around the tumour, None where there is none."""
-    rows, columns = np.nonzero(tumour)
+def zoom_box(tumor: np.ndarray) -> tuple[slice, slice] | None:
+    """Rows and columns around the tumor, None where there is none."""
+    rows, columns = np.nonzero(tumor)
     if not rows.size:
         return None
     side = max(np.ptp(rows), np.ptp(columns)) // 2 + ZOOM_MARGIN
@@ -161,7 +161,7 @@ def zoom_box(tumour: np.ndarray) -> tuple[slice, slice] | None:
 def show_image(
     axis: Axes, image: Float[np.ndarray, "h w"], box: tuple[slice, slice] | None
 ) -> None:
-    """One image, with the tumour enlarged in its lower right corner."""
+    """One image, with the tumor enlarged in its lower right corner."""
     axis.imshow(image, cmap="gray", vmin=0, vmax=1)
     if box is None:
         return
@@ -169,7 +169,7 @@ def show_image(
     inset.imshow(image[box], cmap="gray", vmin=0, vmax=1)
     inset.set_xticks([])
     inset.set_yticks([])
-    inset.spines[:].set_color(COLOURS[1])
+    inset.spines[:].set_color(COLORS[1])
 
 
 if __name__ == "__main__":

@@ -19,13 +19,13 @@ from cdm_jax.report.tables import AVERAGE, results_table
 from cdm_jax.shapes import create, example, start
 from experiments.networks import inference_parameters
 from experiments.records import load_results, save_results
-from experiments.study import COLOURS, PAGE_WIDTH, Study, main
+from experiments.study import COLORS, PAGE_WIDTH, Study, main
 from experiments.sweep import STEPS, sweep
 from experiments.table1 import HEADLINES, ROWS, SYSTEMS
 
 CONVENTION = "volume"
 SWEPT = {"cunet": "CDM", "diffusion": "Diffusion"}
-SHAPES = "osD^vP*X<"  # for print in grey
+SHAPES = "osD^vP*X<"  # for print in gray
 TEXT = 7
 BUBBLE = 25  # points squared for the smallest bubble; each dB more adds as much
 
@@ -85,12 +85,12 @@ def draw_speed(axis: Axes, content: dict) -> None:
         for stage in SWEPT
     }
     lowest = min(psnr for found in points.values() for *_, psnr in found)
-    looks = ((COLOURS[5], 1, "bottom"), (COLOURS[6], -1, "top"))  # numbers above, numbers below
-    for (stage, found), (colour, side, anchor) in zip(points.items(), looks, strict=True):
+    looks = ((COLORS[5], 1, "bottom"), (COLORS[6], -1, "top"))  # numbers above, numbers below
+    for (stage, found), (color, side, anchor) in zip(points.items(), looks, strict=True):
         steps, rates, values = (np.array(column) for column in zip(*found, strict=True))
-        axis.plot(steps, rates, color=colour, linewidth=1.5, label=SWEPT[stage])
+        axis.plot(steps, rates, color=color, linewidth=1.5, label=SWEPT[stage])
         area = BUBBLE * (1 + values - lowest)
-        axis.scatter(steps, rates, s=area, color=colour, alpha=0.8)
+        axis.scatter(steps, rates, s=area, color=color, alpha=0.8)
         for (n, rate, value), radius in zip(found, np.sqrt(area / np.pi), strict=True):
             axis.annotate(
                 f"{value:.1f}",
@@ -119,7 +119,7 @@ def draw_parameters(
         axis.scatter(
             counts[stage] / 1e6,
             mean_of(records, row, metric),
-            color=COLOURS[place % len(COLOURS)],
+            color=COLORS[place % len(COLORS)],
             marker=SHAPES[place % len(SHAPES)],
             edgecolors="black",
             linewidths=0.5,

@@ -52,7 +52,7 @@ PRINTED = (
     "cunet.stage=literal",
     "cunet.residual=false",
     "cunet.source_skip=false",
-    "cunet.null_share=0.0",
+    "cunet.condition_dropout=0.0",
     "cunet.loss=l2norm",
 )
 VARIANTS = {

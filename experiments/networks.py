@@ -23,7 +23,7 @@ def key() -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Network:
-    """A network as a stage initialises it.
+    """A network as a stage initializes it.
 
     Attributes:
       name: the field of the stage that holds it.
@@ -51,7 +51,7 @@ class Network:
         return size_of(self._variables()["params"])
 
     def flops(self) -> float:
-        """Operations of one pass over `inputs`, before XLA optimises it."""
+        """Operations of one pass over `inputs`, before XLA optimizes it."""
         shapes, fill = _split(self.inputs)
 
         def forward(variables: PyTree, arrays: list) -> PyTree:

@@ -4,7 +4,7 @@
       [--show]
 
 Nothing is trained and no parameter is made: stages are traced for shapes alone. Operations are
-counted in the programs before XLA optimises them, a multiplication and an addition each for one
+counted in the programs before XLA optimizes them, a multiplication and an addition each for one
 (twice the "MACs" of publications); the body of a loop counts once, so that sampling costs as many
 passes as it has steps. `--peak` also compiles every training step for the device at hand and adds
 the memory that it takes there: minutes each, kept in `runs/parameters` should it be interrupted.
@@ -87,7 +87,7 @@ def stage_row(config: ConfigDict, stage: str, *, peak: bool) -> Row:
     step = memory.lowered_step(config, parallel.all_devices(config.parallel), key())
     row["step_flops"] = flops_of(step)
     if peak:
-        row["peak_bytes"] = memory.peak_bytes(step.compile(compiler_options=parallel.ONCE))
+        row["peak_bytes"] = memory.peak_bytes(step.compile(compiler_options=parallel.COMPILE_FAST))
     return row
 
 

@@ -73,7 +73,7 @@ def fresh_state(config: ConfigDict, stage: str, devices: parallel.Devices) -> ba
         frozen[other] = {name: model[name] for name in ("params", "statistics")}
     shapes = example(config, number * devices.mesh.size)
     batch = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
-    return devices.born(method.init, key(), batch, frozen)
+    return devices.init_sharded(method.init, key(), batch, frozen)
 
 
 def random_slices(config: ConfigDict, number: int) -> dict[str, np.ndarray]:

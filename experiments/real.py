@@ -2,7 +2,7 @@
 
   python -m experiments.real --root=<folder of patients> [--workdir=runs/real]
 
-Every patient of the folder is left out once, or those of `--patients`: scored, and synthesised to
+Every patient of the folder is left out once, or those of `--patients`: scored, and synthesized to
 `<workdir>/<patient>/synthetic`. Writes `experiments/results/real_leave_one_out.json` and, from it,
 `docs/results/real_leave_one_out.md`.
 """
@@ -30,7 +30,7 @@ COMMAND = "python -m experiments.real --root=<folder>"
 SHOWN = ("copy", "brain_mean", "regression", "cunet/mean_of_8", "cunet/null", "cunet/oracle", "m1")
 
 
-def synthesise(subjects: Sequence[Subject], workdir: pathlib.Path) -> None:
+def synthesize(subjects: Sequence[Subject], workdir: pathlib.Path) -> None:
     """Writes the targets of these subjects to `<workdir>/synthetic`, on their sources' grid.
 
     Raises:
@@ -49,7 +49,7 @@ def synthesise(subjects: Sequence[Subject], workdir: pathlib.Path) -> None:
 def leave_out(
     patient: str, subjects: Sequence[Subject], root: pathlib.Path, workdir: pathlib.Path
 ) -> list[Record]:
-    """Trains without one patient, scores and synthesises him; returns his records."""
+    """Trains without one patient, scores and synthesizes him; returns his records."""
     folder = workdir / patient
     arguments = [
         "--config=configs/real.py:cdm",
@@ -60,7 +60,7 @@ def leave_out(
     ]
     if command_line.main(["cdm_jax.main", "train", *arguments]):
         raise SystemExit(1)
-    synthesise([subject for subject in subjects if subject.patient_id == patient], folder)
+    synthesize([subject for subject in subjects if subject.patient_id == patient], folder)
     return [main_values(record) for record in load_records(folder)]
 
 

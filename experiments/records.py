@@ -19,7 +19,7 @@ def load_records(workdir: pathlib.Path, part: str = "test") -> list[Record]:
 
 
 def main_values(record: Record) -> Record:
-    """A record without what the printed tables do not show: tumour regions and counts."""
+    """A record without what the printed tables do not show: tumor regions and counts."""
     shown = ("psnr", "ssim", "mae")
     rows = {
         row: {

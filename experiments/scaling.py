@@ -83,7 +83,7 @@ def measure(config: ConfigDict, stage: str, mode: str) -> Row:
     config = config.copy_and_resolve_references()
     config.stage = stage
     lowered = memory.lowered_step(config, parallel.all_devices(mode), key())
-    compiled = lowered.compile(compiler_options=parallel.ONCE)
+    compiled = lowered.compile(compiler_options=parallel.COMPILE_FAST)
     plan: Any = compiled.memory_analysis()
     state = shapes.start(config, stage, shapes.example(config, 1))
     return {

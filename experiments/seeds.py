@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from cdm_jax import main as command_line
-from cdm_jax.metrics.aggregate import Record, compare, per_patient, summarise
+from cdm_jax.metrics.aggregate import Record, compare, per_patient, summarize
 from cdm_jax.writer import console
 from experiments.records import load_records, load_results, main_values, save_results
 from experiments.study import DOCS, write
@@ -70,7 +70,7 @@ def table(runs: Sequence[Sequence[Record]], convention: str, metric: str) -> lis
         for target in targets:
             values = over_seeds(runs, row, convention, target, metric)
             base = over_seeds(runs, REFERENCE, convention, target, metric)
-            cells += [f"{summarise(values).mean:.2f}", _difference(values, base)]
+            cells += [f"{summarize(values).mean:.2f}", _difference(values, base)]
         spread = [
             np.nanmean([per_patient(r, row, convention, t, metric)[1] for t in targets])
             for r in runs

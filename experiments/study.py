@@ -25,7 +25,7 @@ from cdm_jax.data.dataset import Dataset, load_dataset
 from cdm_jax.errors import UserError
 from cdm_jax.metrics.aggregate import Record
 from cdm_jax.report.tables import ResultsTable, to_csv, to_latex, to_markdown
-from cdm_jax.rows import NON_LEARNED, system_of
+from cdm_jax.rows import REFERENCE_ROWS, system_of
 from cdm_jax.writer import console
 from configs import baselines
 from configs.common import CUNETS, SYSTEMS
@@ -37,8 +37,8 @@ SMALL_STEPS = 1000
 SMALL_STAGES = (*CUNETS, *baselines.SMALL)
 FORMATS = ("png", "pdf", "svg")
 PAGE_WIDTH = 7.2  # inches of two columns of print; text is then as large as figures ask for
-# Okabe and Ito's colours, which the colour-blind can tell apart.
-COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+# Okabe and Ito's colors, which the color-blind can tell apart.
+COLORS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 DOCS = pathlib.Path(__file__).parents[1] / "docs" / "results"
 
 
@@ -84,7 +84,7 @@ class Study:
         if self.small:
             lengths = [f"--config.{s}.train.num_steps={SMALL_STEPS}" for s in SMALL_STAGES]
             arguments += lengths
-        scored = (*NON_LEARNED, *self.config(system).evaluate.systems)
+        scored = (*REFERENCE_ROWS, *self.config(system).evaluate.systems)
         if own := tuple(row for row in rows if system_of(row) in scored):
             arguments.append(f"--config.evaluate.rows={own}")
         return arguments

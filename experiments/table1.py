@@ -12,6 +12,7 @@ official rates, scaled to the batch; nothing of theirs was chosen. At paper scal
 from collections.abc import Mapping, Sequence
 
 from cdm_jax.report.tables import ResultsTable, results_table
+from cdm_jax.rows import REFERENCE_ROWS
 from experiments import published
 from experiments.records import load_results
 from experiments.study import Study, chosen, main
@@ -35,9 +36,8 @@ ROWS = {
     "cunet/mean_of_8": REFERENCE,
     "resampled_truth": "Truth at the model's size",
 }
-UNTRAINED = ("copy", "brain_mean", "regression", "resampled_truth")
 # Stage to the row that stands for it: the last one, the mean of samples where there is one.
-HEADLINES = {row.partition("/")[0]: row for row in ROWS if row not in UNTRAINED}
+HEADLINES = {row.partition("/")[0]: row for row in ROWS if row not in REFERENCE_ROWS}
 
 
 def measure(study: Study) -> None:

@@ -3,7 +3,7 @@
   python -m experiments.uncertainty --dataset=phantom --small
 
 Calibrates on the validation patients as `python -m cdm_jax.main calibrate` does, and asks of the
-test patients: do the intervals cover what they should, brain and tumour; does the deviation of the
+test patients: do the intervals cover what they should, brain and tumor; does the deviation of the
 samples tell where the error is (risk-coverage curve: the most certain voxels are kept, against the
 best possible order and a random one); and does the interval widen where the truth is missed most?
 Two further calibrations show what the first is worth: a level that fewer patients suffice for, and
@@ -22,7 +22,7 @@ from rich.progress import track
 
 from cdm_jax import checkpoint
 from cdm_jax.evaluate import usable_segmentation
-from cdm_jax.metrics.aggregate import Comparison, Record, Summary, compare, per_patient, summarise
+from cdm_jax.metrics.aggregate import Comparison, Record, Summary, compare, per_patient, summarize
 from cdm_jax.metrics.conformal import coverage_by_region, risk_coverage
 from cdm_jax.metrics.regions import region_masks
 from cdm_jax.report.rows import MEAN_OF
@@ -39,7 +39,7 @@ from cdm_jax.uncertainty import (
 )
 from cdm_jax.writer import console
 from experiments.records import load_results, save_results
-from experiments.study import COLOURS, DOCS, PAGE_WIDTH, Study, main, write
+from experiments.study import COLORS, DOCS, PAGE_WIDTH, Study, main, write
 
 NAME = "uncertainty"
 STAGE = "cunet"
@@ -52,9 +52,9 @@ SHARES = np.linspace(0.05, 1, 20)
 REGIONS = {
     "brain": "whole brain",
     "healthy": "healthy brain",
-    "whole_tumour": "whole tumour",
-    "tumour_core": "tumour core",
-    "enhancing_tumour": "enhancing tumour",
+    "whole_tumor": "whole tumor",
+    "tumor_core": "tumor core",
+    "enhancing_tumor": "enhancing tumor",
 }
 METRICS = {"coverage": 3, "width": 3, "mae": 4, "deviation": 4}  # decimals
 
@@ -140,7 +140,7 @@ def kept(images: Drawn, brain: np.ndarray, order: str) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Widening:
-    """Enhancing tumour against healthy brain, over the patients that have both.
+    """Enhancing tumor against healthy brain, over the patients that have both.
 
     Attributes:
       width: ratio of the intervals' widths: logarithm, over patients.
@@ -154,17 +154,17 @@ class Widening:
 
 
 def widening(records: Sequence[Record], row: str, target: str) -> Widening:
-    """Whether intervals widen in enhancing tumour as the error grows there."""
+    """Whether intervals widen in enhancing tumor as the error grows there."""
     logs = {}
     for metric in ("width", "mae"):
-        tumour, healthy = (
+        tumor, healthy = (
             values(records, row, target, metric, region)
-            for region in ("enhancing_tumour", "healthy")
+            for region in ("enhancing_tumor", "healthy")
         )
-        logs[metric] = np.log(tumour) - np.log(healthy)
+        logs[metric] = np.log(tumor) - np.log(healthy)
     return Widening(
-        width=summarise(logs["width"]),
-        error=summarise(logs["mae"]),
+        width=summarize(logs["width"]),
+        error=summarize(logs["mae"]),
         difference=compare(logs["width"], logs["mae"]),
     )
 
@@ -180,17 +180,17 @@ def widening_sentence(records: Sequence[Record], target: str) -> str:
     """The answer for one target, whichever way it falls."""
     found = widening(records, MAIN, target)
     if not found.width.n:
-        return f"{target}: no patient has an enhancing tumour."
+        return f"{target}: no patient has an enhancing tumor."
     missed = _side(found.error.interval)
     head = (
-        f"{target}: in enhancing tumour the error is {_ratio(found.error)} times that of healthy "
+        f"{target}: in enhancing tumor the error is {_ratio(found.error)} times that of healthy "
         f"brain and the interval {_ratio(found.width)} times as wide ({found.width.n} patients)."
     )
     covered = [
-        summarise(values(records, MAIN, target, "coverage", region)).mean
-        for region in ("enhancing_tumour", "healthy")
+        summarize(values(records, MAIN, target, "coverage", region)).mean
+        for region in ("enhancing_tumor", "healthy")
     ]
-    tail = f"It covers {covered[0]:.1%} of enhancing tumour, {covered[1]:.1%} of healthy brain."
+    tail = f"It covers {covered[0]:.1%} of enhancing tumor, {covered[1]:.1%} of healthy brain."
     if missed != "more":
         return f"{head} The truth is not missed more there. {tail}"
     width = {
@@ -233,8 +233,8 @@ def order_sentence(records: Sequence[Record], target: str) -> str:
         "more": "tells where the error is WORSE than chance",
         "alike": "does NOT tell where the error is better than chance",
     }[side]
-    half = summarise(values(records, "deviation", target, "0.50")).mean
-    every = summarise(values(records, "deviation", target, "1.00")).mean
+    half = summarize(values(records, "deviation", target, "0.50")).mean
+    every = summarize(values(records, "deviation", target, "1.00")).mean
     return (
         f"{target}: the samples' deviation {verdict}: kept by it, the most certain half of a brain "
         f"has an error of {half:.4f}, the whole {every:.4f}; of the area that the best possible "
@@ -246,7 +246,7 @@ def flat_sentence(records: Sequence[Record], target: str) -> str:
     """What the deviation does for the width, beside intervals that are as wide everywhere."""
     ours, flat = (values(records, row, target, "width", "brain") for row in (MAIN, FLAT))
     covered = [
-        summarise(values(records, row, target, "coverage", "brain")).mean for row in (MAIN, FLAT)
+        summarize(values(records, row, target, "coverage", "brain")).mean for row in (MAIN, FLAT)
     ]
     word = {
         "more": "wider than intervals of one width, so that the deviation costs more than it helps",
@@ -265,8 +265,8 @@ def coverage_sentence(records: Sequence[Record], row: str, intervals: Intervals)
     found = []
     for target in intervals.multipliers:
         coverage = values(records, row, target, "coverage", "brain")
-        side = _side(summarise(coverage - intervals.level).interval)
-        found.append(f"{target} {_interval(summarise(coverage), 3)}, {words[side]}")
+        side = _side(summarize(coverage - intervals.level).interval)
+        found.append(f"{target} {_interval(summarize(coverage), 3)}, {words[side]}")
     covered = f"{row}: unseen patients' brains are covered {'; '.join(found)}."
     return f"{covered} {intervals.guarantee[:1].upper()}{intervals.guarantee[1:]}."
 
@@ -292,7 +292,7 @@ def coverage_table(records: Sequence[Record], row: str, target: str) -> list[str
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for region, name in REGIONS.items():
-        cells = {m: summarise(values(records, row, target, m, region)) for m in METRICS}
+        cells = {m: summarize(values(records, row, target, m, region)) for m in METRICS}
         texts = [_interval(cells[m], decimals) for m, decimals in METRICS.items()]
         lines.append(f"| {name} | {' | '.join(texts)} | {cells['coverage'].n} |")
     return lines
@@ -307,7 +307,7 @@ def order_table(records: Sequence[Record], targets: Sequence[str]) -> list[str]:
     ]
     for target in targets:
         for order in ORDERS:
-            cells = [summarise(values(records, order, target, name)) for name in (*shares, "area")]
+            cells = [summarize(values(records, order, target, name)) for name in (*shares, "area")]
             texts = [_interval(cell, 4) for cell in cells]
             lines.append(f"| {target}, {order} | {' | '.join(texts)} |")
     return lines
@@ -355,13 +355,13 @@ def draw(content: Mapping[str, Any]) -> Figure:
 
 def _draw_coverage(axis: Axes, records: Sequence[Record], target: str) -> None:
     """A point a region with its 95 % interval over patients."""
-    for shift, row, colour in ((-0.12, MAIN, COLOURS[5]), (0.12, FLAT, COLOURS[1])):
-        cells = [summarise(values(records, row, target, "coverage", r)) for r in REGIONS]
+    for shift, row, color in ((-0.12, MAIN, COLORS[5]), (0.12, FLAT, COLORS[1])):
+        cells = [summarize(values(records, row, target, "coverage", r)) for r in REGIONS]
         present = [(place, cell) for place, cell in enumerate(cells) if cell.n]
         for place, cell in present:
-            axis.plot([place + shift] * 2, cell.interval or [cell.mean] * 2, color=colour, lw=1.5)
+            axis.plot([place + shift] * 2, cell.interval or [cell.mean] * 2, color=color, lw=1.5)
         places = [place + shift for place, _ in present]
-        axis.plot(places, [cell.mean for _, cell in present], "o", color=colour, label=row)
+        axis.plot(places, [cell.mean for _, cell in present], "o", color=color, label=row)
     axis.axhline(ROWS[MAIN][0], color="black", lw=0.8, ls="--", label="nominal")
     axis.set_xticks(range(len(REGIONS)), [n.replace(" ", "\n") for n in REGIONS.values()])
     axis.tick_params(axis="x", labelsize=8)
@@ -373,10 +373,10 @@ def _draw_coverage(axis: Axes, records: Sequence[Record], target: str) -> None:
 def _draw_risk(axis: Axes, records: Sequence[Record], target: str) -> None:
     """The error of the kept share in each order."""
     styles = {"deviation": "-", "best possible": "--", "random": ":"}
-    for (order, style), colour in zip(styles.items(), (5, 3, 0), strict=True):
-        risks = [summarise(values(records, order, target, f"{s:.2f}")).mean for s in SHARES]
+    for (order, style), color in zip(styles.items(), (5, 3, 0), strict=True):
+        risks = [summarize(values(records, order, target, f"{s:.2f}")).mean for s in SHARES]
         label = f"kept by {order}" if style == "-" else order
-        axis.plot(SHARES, risks, style, color=COLOURS[colour], label=label)
+        axis.plot(SHARES, risks, style, color=COLORS[color], label=label)
     axis.set_xlabel("share of the brain that is kept")
     axis.legend(fontsize=8)
 

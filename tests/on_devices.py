@@ -62,7 +62,7 @@ def three_steps(stage: str, devices: parallel.Devices) -> dict:
     key = jax.random.key(0)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     init = functools.partial(method.init, frozen=frozen(config, method))
-    state = devices.born(init, key, zeros)
+    state = devices.init_sharded(init, key, zeros)
     _, metrics = jax.eval_shape(method.update, state, shapes, key)
     leaves = jax.tree.leaves(state)
     rng, found, program = np.random.default_rng(0), [], None
@@ -125,8 +125,8 @@ def restore(folders: list[str]) -> dict:
                 continue  # the other process has no part in that mesh
             position = _Position()
             with checkpoint.Checkpoints(folder, 2) as checkpoints:
-                state = checkpoints.restore(devices.placed(shapes), position)
-            whole = parallel.to_numpy(devices.everywhere(state))
+                state = checkpoints.restore(devices.sharded_shapes(shapes), position)
+            whole = parallel.to_numpy(devices.replicate(state))
             digest = hashlib.sha256()
             for leaf in jax.tree.leaves(whole):
                 digest.update(np.ascontiguousarray(leaf).tobytes())
@@ -180,7 +180,7 @@ class _Position:
 
 if __name__ == "__main__":
     flags.FLAGS.mark_as_parsed()
-    parallel.WORTH_SHARING = SHARED
+    parallel.MIN_SHARDED_SIZE = SHARED
     command, *arguments = sys.argv[1:]
     if arguments and ":" in arguments[0]:  # host:port, number and place of this process
         address, number, place, *arguments = arguments

@@ -21,7 +21,7 @@ BATCH, STEPS = 8, 20
 COMMANDS = f"""
 import sys
 from cdm_jax import main, parallel
-parallel.WORTH_SHARING = {SHARED}
+parallel.MIN_SHARDED_SIZE = {SHARED}
 for line in sys.argv[2:]:
     if main.main(["cdm_jax.main", *sys.argv[1].split(), *line.split()]):
         sys.exit(1)

@@ -70,7 +70,7 @@ def _room(module):
     return module.split(".")[1] if module.count(".") else ""
 
 
-def _neighbours(module):
+def _neighbors(module):
     """Modules of this repository that a module imports."""
     found = set()
     for name in _imports(MODULES[module]):
@@ -84,7 +84,7 @@ def _neighbours(module):
 def test_there_is_something_to_check():
     assert len(MODULES) > 40
     assert "cdm_jax.methods.cdm.cunet" in MODULES
-    assert _neighbours("cdm_jax.methods.cdm.cunet") >= {"cdm_jax.methods.cdm.mdn"}
+    assert _neighbors("cdm_jax.methods.cdm.cunet") >= {"cdm_jax.methods.cdm.mdn"}
 
 
 @pytest.mark.parametrize("room", ALLOWED)
@@ -92,21 +92,21 @@ def test_imports_point_one_way(room):
     modules = [m for m in MODULES if m.startswith("cdm_jax") and _room(m) == room]
     assert modules
     for module in modules:
-        rooms = {_room(n) if n.startswith("cdm_jax") else n for n in _neighbours(module)}
+        rooms = {_room(n) if n.startswith("cdm_jax") else n for n in _neighbors(module)}
         assert rooms - {room} <= ALLOWED[room], module
 
 
 def test_nothing_imports_the_command_line():
     for module in MODULES:
-        assert "cdm_jax.main" not in _neighbours(module), module
+        assert "cdm_jax.main" not in _neighbors(module), module
         if module != "cdm_jax.main":
-            assert "cdm_jax.commands" not in _neighbours(module), module
+            assert "cdm_jax.commands" not in _neighbors(module), module
 
 
 def test_the_loop_knows_no_method():
     for module in MODULES:
         if _room(module) != "methods":
-            assert not {n for n in _neighbours(module) if n.startswith("cdm_jax.methods.")} - {
+            assert not {n for n in _neighbors(module) if n.startswith("cdm_jax.methods.")} - {
                 "cdm_jax.methods.base"
             }, module
 
@@ -186,8 +186,8 @@ def test_no_module_imports_itself_through_others():
         assert module not in path, " -> ".join([*path[path.index(module) :], module])
         if module not in done:
             path.append(module)
-            for neighbour in sorted(_neighbours(module)):
-                visit(neighbour)
+            for neighbor in sorted(_neighbors(module)):
+                visit(neighbor)
             done.add(path.pop())
 
     for module in MODULES:

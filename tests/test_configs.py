@@ -285,10 +285,10 @@ def test_m1_is_monais_basic_unet_but_for_biases_and_the_output_layer():
     It has biases before its norms, which cancel them; and one bias an output channel where
     `UpSample` has one for each of the four places. Its output layer does not see the two sources.
     """
-    cancelled = 2 * (64 + 64 + 128 + 256 + 512) + 2 * (256 + 128 + 64 + 64)
+    canceled = 2 * (64 + 64 + 128 + 256 + 512) + 2 * (256 + 128 + 64 + 64)
     places = 3 * (256 + 128 + 64 + 64)
     skip = _conv(1, 64 + 2, 64) + 2 * 2
-    assert _parameters("m1") == 7_904_002 - cancelled + places + skip == 7_906_758
+    assert _parameters("m1") == 7_904_002 - canceled + places + skip == 7_906_758
 
 
 def test_c_unet_adds_a_condition_embedding_a_scale_and_the_null():

@@ -12,7 +12,7 @@ from cdm_jax import draws, evaluate, inference
 from cdm_jax.data.dataset import load_dataset
 from cdm_jax.errors import UserError
 from cdm_jax.methods.cdm.cunet import CrossConditioned
-from cdm_jax.rows import NON_LEARNED, rows_of
+from cdm_jax.rows import REFERENCE_ROWS, rows_of
 from tests import helpers
 from tests.helpers import STAGES, compilations, copy_run, smoke_config
 
@@ -96,7 +96,7 @@ def test_a_second_evaluation_reads_the_records_back(evaluated, monkeypatch):
     workdir, dataset, records = evaluated
 
     monkeypatch.setattr(inference.System, "volumes", never)
-    monkeypatch.setattr(evaluate, "fit_untrained", never)
+    monkeypatch.setattr(evaluate, "fit_non_learned", never)
     monkeypatch.setattr(evaluate, "read_volume", never)
     assert evaluate.evaluate_run(smoke_config("cdm"), workdir, dataset) == json.loads(
         json.dumps(records)
@@ -117,7 +117,7 @@ def test_other_settings_make_new_records(evaluated, asked):
     config.evaluate.systems = ("m1",)
     config.evaluate.part = "validation"
     assert evaluate.evaluate_run(config, workdir, dataset)
-    assert asked == [[*NON_LEARNED, "m1"]] * len(dataset.validation)
+    assert asked == [[*REFERENCE_ROWS, "m1"]] * len(dataset.validation)
 
 
 def test_a_system_evaluated_later_joins_the_records_of_the_others(evaluated, tmp_path, asked):
@@ -141,7 +141,7 @@ def test_only_the_rows_asked_for_are_computed(evaluated, monkeypatch, caplog):
     workdir, dataset, records = evaluated
     config = smoke_config("cdm")
     config.evaluate.rows = ("cunet", "cunet/mean_of_2")
-    monkeypatch.setattr(evaluate, "fit_untrained", never)
+    monkeypatch.setattr(evaluate, "fit_non_learned", never)
     monkeypatch.setattr(CrossConditioned, "audits", lambda *_: dict.fromkeys(AUDITS[1:], never))
     with compilations(caplog) as compiled:
         found = evaluate.evaluate_run(config, workdir, dataset, "two rows")
@@ -210,7 +210,7 @@ def test_no_row_of_another_checkpoint_stays_beside_a_new_one(evaluated, tmp_path
     assert asked == [["cunet"]] * len(dataset.test)
     for record, whole in zip(found, records, strict=True):
         assert record["checkpoint"] == whole["checkpoint"]
-        assert record["rows"].keys() == {*NON_LEARNED, "m1", "cunet"}
+        assert record["rows"].keys() == {*REFERENCE_ROWS, "m1", "cunet"}
 
 
 def test_an_unknown_row_is_refused_with_those_that_there_are(evaluated):

@@ -143,11 +143,11 @@ def test_the_papers_averages_are_those_of_its_targets():
                 assert math.isclose(mean, float(average[place]), abs_tol=1.01 * 10**-digits), system
 
 
-def test_a_zoom_holds_the_whole_tumour_and_only_what_is_near():
-    tumour = np.zeros((64, 64), bool)
-    tumour[20:30, 40:44] = True
-    rows, columns = figure4.zoom_box(tumour)
-    assert tumour[rows, columns].sum() == tumour.sum()
+def test_a_zoom_holds_the_whole_tumor_and_only_what_is_near():
+    tumor = np.zeros((64, 64), bool)
+    tumor[20:30, 40:44] = True
+    rows, columns = figure4.zoom_box(tumor)
+    assert tumor[rows, columns].sum() == tumor.sum()
     assert rows.stop - rows.start == columns.stop - columns.start < 24
     assert figure4.zoom_box(np.zeros((64, 64), bool)) is None
 
@@ -157,7 +157,7 @@ def test_figure_4_shows_each_system_and_the_error_that_it_makes():
     images = {
         "sources": rng.integers(0, 255, (1, 16, 16, 2)).astype(np.uint8),
         "truth": np.full((1, 16, 16, 1), 100, np.uint8),
-        "tumour": np.zeros((1, 16, 16), np.uint8),
+        "tumor": np.zeros((1, 16, 16), np.uint8),
         "m1": np.full((1, 16, 16, 1), 151, np.uint8),
         "cunet": np.full((1, 16, 16, 1), 100, np.uint8),
         "subjects": np.array(["s0"]),
@@ -354,16 +354,16 @@ def test_table_4_shows_the_untrained_rows_and_m1_beside_every_n(swept):
     assert table.rows[0].cells["t1c", "psnr"].summary.mean == pytest.approx(10.55)
 
 
-def test_the_patient_left_out_is_synthesised_and_his_grid_checked(finished_run, tmp_path):
+def test_the_patient_left_out_is_synthesized_and_his_grid_checked(finished_run, tmp_path):
     subject = find_subjects(finished_run / "patients", modalities=("t1", "t2", "t1c", "t2f"))[0]
     (tmp_path / "cunet").symlink_to(finished_run / "cunet")
-    real.synthesise([subject], tmp_path)
+    real.synthesize([subject], tmp_path)
     path = tmp_path / "synthetic" / subject.subject_id / f"{subject.subject_id}-t2f.nii.gz"
     image = nib.load(path)
     image.header["qoffset_x"] += 1
     nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32), None, image.header), path)
     with pytest.raises(SystemExit, match=r"-t2f\.nii\.gz differs from its source in .*qoffset_x"):
-        real.synthesise([subject], tmp_path)
+        real.synthesize([subject], tmp_path)
 
 
 @pytest.mark.parametrize("name", ["printed", "printed_sampled"])
@@ -379,7 +379,7 @@ def test_the_printed_variant_departs_from_the_paper_in_nothing_that_it_prints(na
     assert mdn.representation.loss == "l2norm" and cunet.loss == "l2norm"
     network = cunet.network
     assert (network.stage, network.residual, network.source_skip) == ("literal", False, False)
-    assert cunet.null_share == 0
+    assert cunet.condition_dropout == 0
     assert cunet.representation in ("encoder", "sampled")
 
 

@@ -1,4 +1,4 @@
-"""Optimisers against loops in NumPy; rates are read off Adam's steps under a constant gradient."""
+"""Optimizers against loops in NumPy; rates are read off Adam's steps under a constant gradient."""
 
 import jax
 import jax.numpy as jnp

@@ -49,7 +49,7 @@ def test_the_pages_tell_of_the_run(run, page):
     assert pages == {subject.subject_id for subject in dataset.test}
 
 
-def test_a_repeated_report_synthesises_nothing_anew(run, page):
+def test_a_repeated_report_synthesizes_nothing_anew(run, page):
     images = list((page.parent / "images").rglob("*.nii.gz"))
     times = [path.stat().st_mtime_ns for path in images]
     page.unlink()
@@ -68,7 +68,7 @@ def test_a_system_whose_checkpoint_is_gone_keeps_its_numbers(run, page, tmp_path
     assert "Synthesis: t1c by m1" not in text
 
 
-def test_the_focus_is_in_the_enhancing_tumours_largest_slice(run):
+def test_the_focus_is_in_the_enhancing_tumors_largest_slice(run):
     _, _, dataset = run
     for prepared in dataset.test:
         subject = dataset.subjects[prepared.subject_id]

@@ -1,4 +1,4 @@
-"""Real patients of mixed layouts: one is left out, synthesised and scored."""
+"""Real patients of mixed layouts: one is left out, synthesized and scored."""
 
 import nibabel as nib
 import pytest
@@ -30,7 +30,7 @@ def left_out(real_data, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_patient_left_out_is_better_synthesised_than_without_training(left_out):
+def test_the_patient_left_out_is_better_synthesized_than_without_training(left_out):
     """On four patients this holds of their mean, and of this one for each target."""
     _, (record,) = left_out
     assert record["patient"] == LEFT_OUT

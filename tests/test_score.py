@@ -63,7 +63,7 @@ def test_scores_are_those_of_the_images_by_hand(truth, tmp_path):
         expected = peak_signal_noise_ratio(*(image[brain] for image in pair), data_range=1)
         assert scores["psnr"] == pytest.approx(expected, abs=0.05)
         assert 15 < scores["psnr"] < 50
-        assert set(scores["regions"]) >= {"whole_tumour", "healthy"}
+        assert set(scores["regions"]) >= {"whole_tumor", "healthy"}
 
 
 def test_the_unit_of_a_prediction_does_not_matter(truth, tmp_path):

@@ -185,14 +185,14 @@ def test_calibrating_draws_eight_samples_unless_told_otherwise(monkeypatch):
 
 
 def records(width, mae, coverage=0.9, areas=(0.03, 0.01, 0.04), patients=12):
-    """Records with these values in enhancing tumour, and 0.1 of both in healthy brain."""
+    """Records with these values in enhancing tumor, and 0.1 of both in healthy brain."""
     everywhere = {"coverage": 0.9, "width": 0.1, "mae": 0.1, "deviation": 0.01}
     made = []
     for n in range(patients):
         noise = 1 + 0.01 * np.sin(n)
-        tumour = {"coverage": coverage, "width": width * noise, "mae": mae / noise}
+        tumor = {"coverage": coverage, "width": width * noise, "mae": mae / noise}
         regions = {name: everywhere for name in study.REGIONS}
-        regions = regions | {"enhancing_tumour": tumour | {"deviation": 0.01}}
+        regions = regions | {"enhancing_tumor": tumor | {"deviation": 0.01}}
         rows = {row: {"t1c": {"regions": regions}} for row in study.ROWS}
         for order, area in zip(study.ORDERS, areas, strict=True):
             kept = {f"{share:.2f}": area * noise for share in study.SHARES}
@@ -217,19 +217,19 @@ def records(width, mae, coverage=0.9, areas=(0.03, 0.01, 0.04), patients=12):
 def test_the_answer_follows_the_numbers_either_way(width, mae, said):
     sentence = study.widening_sentence(records(width, mae, coverage=0.25), "t1c")
     assert said in sentence
-    assert "covers 25.0% of enhancing tumour, 90.0% of healthy brain" in sentence
+    assert "covers 25.0% of enhancing tumor, 90.0% of healthy brain" in sentence
     assert f"the error is {mae / 0.1:.2f} [" in sentence
     assert f"the interval {width / 0.1:.2f} [" in sentence
     assert "(12 patients)" in sentence
 
 
-def test_without_enhancing_tumour_there_is_no_answer():
+def test_without_enhancing_tumor_there_is_no_answer():
     made = records(0.2, 0.2)
     for record in made:
         for row in study.ROWS:
             regions = record["rows"][row][study.CONVENTION]["t1c"]["regions"]
-            regions.pop("enhancing_tumour", None)  # rows share it
-    assert "no patient has an enhancing tumour" in study.widening_sentence(made, "t1c")
+            regions.pop("enhancing_tumor", None)  # rows share it
+    assert "no patient has an enhancing tumor" in study.widening_sentence(made, "t1c")
     assert study.coverage_table(made, study.MAIN, "t1c")[-1].endswith("| – | 0 |")
 
 
@@ -249,12 +249,12 @@ def test_a_coverage_table_has_the_means_of_what_was_built_in():
         "| whole brain | 0.900 [0.900, 0.900] | 0.100 [0.100, 0.100] | 0.1000 [0.1000, 0.1000] "
         "| 0.0100 [0.0100, 0.0100] | 12 |"
     )
-    assert lines[-1].startswith("| enhancing tumour | 0.500 [0.500, 0.500] | 0.200 [")
+    assert lines[-1].startswith("| enhancing tumor | 0.500 [0.500, 0.500] | 0.200 [")
 
 
 def test_a_constructed_patient_is_scored_by_the_intervals(intervals):
     brain = np.ones((1, 2, 2), bool)
-    tumour = np.array([[[True, False], [False, False]]])
+    tumor = np.array([[[True, False], [False, False]]])
     images = uncertainty.Drawn(
         truth=np.array([[[0.9, 0.5], [0.5, 0.55]]], np.float32),
         mean=np.full((1, 2, 2), 0.5, np.float32),
@@ -264,14 +264,14 @@ def test_a_constructed_patient_is_scored_by_the_intervals(intervals):
         row: dataclasses.replace(intervals, multipliers={"t1c": 1.0}, floor=0.1)
         for row in study.ROWS
     }
-    rows = study.scored({"t1c": images}, {"brain": brain, "enhancing_tumour": tumour}, fitted)
+    rows = study.scored({"t1c": images}, {"brain": brain, "enhancing_tumor": tumor}, fitted)
     found = {row: targets[study.CONVENTION]["t1c"] for row, targets in rows.items()}
     assert found[study.MAIN]["regions"]["brain"]["coverage"] == 3 / 4
-    assert found[study.MAIN]["regions"]["enhancing_tumour"]["coverage"] == 0
-    assert found[study.MAIN]["regions"]["enhancing_tumour"]["mae"] == pytest.approx(0.4)
+    assert found[study.MAIN]["regions"]["enhancing_tumor"]["coverage"] == 0
+    assert found[study.MAIN]["regions"]["enhancing_tumor"]["mae"] == pytest.approx(0.4)
     assert found["random"]["0.50"] == pytest.approx(0.45 / 4)
     assert found["best possible"]["0.50"] == pytest.approx(0, abs=1e-6)
-    assert found["deviation"]["0.50"] == pytest.approx(0.2)  # the certain half holds the tumour
+    assert found["deviation"]["0.50"] == pytest.approx(0.2)  # the certain half holds the tumor
 
 
 def test_the_committed_record_is_told_and_drawn():
@@ -279,7 +279,7 @@ def test_the_committed_record_is_told_and_drawn():
     content = load_results("phantom/uncertainty")
     text = study.report(content)
     assert text == (DOCS / "phantom/uncertainty.md").read_text()
-    assert text.count("in enhancing tumour the error is") == 2
+    assert text.count("in enhancing tumor the error is") == 2
     assert "CDM takes the covariance of its training noise from these validation patients" in text
     assert content["command"] in text
     assert len(content["records"]) == 24

@@ -7,8 +7,8 @@ nearest such order, never resampled.
 
 The orientation of a file is that of its sform where the sform's code is above 0, else of its
 qform where the qform's code is above 0. Where both codes are 0 the file does not state an
-orientation, and nibabel's fallback is taken: LAS, centred, with the voxel sizes of pixdim.
-Lengths are in the file's unit, which is taken to be the millimetre.
+orientation, and nibabel's fallback is taken: LAS, centered, with the voxel sizes of pixdim.
+Lengths are in the file's unit, which is taken to be the millimeter.
 """
 
 import contextlib
@@ -68,7 +68,7 @@ class Geometry:
 
     @property
     def voxel_size(self) -> tuple[float, float, float]:
-        """Distance between neighbouring voxels along (z, y, x) in mm."""
+        """Distance between neighboring voxels along (z, y, x) in mm."""
         z, y, x = nib.affines.voxel_sizes(self.affine).tolist()
         return z, y, x
 
@@ -99,7 +99,7 @@ def read_labels(path: PathLike) -> Int16[np.ndarray, "z y x"]:
     if wrong := np.unique(values[labels != values]).tolist():
         raise UserError(
             f"{path} has {wrong[0]:g} among its labels, which must be 16-bit integers: "
-            "give a segmentation, resampled with nearest neighbours if at all"
+            "give a segmentation, resampled with nearest neighbors if at all"
         )
     return labels
 
@@ -118,7 +118,7 @@ def read_geometry(path: PathLike | Image) -> Geometry:
 
 
 def read_voxel_size(path: PathLike) -> tuple[float, float, float]:
-    """Distance between neighbouring voxels along (z, y, x) in mm; raises as `read_geometry`."""
+    """Distance between neighboring voxels along (z, y, x) in mm; raises as `read_geometry`."""
     return read_geometry(path).voxel_size
 
 

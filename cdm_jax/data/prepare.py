@@ -39,7 +39,7 @@ class PrepareSettings:
 
     Attributes:
         sources: the input modalities.
-        targets: the modalities to synthesise.
+        targets: the modalities to synthesize.
         size: rows and columns of a slice in the model's frame.
         minimum_brain: a slice is trained on if brain covers at least this part of its square.
     """
@@ -169,7 +169,7 @@ def prepare_volumes(
     coverage = brain.sum(axis=(1, 2)) / max(brain.shape[1:]) ** 2
     kept = np.flatnonzero(coverage)
     channels = [
-        quantise(to_frame(intensities[modality].apply(volume[kept]), settings.size))
+        quantize(to_frame(intensities[modality].apply(volume[kept]), settings.size))
         for modality, volume in volumes.items()
     ]
     return Prepared(
@@ -185,7 +185,7 @@ def prepare_volumes(
     )
 
 
-def quantise(values: Float[np.ndarray, "*shape"]) -> UInt16[np.ndarray, "*shape"]:
+def quantize(values: Float[np.ndarray, "*shape"]) -> UInt16[np.ndarray, "*shape"]:
     """Returns values, clipped to [0, 1], as 16-bit integers: 65535 = 1.0."""
     return np.rint(np.clip(values, 0, 1) * FULL_SCALE).astype(np.uint16)
 
@@ -225,7 +225,7 @@ def prepare(
 def median_scales(prepared: Sequence[Description]) -> dict[str, float]:
     """Returns each modality's median scale over the subjects.
 
-    The scale of a synthesised target is unknown; taken over the training subjects, this is the
+    The scale of a synthesized target is unknown; taken over the training subjects, this is the
     reference by which it is written: the median of their 99.5th percentiles, above background.
     """
     scales: dict[str, list[float]] = {}

@@ -1,4 +1,4 @@
-"""The model's frame: axial slices padded to a centred square and resized to the model's size.
+"""The model's frame: axial slices padded to a centered square and resized to the model's size.
 
 Pillow's Lanczos filter (antialiased when it shrinks) goes both ways.  It loses least of the
 filters tried: root mean square error in the brain after there and back, on the 240 x 240 slices of
@@ -42,7 +42,7 @@ def from_frame(
 
 
 def _margins(height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Returns the (before, after) padding of rows and of columns that makes a centred square."""
+    """Returns the (before, after) padding of rows and of columns that makes a centered square."""
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
     return (top, side - height - top), (left, side - width - left)

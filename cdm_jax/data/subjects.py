@@ -61,7 +61,7 @@ class Subject:
         subject_id: Unique name of the examination.
         patient_id: The patient, shared by the time-points of one patient.
         images: Modality to NIfTI file, in the order in which the modalities were asked for.
-        segmentation: The tumour's segmentation, if there is one.
+        segmentation: The tumor's segmentation, if there is one.
     """
 
     subject_id: str

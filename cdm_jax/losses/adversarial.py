@@ -1,4 +1,4 @@
-"""What a discriminator is asked: to call real images real and synthesised ones not."""
+"""What a discriminator is asked: to call real images real and synthesized ones not."""
 
 from collections.abc import Callable
 

@@ -11,7 +11,7 @@ def patch_nce(
     """Cross-entropy of finding each query's own key among all of its image (Park et al. 2020).
 
     Args:
-      queries: codes of places of synthesised images, of unit length.
+      queries: codes of places of synthesized images, of unit length.
       keys: codes of the same places of the inputs, of unit length; no gradient reaches them.
       temperature: divides the similarities.
     """

@@ -31,7 +31,7 @@ class State(flax.struct.PyTreeNode):
     Attributes:
       step: number of updates done, an int32 scalar.
       params: what is trained, a nested dict.
-      optimizer: the optimiser's state, or one for each player of an adversarial system.
+      optimizer: the optimizer's state, or one for each player of an adversarial system.
       average: exponential moving average of `params`, or an empty dict.
       frozen: `{stage: Model}` of the stages that this one builds on, so that a checkpoint is whole.
       statistics: arrays that inference needs and no gradient moves: running means of BatchNorm,
@@ -221,7 +221,7 @@ def new_state(
     frozen: Model,
     statistics: Model | None = None,
 ) -> State:
-    """A state at step 0 for a system with one optimiser."""
+    """A state at step 0 for a system with one optimizer."""
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -252,7 +252,7 @@ def gradient_step(
     optimizer: optax.GradientTransformation,
     decay: float,
 ) -> tuple[State, Metrics]:
-    """One step of one optimiser on `loss(params) -> (loss, metrics)`, and the moving average."""
+    """One step of one optimizer on `loss(params) -> (loss, metrics)`, and the moving average."""
     value, metrics, gradient = value_and_gradient(loss, state.params)
     changes, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
     params = optax.apply_updates(state.params, changes)

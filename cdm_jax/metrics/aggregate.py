@@ -60,8 +60,8 @@ class Comparison:
     p_value: float | None
 
 
-def summarise(values: Float[np.ndarray, " patients"]) -> Summary:
-    """Summarises one metric over patients; NaNs are dropped, and ``n`` counts what is left."""
+def summarize(values: Float[np.ndarray, " patients"]) -> Summary:
+    """Summarizes one metric over patients; NaNs are dropped, and ``n`` counts what is left."""
     present = values[~np.isnan(values)]
     n = present.size
     return Summary(
@@ -176,7 +176,7 @@ def per_patient(
         convention: The convention's name.
         target: The target modality.
         metric: ``psnr``, ``ssim``, ``mae`` or another number of the convention.
-        region: A tumour region; the convention's main value where it is None.
+        region: A tumor region; the convention's main value where it is None.
 
     Returns:
         The patients' names, sorted, and their values; NaN where a patient has none.

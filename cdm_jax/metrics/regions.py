@@ -7,53 +7,53 @@ from scipy.ndimage import find_objects
 from cdm_jax.errors import UserError
 
 NECROTIC_CORE = 1
-OEDEMA = 2
-ENHANCING_TUMOUR = (3, 4)  # BraTS up to 2021 wrote 4, later editions write 3.
+EDEMA = 2
+ENHANCING_TUMOR = (3, 4)  # BraTS up to 2021 wrote 4, later editions write 3.
 
 
 def region_masks(
     segmentation: Num[np.ndarray, "z y x"] | None, brain: Bool[np.ndarray, "z y x"]
 ) -> dict[str, Bool[np.ndarray, "z y x"]]:
-    """Divides a brain by its tumour segmentation.
+    """Divides a brain by its tumor segmentation.
 
-    Tumour voxels outside the brain mask are left out: images are zero there. A region that the
-    tumour lacks is an empty mask.
+    Tumor voxels outside the brain mask are left out: images are zero there. A region that the
+    tumor lacks is an empty mask.
 
     Args:
-        segmentation: BraTS labels: 0 none, 1 necrotic core, 2 oedema, 3 or 4 enhancing tumour;
+        segmentation: BraTS labels: 0 none, 1 necrotic core, 2 edema, 3 or 4 enhancing tumor;
             None where there is no segmentation.
         brain: The brain mask.
 
     Returns:
-        The masks ``brain``, ``healthy`` (brain without the whole tumour), ``whole_tumour``,
-        ``tumour_core`` (necrotic core and enhancing tumour) and ``enhancing_tumour``; only
+        The masks ``brain``, ``healthy`` (brain without the whole tumor), ``whole_tumor``,
+        ``tumor_core`` (necrotic core and enhancing tumor) and ``enhancing_tumor``; only
         ``brain`` without a segmentation.
 
     Raises:
         UserError: The segmentation has other labels, or both 3 and 4, of which one must then mean
-            something other than enhancing tumour.
+            something other than enhancing tumor.
     """
     if segmentation is None:
         return {"brain": brain}
     _check_labels(segmentation)
-    whole_tumour = (segmentation > 0) & brain
+    whole_tumor = (segmentation > 0) & brain
     return {
         "brain": brain,
-        "healthy": brain & ~whole_tumour,
-        "whole_tumour": whole_tumour,
-        "tumour_core": whole_tumour & (segmentation != OEDEMA),
-        "enhancing_tumour": whole_tumour & np.isin(segmentation, ENHANCING_TUMOUR),
+        "healthy": brain & ~whole_tumor,
+        "whole_tumor": whole_tumor,
+        "tumor_core": whole_tumor & (segmentation != EDEMA),
+        "enhancing_tumor": whole_tumor & np.isin(segmentation, ENHANCING_TUMOR),
     }
 
 
 def _check_labels(segmentation: Num[np.ndarray, "z y x"]) -> None:
-    # Only a small part of a volume is labelled, and sorting all of it would take long.
+    # Only a small part of a volume is labeled, and sorting all of it would take long.
     labels = {0.0, *np.unique(segmentation[segmentation != 0]).astype(float).tolist()}
-    allowed = {0, NECROTIC_CORE, OEDEMA, *ENHANCING_TUMOUR}
-    if not labels <= allowed or labels >= set(ENHANCING_TUMOUR):
+    allowed = {0, NECROTIC_CORE, EDEMA, *ENHANCING_TUMOR}
+    if not labels <= allowed or labels >= set(ENHANCING_TUMOR):
         raise UserError(
             f"segmentation has labels {', '.join(f'{label:g}' for label in sorted(labels))}; "
-            "allowed are 0, 1 necrotic core, 2 oedema and either 3 or 4 enhancing tumour: "
+            "allowed are 0, 1 necrotic core, 2 edema and either 3 or 4 enhancing tumor: "
             "relabel it, or leave it out"
         )
 

@@ -33,11 +33,11 @@ def groups_of(channels: int) -> int:
 
 
 class GroupNorm(nn.Module):
-    """Normalises `groups_of` groups of channels over all places."""
+    """Normalizes `groups_of` groups of channels over all places."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Features in, normalised features out."""
+        """Features in, normalized features out."""
         return nn.GroupNorm(
             num_groups=groups_of(x.shape[-1]), epsilon=NORM_EPSILON, use_fast_variance=False
         )(x)

@@ -124,7 +124,7 @@ class ConvTranspose(nn.Module):
 
 
 class Norm(nn.Module):
-    """Normalises channels: "instance" over the places of an image, "batch" over a batch's as well.
+    """Normalizes channels: "instance" over the places of an image, "batch" over a batch's as well.
 
     "instance" has no parameters. "batch" has scales (initially about 1) and biases, and running
     means in the collection "batch_stats", which it uses where `train` is false.
@@ -139,7 +139,7 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
-        """Features in, normalised features out."""
+        """Features in, normalized features out."""
         if self.kind == "instance":
             return nn.InstanceNorm(
                 epsilon=NORM_EPSILON, use_bias=False, use_scale=False, use_fast_variance=False

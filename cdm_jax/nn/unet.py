@@ -11,7 +11,7 @@ class ConvBlock(nn.Module):
 
     Attributes:
       features: output channels of both convolutions.
-      groups: of GroupNorm, which normalises groups of channels over all places. (LayerNorm over the
+      groups: of GroupNorm, which normalizes groups of channels over all places. (LayerNorm over the
         channels of each pixel would remove the absolute intensity of every pixel.)
     """
 

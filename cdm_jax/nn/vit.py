@@ -95,7 +95,7 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Float[Array, "b n d"], train: bool = False) -> Float[Array, "b n d"]:
-        """Tokens in, normalised tokens of the same shape out."""
+        """Tokens in, normalized tokens of the same shape out."""
         for _ in range(self.depth):
             block = TransformerBlock(self.heads, dropout=self.dropout, initial=self.initial)
             tokens = block(tokens, train)

@@ -49,9 +49,9 @@ def affine(
     shift: Float[Array, "b 2"],
     scale: Float[Array, " b"],
 ) -> Float[Array, "b h w c"]:
-    """Images in [-1, 1] turned and scaled about their centre, then shifted.
+    """Images in [-1, 1] turned and scaled about their center, then shifted.
 
-    Nearest neighbours, so that noise stays as sharp as it was; -1 where nothing was before.
+    Nearest neighbors, so that noise stays as sharp as it was; -1 where nothing was before.
 
     Args:
       images: any number of channels, which move together.
@@ -60,13 +60,13 @@ def affine(
       scale: above 1 enlarges.
     """
     height, width = images.shape[1:3]
-    centre = np.array([(height - 1) / 2, (width - 1) / 2], np.float32)[None, None, None]
+    center = np.array([(height - 1) / 2, (width - 1) / 2], np.float32)[None, None, None]
     # A place of the result came from the inverse transform of that place.
-    place = _grid(height, width)[None] - centre - shift[:, None, None]
+    place = _grid(height, width)[None] - center - shift[:, None, None]
     rows, columns = place[..., 0], place[..., 1]
     cosine, sine = ((f(angle) / scale)[:, None, None] for f in (jnp.cos, jnp.sin))
     origin = jnp.stack([cosine * rows + sine * columns, cosine * columns - sine * rows], axis=-1)
-    return _look_up(images, origin + centre, order=0, mode="constant")
+    return _look_up(images, origin + center, order=0, mode="constant")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

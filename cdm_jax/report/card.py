@@ -27,7 +27,7 @@ INTENSITY = (
 )
 
 
-class Licence(NamedTuple):
+class License(NamedTuple):
     """What is known of the terms of a dataset.
 
     Attributes:
@@ -39,25 +39,25 @@ class Licence(NamedTuple):
     note: str
 
 
-LICENCES = {
-    "brats": Licence(
+LICENSES = {
+    "brats": License(
         "other",
         "BraTS: the terms of the challenge, accepted on Synapse when the images were fetched. Read "
         "there whether weights trained on them may be passed on, and cite what they ask for.",
     ),
-    "upenn_gbm": Licence(
+    "upenn_gbm": License(
         "cc-by-4.0",
         "UPenn-GBM (The Cancer Imaging Archive, doi:10.7937/TCIA.709X-DN49): CC BY 4.0. Pass the "
         "weights on with the attribution that the collection's page asks for.",
     ),
-    "phantom": Licence(
+    "phantom": License(
         "other",
         "Phantom: no patient's images. It is deformed from the MNI152 tissue maps (ICBM 2009a), "
-        "which nilearn ships without stating a licence; the atlas has a copyright notice of its "
+        "which nilearn ships without stating a license; the atlas has a copyright notice of its "
         "own.",
     ),
 }
-UNKNOWN = Licence("other", "The terms of this data are not known to this software: add yours.")
+UNKNOWN = License("other", "The terms of this data are not known to this software: add yours.")
 
 
 def model_card(
@@ -105,8 +105,8 @@ def model_card(
         "a clinical record, and images shown to patients or readers as if acquired.",
         "## Limits",
         "\n".join(f"- {limit}" for limit in _limits(config, translates)),
-        "## Licences",
-        f"Software: Apache-2.0. {LICENCES.get(name, UNKNOWN).note}",
+        "## Licenses",
+        f"Software: Apache-2.0. {LICENSES.get(name, UNKNOWN).note}",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -140,9 +140,9 @@ def save_card(stage_folder: pathlib.Path, text: str) -> pathlib.Path:
 
 
 def _head(name: str) -> str:
-    licence = LICENCES.get(name, UNKNOWN).identifier
-    lines = ["---", "library_name: cdm_jax", f"license: {licence}"]
-    if licence == "other":
+    license = LICENSES.get(name, UNKNOWN).identifier
+    lines = ["---", "library_name: cdm_jax", f"license: {license}"]
+    if license == "other":
         lines += ["license_name: terms-of-the-training-data"]
     lines += ["tags:", *(f"- {tag}" for tag in TAGS), "datasets:", f"- {name or 'unnamed'}", "---"]
     return "\n".join(lines)
@@ -236,7 +236,7 @@ def _limits(config: Mapping[str, Any], translates: bool) -> list[str]:
     if translates:
         limits += [
             "Lesions may be missing or invented.",
-            "Slices are synthesised one by one; between them nothing is enforced.",
+            "Slices are synthesized one by one; between them nothing is enforced.",
         ]
     if _is_conditioned(config):
         limits += [

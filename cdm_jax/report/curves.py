@@ -16,7 +16,7 @@ Line = Mapping[str, int | float]
 VALIDATION = "validation/"
 FINAL = "final/"  # measured once, after the last step
 UNWANTED = ("step", "gradient_norm", "learning_rate")
-# Okabe and Ito's colours and different dashes: told apart without colour as well.
+# Okabe and Ito's colors and different dashes: told apart without color as well.
 STYLES = (
     ("#0072B2", "-"),
     ("#D55E00", "--"),
@@ -116,11 +116,11 @@ def _draw(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> st
     figure = matplotlib.figure.Figure(figsize=(4.4, 2.9), layout="constrained")
     axis = figure.subplots()
     for number, (label, points) in enumerate(series.items()):
-        colour, dashes = STYLES[number % len(STYLES)]
+        color, dashes = STYLES[number % len(STYLES)]
         marker = "o" if len(points) < 30 else None
         axis.plot(
             *zip(*points, strict=True),
-            color=colour,
+            color=color,
             linestyle=dashes,
             label=label,
             marker=marker,

@@ -18,9 +18,9 @@ from cdm_jax.report.site import Site
 MOST_SLICES = 48
 MOST_PIXELS = 256  # rows or columns of a slice in the gallery
 MARGIN = 2
-ERROR_LIMIT = 0.3  # full colour, in units of the truth's 99.5th percentile
+ERROR_LIMIT = 0.3  # full color, in units of the truth's 99.5th percentile
 DEVIATION_LIMIT = 0.1
-# Okabe and Ito's: told apart with any colour vision.
+# Okabe and Ito's: told apart with any color vision.
 TOO_BRIGHT = (230, 159, 0)
 TOO_DARK = (86, 180, 233)
 DEVIATION = (240, 228, 66)
@@ -166,49 +166,49 @@ def _panel(site: Site, case: Case, image: Image, truth: Volume | None, window: _
     values = window.cut(image.values)
     overlays = {}
     if image.role == "synthesis" and truth is not None:
-        overlays["error"] = error_colours(values - window.cut(truth), brain)
+        overlays["error"] = error_colors(values - window.cut(truth), brain)
     if image.deviation is not None:
-        overlays["deviation"] = deviation_colours(window.cut(image.deviation), brain)
+        overlays["deviation"] = deviation_colors(window.cut(image.deviation), brain)
     stem = f"sprites/{case.subject}/{image.name}"
     return Panel(
         title=image.title,
         note=image.note,
-        sprite=site.write(f"{stem}.png", sprite(grey(values))),
+        sprite=site.write(f"{stem}.png", sprite(gray(values))),
         overlays={
-            kind: site.write(f"{stem}-{kind}.png", sprite(colours))
-            for kind, colours in overlays.items()
+            kind: site.write(f"{stem}-{kind}.png", sprite(colors))
+            for kind, colors in overlays.items()
         },
     )
 
 
-def grey(values: Float[np.ndarray, "slice h w"]) -> UInt8[np.ndarray, "slice h w"]:
-    """Values of [0, 1] as grey levels."""
+def gray(values: Float[np.ndarray, "slice h w"]) -> UInt8[np.ndarray, "slice h w"]:
+    """Values of [0, 1] as gray levels."""
     return np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
 
 
-def error_colours(
+def error_colors(
     error: Float[np.ndarray, "slice h w"], brain: Bool[np.ndarray, "slice h w"]
 ) -> UInt8[np.ndarray, "slice h w 4"]:
-    """Signed errors as colours that are the more opaque the larger the error.
+    """Signed errors as colors that are the more opaque the larger the error.
 
     Args:
         error: synthesis minus truth, in [-1, 1].
         brain: outside of it nothing is shown.
     """
-    colours = np.where((error > 0)[..., None], TOO_BRIGHT, TOO_DARK)
-    return _with_opacity(colours, np.abs(error) / ERROR_LIMIT * brain)
+    colors = np.where((error > 0)[..., None], TOO_BRIGHT, TOO_DARK)
+    return _with_opacity(colors, np.abs(error) / ERROR_LIMIT * brain)
 
 
-def deviation_colours(
+def deviation_colors(
     deviation: Float[np.ndarray, "slice h w"], brain: Bool[np.ndarray, "slice h w"]
 ) -> UInt8[np.ndarray, "slice h w 4"]:
-    """Deviations of samples as one colour, the more opaque the larger they are."""
-    colours = np.broadcast_to(DEVIATION, (*deviation.shape, 3))
-    return _with_opacity(colours, deviation / DEVIATION_LIMIT * brain)
+    """Deviations of samples as one color, the more opaque the larger they are."""
+    colors = np.broadcast_to(DEVIATION, (*deviation.shape, 3))
+    return _with_opacity(colors, deviation / DEVIATION_LIMIT * brain)
 
 
-def _with_opacity(colours: np.ndarray, opacity: np.ndarray) -> UInt8[np.ndarray, "slice h w 4"]:
-    return np.concatenate([colours.astype(np.uint8), grey(opacity)[..., None]], axis=-1)
+def _with_opacity(colors: np.ndarray, opacity: np.ndarray) -> UInt8[np.ndarray, "slice h w 4"]:
+    return np.concatenate([colors.astype(np.uint8), gray(opacity)[..., None]], axis=-1)
 
 
 def sprite(slices: UInt8[np.ndarray, "slice h w *channels"]) -> bytes:

@@ -140,13 +140,13 @@ def _niivue() -> tuple[str | None, str]:
 
 
 def _legend() -> dict[str, Any]:
-    """Colours and ends of the overlays' scales."""
-    colours = {
+    """Colors and ends of the overlays' scales."""
+    colors = {
         "bright": gallery.TOO_BRIGHT,
         "dark": gallery.TOO_DARK,
         "deviation": gallery.DEVIATION,
     }
-    return {name: f"rgb({r} {g} {b})" for name, (r, g, b) in colours.items()} | {
+    return {name: f"rgb({r} {g} {b})" for name, (r, g, b) in colors.items()} | {
         "error_limit": gallery.ERROR_LIMIT,
         "deviation_limit": gallery.DEVIATION_LIMIT,
     }
@@ -188,7 +188,7 @@ def _headline(report: Report) -> dict[str, Any]:
     table = results_table(report.records, report.convention, reference=report.reference)
     names = [row.name for row in table.rows]
     trained = rows.headline_rows(report.records).values()
-    kept = [name for name in names if name in rows.UNTRAINED]
+    kept = [name for name in names if name in rows.NON_LEARNED]
     kept += trained or [name for name in names if name not in kept]
     return _without(_laid_out(table, kept), "MAE")
 
@@ -279,7 +279,7 @@ def _save_viewer(site: Site, templates: jinja2.Environment, report: Report, case
         legend=_legend(),
         images=described,
         focus=_niivue_voxel(case),
-        colours={
+        colors={
             "bright": gallery.TOO_BRIGHT,
             "dark": gallery.TOO_DARK,
             "deviation": gallery.DEVIATION,

@@ -6,8 +6,8 @@ from typing import Any
 from cdm_jax.metrics.aggregate import Record
 from cdm_jax.report.tables import ABSENT, DECIMALS
 
-CONTRAST = "t1c"  # where an enhancing tumour shows, if it is a target
-ENHANCING = "enhancing_tumour"
+CONTRAST = "t1c"  # where an enhancing tumor shows, if it is a target
+ENHANCING = "enhancing_tumor"
 
 
 def targets_of(records: Sequence[Record]) -> list[str]:
@@ -34,7 +34,7 @@ def value(
 def choose(records: Sequence[Record], row: str, convention: str, count: int) -> dict[str, str]:
     """Chooses subjects to show, so that the good and the bad are seen.
 
-    First the one whose tumour enhances most, then the best and the worst by the mean PSNR over the
+    First the one whose tumor enhances most, then the best and the worst by the mean PSNR over the
     targets, then the next worst.
 
     Args:
@@ -59,7 +59,7 @@ def choose(records: Sequence[Record], row: str, convention: str, count: int) -> 
     }
     if strongest := max(enhancing, key=enhancing.__getitem__) if any(enhancing.values()) else None:
         reasons[strongest] = (
-            f"the tumour that enhances most (where a copied source errs most in {contrast})"
+            f"the tumor that enhances most (where a copied source errs most in {contrast})"
         )
     if ranked:
         reasons.setdefault(ranked[-1]["subject"], f"the best PSNR of {row}")

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from cdm_jax.metrics.aggregate import Record
 
-UNTRAINED: Mapping[str, str] = {
+NON_LEARNED: Mapping[str, str] = {
     "copy": "a source image, unchanged; no training",
-    "brain_mean": "one constant grey in the brain; no training",
+    "brain_mean": "one constant gray in the brain; no training",
     "regression": "least squares on the intensities of the same pixel; no network",
 }
 CEILING = "resampled_truth"
@@ -23,8 +23,8 @@ MEAN_OF = "mean_of_"
 
 def meaning(row: str) -> str:
     """What a row is, in a few words; empty where nothing is known of it."""
-    if row in UNTRAINED:
-        return UNTRAINED[row]
+    if row in NON_LEARNED:
+        return NON_LEARNED[row]
     if row == CEILING:
         return "CEILING, not a result: the truth itself at the model's resolution"
     system, _, variant = row.partition("/")

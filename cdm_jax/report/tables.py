@@ -19,7 +19,7 @@ from cdm_jax.metrics.aggregate import (
     check_comparable,
     compare,
     per_patient,
-    summarise,
+    summarize,
 )
 
 DECIMALS = {"psnr": 2, "ssim": 3, "mae": 4}
@@ -104,7 +104,7 @@ def results_table(
     Args:
         records: One record a subject.
         convention: The convention's name.
-        region: A tumour region; the convention's main values where it is None.
+        region: A tumor region; the convention's main values where it is None.
         reference: The row against which all others are tested.
 
     Returns:
@@ -158,7 +158,7 @@ def _columns(
 def _cells(columns: Columns, reference: Columns | None) -> dict[tuple[str, str], Cell]:
     return {
         column: Cell(
-            summary=summarise(values),
+            summary=summarize(values),
             comparison=None if reference is None else compare(values, reference[column]),
         )
         for column, values in columns.items()

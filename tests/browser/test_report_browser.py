@@ -16,9 +16,9 @@ NAMELESS = """() => [...document.querySelectorAll(
     "a, button, input, select, summary, canvas, img, table, section, nav, [role=img], [role=region]"
   )]
   .filter((element) => {
-    const labelled = (element.getAttribute("aria-labelledby") || "").split(" ")
+    const labeled = (element.getAttribute("aria-labeledby") || "").split(" ")
       .map((id) => document.getElementById(id)?.textContent).join("");
-    const words = [element.getAttribute("aria-label"), labelled, element.alt,
+    const words = [element.getAttribute("aria-label"), labeled, element.alt,
       ...[...(element.labels || [])].map((label) => label.textContent),
       element.caption?.textContent,
       element.matches("a, button, summary") ? element.textContent : ""];
@@ -28,8 +28,8 @@ NAMELESS = """() => [...document.querySelectorAll(
 # Smallest contrast of text with what lies behind it (WCAG 2, relative luminance).
 CONTRAST = """() => {
   const parse = (text) => text.match(/[0-9.]+/g).map(Number);
-  const luminance = (colour) => {
-    const [r, g, b] = colour.map((c) => c / 255)
+  const luminance = (color) => {
+    const [r, g, b] = color.map((c) => c / 255)
       .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
@@ -54,7 +54,7 @@ CONTRAST = """() => {
 
 
 def pixels(locator):
-    """Colours of an element, without its edge, which the page shines through."""
+    """Colors of an element, without its edge, which the page shines through."""
     image = PIL.Image.open(io.BytesIO(locator.screenshot())).convert("RGB")
     return np.asarray(image).astype(int)[3:-3, 3:-3]
 
@@ -122,8 +122,8 @@ def test_error_and_uncertainty_lie_over_the_syntheses_alone(open_page):
     assert (spot[..., 2] - spot[..., 0]).max() > 80  # blue: the bright spot is missing
     assert (pixels(truth) == before[0]).all()
     page.get_by_label("uncertainty").check()
-    colours = pixels(cunet)
-    assert (colours[..., 0] - colours[..., 2]).max() > 40  # yellow
+    colors = pixels(cunet)
+    assert (colors[..., 0] - colors[..., 2]).max() > 40  # yellow
     assert (pixels(m1) == before[2]).all()
     assert page.get_by_text("one image only").first.is_visible()
 
@@ -151,7 +151,7 @@ def test_the_table_of_patients_sorts_by_keyboard_and_says_so(open_page):
 def test_the_table_of_patients_shows_another_row_and_region(open_page):
     page = open_page("index.html")
     page.get_by_label("Row").select_option("m1")
-    page.get_by_label("Measured by").select_option("volume, enhancing tumour")
+    page.get_by_label("Measured by").select_option("volume, enhancing tumor")
     line = page.locator("#patients-table tbody tr", has_text="P2-000")
     assert line.locator("td").all_text_contents()[:3] == ["8.00", "0.400", "0.2800"]
 

@@ -36,14 +36,14 @@ def viewer(open_page):
     return viewer
 
 
-def colours(page, view):
+def colors(page, view):
     image = PIL.Image.open(io.BytesIO(page.locator(f"#{view}-canvas").screenshot()))
     return np.asarray(image.convert("RGB")).astype(int)
 
 
-def grey(page, view):
-    """Pixels that are neither black nor part of a coloured crosshair."""
-    image = colours(page, view)
+def gray(page, view):
+    """Pixels that are neither black nor part of a colored crosshair."""
+    image = colors(page, view)
     return (np.ptp(image, axis=-1) < 12) & (image.mean(axis=-1) > 40)
 
 
@@ -51,7 +51,7 @@ def grey(page, view):
 def test_all_views_are_drawn_from_disk_without_a_complaint(viewer, width):
     page = viewer(width=width)
     for view in VIEWS:
-        assert grey(page, view).mean() > 0.02, view
+        assert gray(page, view).mean() > 0.02, view
     assert page.heard == []
     assert {url.partition(":")[0] for url in page.asked} <= {"file", "data", "blob"}
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -59,7 +59,7 @@ def test_all_views_are_drawn_from_disk_without_a_complaint(viewer, width):
 
 def test_it_is_drawn_from_a_server_that_alone_is_asked(viewer, served):
     page = viewer(root=served)
-    assert grey(page, "truth").mean() > 0.02
+    assert gray(page, "truth").mean() > 0.02
     assert page.heard == []
     assert all(url.startswith((served, f"blob:{served}", "data:")) for url in page.asked)
 
@@ -115,7 +115,7 @@ def test_errors_are_drawn_over_the_synthesis_in_blue(viewer):
     page = viewer()
 
     def blue():
-        image = colours(page, "synthesis")
+        image = colors(page, "synthesis")
         return int(((image[..., 2] - image[..., 0]) > 30).sum())
 
     assert blue() == 0

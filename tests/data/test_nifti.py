@@ -185,7 +185,7 @@ class TestBadFiles:
         with pytest.raises(UserError, match="among its labels"):
             nifti.read_labels(save(tmp_path / "v.nii", values))
 
-    def test_complex_and_colour_are_refused(self, tmp_path):
+    def test_complex_and_color_are_refused(self, tmp_path):
         with pytest.raises(UserError, match="real numbers"):
             nifti.read_volume(save(tmp_path / "v.nii", np.ones(SHAPE, np.complex64)))
 
@@ -254,7 +254,7 @@ class TestSameGrid:
         nifti.check_same_grid([path, tmp_path / "b.nii"])
 
     @pytest.mark.parametrize("shift, same", [(5e-4, True), (2e-3, False)])
-    def test_tolerance_is_a_thousandth_of_a_millimetre(self, tmp_path, shift, same):
+    def test_tolerance_is_a_thousandth_of_a_millimeter(self, tmp_path, shift, same):
         affine = oblique_affine("LPS")
         moved = affine.copy()
         moved[1, 3] += shift

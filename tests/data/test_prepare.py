@@ -15,7 +15,7 @@ from cdm_jax.data.prepare import (
     median_scales,
     prepare,
     prepare_subject,
-    quantise,
+    quantize,
 )
 from cdm_jax.data.resample import to_frame
 from cdm_jax.data.subjects import Subject, find_subjects
@@ -58,8 +58,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_sixteen_bits_keep_values_to_a_hundred_thousandth():
     values = np.random.default_rng(0).uniform(0, 1, 10_000).astype(np.float32)
-    assert np.abs(quantise(values) / FULL_SCALE - values).max() < 1e-5
-    np.testing.assert_array_equal(quantise(np.array([-0.1, 0.0, 1.0, 1.2])), [0, 0, 65535, 65535])
+    assert np.abs(quantize(values) / FULL_SCALE - values).max() < 1e-5
+    np.testing.assert_array_equal(quantize(np.array([-0.1, 0.0, 1.0, 1.2])), [0, 0, 65535, 65535])
 
 
 def test_slices_with_any_brain_are_stored_and_those_with_enough_are_for_training(subjects):

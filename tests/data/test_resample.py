@@ -8,7 +8,7 @@ SHAPES = [(12, 12), (24, 20), (20, 24), (23, 18), (18, 23), (21, 21)]
 
 
 def smooth_blob(height: int, width: int) -> np.ndarray:
-    """A band-limited picture that vanishes towards the border."""
+    """A band-limited picture that vanishes toward the border."""
     rows, columns = np.mgrid[:height, :width]
     square = (rows - height / 2) ** 2 + (columns - width / 2) ** 2
     return np.exp(-square / 2 / 3.0**2).astype(np.float32)[None]
@@ -28,7 +28,7 @@ def test_padding_alone_is_undone_exactly(shape):
     np.testing.assert_array_equal(from_frame(framed, shape), volume)
 
 
-def test_the_shorter_side_is_centred_between_zeros():
+def test_the_shorter_side_is_centered_between_zeros():
     framed = to_frame(np.ones((1, 6, 3), np.float32), 6)
     np.testing.assert_array_equal(framed[0, 0], [0, 1, 1, 1, 0, 0])
     np.testing.assert_array_equal(framed[0].sum(axis=0), [0, 6, 6, 6, 0, 0])
@@ -42,13 +42,13 @@ def test_a_constant_stays_constant(size):
 
 
 @pytest.mark.parametrize("size", [16, 48, 64])
-def test_a_ramp_stays_the_same_ramp_between_pixel_centres(size):
+def test_a_ramp_stays_the_same_ramp_between_pixel_centers(size):
     side = 32
     ramp = np.broadcast_to(np.arange(side, dtype=np.float32), (1, side, side)).copy()
-    centres = (np.arange(size) + 0.5) * side / size - 0.5
+    centers = (np.arange(size) + 0.5) * side / size - 0.5
     inside = slice(size // 4, -size // 4)  # The filter is cut off at the border.
     framed = to_frame(ramp, size)[0]
-    np.testing.assert_allclose(framed[:, inside], np.tile(centres[inside], (size, 1)), atol=0.02)
+    np.testing.assert_allclose(framed[:, inside], np.tile(centers[inside], (size, 1)), atol=0.02)
 
 
 @pytest.mark.parametrize("size", [24, 33, 48])

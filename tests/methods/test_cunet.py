@@ -206,7 +206,7 @@ def test_the_printed_loss_is_the_norm_of_each_slice():
 
 
 def _training_y(method, frozen, batch, keys):
-    """y of every key [k, b, d], with a null that is easy to recognise."""
+    """y of every key [k, b, d], with a null that is easy to recognize."""
     params = {"null": jnp.full(WIDTH, 7.0)}
     draw = jax.jit(jax.vmap(lambda key: method._training_y(frozen, params, batch, key)))
     return np.asarray(draw(jax.random.split(jax.random.key(0), keys)))
@@ -219,7 +219,11 @@ def _truth(method, frozen, batch):
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 def test_the_encoders_recipe_is_the_true_representation_with_white_noise(start, frozen, noise):
-    changes = {"cunet.representation": "encoder", "cunet.noise": noise, "cunet.null_share": 0.0}
+    changes = {
+        "cunet.representation": "encoder",
+        "cunet.noise": noise,
+        "cunet.condition_dropout": 0.0,
+    }
     method, _, batch = start("cunet", changes)
     error = _training_y(method, frozen, batch, 2000) - _truth(method, frozen, batch)
     covariance = np.cov(error.reshape(-1, WIDTH).T)
@@ -230,7 +234,10 @@ def test_the_encoders_recipe_is_the_true_representation_with_white_noise(start, 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_the_noised_recipe_errs_as_mdn_errs(start, frozen, scale):
     """Around the true y with covariance F F^T, F being what MDN's `finish` measured, scaled."""
-    changes = {"cunet.representation": "noised", "cunet.null_share": 0.0}
+    changes = {
+        "cunet.representation": "noised",
+        "cunet.condition_dropout": 0.0,
+    }
     method, _, batch = start("cunet", changes | {"cunet.error_scale": scale})
     error = _training_y(method, frozen, batch, 8000) - _truth(method, frozen, batch)
     factor = np.asarray(frozen["mdn"]["statistics"]["error_factor"])
@@ -242,7 +249,10 @@ def test_the_noised_recipe_errs_as_mdn_errs(start, frozen, scale):
 
 
 def test_the_sampled_recipe_is_mdns_answer_to_the_sources(start, certain):
-    changes = {"cunet.representation": "sampled", "cunet.null_share": 0.0}
+    changes = {
+        "cunet.representation": "sampled",
+        "cunet.condition_dropout": 0.0,
+    }
     method, _, batch = start("cunet", changes)
     y = _training_y(method, certain, batch, 2)
     expected = method.sampler.sample(certain["mdn"], batch["source"], jax.random.key(77))
@@ -250,7 +260,11 @@ def test_the_sampled_recipe_is_mdns_answer_to_the_sources(start, certain):
 
 
 def test_the_mix_takes_samples_at_the_stated_share_slice_by_slice(start, certain):
-    changes = {"cunet.representation": "mix", "cunet.sampled_share": 0.25, "cunet.null_share": 0.0}
+    changes = {
+        "cunet.representation": "mix",
+        "cunet.sampled_share": 0.25,
+        "cunet.condition_dropout": 0.0,
+    }
     method, _, batch = start("cunet", changes)
     y = _training_y(method, certain, batch, 2000)
     truth = _truth(method, certain, batch)
@@ -262,11 +276,11 @@ def test_the_mix_takes_samples_at_the_stated_share_slice_by_slice(start, certain
 
 
 def test_the_null_replaces_y_at_the_stated_share(start, frozen):
-    method, _, batch = start("cunet", {"cunet.null_share": 0.2})
+    method, _, batch = start("cunet", {"cunet.condition_dropout": 0.2})
     dropped = (_training_y(method, frozen, batch, 2000) == 7).all(axis=-1)
     np.testing.assert_allclose(dropped.mean(axis=0), 0.2, atol=5 * np.sqrt(0.16 / 2000))
     assert abs(np.corrcoef(dropped[:, 0], dropped[:, 1])[0, 1]) < 0.12
-    never, _, _ = start("cunet", {"cunet.null_share": 1.0})
+    never, _, _ = start("cunet", {"cunet.condition_dropout": 1.0})
     assert (_training_y(never, frozen, batch, 3) == 7).all()
 
 
@@ -275,7 +289,11 @@ def test_the_null_replaces_y_at_the_stated_share(start, frozen):
 
 @pytest.mark.parametrize(("kind", "distance"), [("mse", np.square), ("l1", np.abs)])
 def test_the_loss_is_the_mean_distance_to_the_targets(start, frozen, stir, kind, distance):
-    changes = {"cunet.loss": kind, "cunet.representation": "encoder", "cunet.null_share": 0.0}
+    changes = {
+        "cunet.loss": kind,
+        "cunet.representation": "encoder",
+        "cunet.condition_dropout": 0.0,
+    }
     method, state, batch = start("cunet", changes, frozen)
     state = state.replace(params=stir(state.params, scale=0.05))
     y = jnp.asarray(_truth(method, frozen, batch))
@@ -286,7 +304,7 @@ def test_the_loss_is_the_mean_distance_to_the_targets(start, frozen, stir, kind,
 
 
 def test_training_learns_one_batch_and_leaves_mrm_and_mdn_as_they_are(start, frozen, train, same):
-    changes = {"cunet.average_decay": 0.9, "cunet.null_share": 0.5}
+    changes = {"cunet.average_decay": 0.9, "cunet.condition_dropout": 0.5}
     method, state, batch = start("cunet", changes, frozen)
     batch["target"] = 0.5 * batch["source"][..., ::-1] - 0.2
     trained, losses = train(method, state, batch, 60)

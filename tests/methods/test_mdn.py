@@ -41,11 +41,11 @@ def settle(start):
 
 @pytest.fixture(scope="module")
 def toy(images):
-    """Sixteen slices of even grey whose targets follow from their sources."""
+    """Sixteen slices of even gray whose targets follow from their sources."""
     keys = jax.random.split(jax.random.key(5))
-    grey = jax.random.uniform(keys[0], (16, 1, 1, 2), minval=-0.9, maxval=0.9)
+    gray = jax.random.uniform(keys[0], (16, 1, 1, 2), minval=-0.9, maxval=0.9)
     texture = 0.02 * images(3, number=16)["source"]
-    return {"source": grey + texture, "target": jnp.tanh(2 * grey[..., ::-1]) + 0 * texture}
+    return {"source": gray + texture, "target": jnp.tanh(2 * gray[..., ::-1]) + 0 * texture}
 
 
 # What a sample knows of the patient.
@@ -128,7 +128,7 @@ def test_samples_learn_to_explain_their_own_patient(settle, toy, train, same, de
 
 
 def test_the_first_prediction_is_zero_so_the_first_loss_is_the_targets_power(settle, toy):
-    """y is standardised: an x0 network that answers 0 errs by exactly 1 on average."""
+    """y is standardized: an x0 network that answers 0 errs by exactly 1 on average."""
     method, state, batch = settle(CLEAN, toy)
     _, metrics = jax.jit(method.update)(state, batch, jax.random.key(0))
     assert float(metrics["loss"]) == pytest.approx(1, abs=0.02)

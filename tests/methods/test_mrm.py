@@ -47,7 +47,7 @@ def test_masks_are_independent_between_modalities_images_and_keys():
         assert both.var() == pytest.approx(variance, rel=0.15), name
 
 
-def test_masks_favour_no_place():
+def test_masks_favor_no_place():
     hidden = np.asarray(random_mask(jax.random.key(0), 4000, 4, 4, 2, 0.6), float)
     frequency = hidden.mean(axis=0)
     tolerance = 5 * np.sqrt(0.625 * 0.375 / 4000)
@@ -187,7 +187,7 @@ def test_hiding_nothing_is_encoding(start):
 
 
 def test_the_raw_representation_is_the_mean_of_the_tokens(start):
-    method, state, batch = start("mrm", {"mrm.normalisation": "none"})
+    method, state, batch = start("mrm", {"mrm.normalization": "none"})
     y = _represent(method, state, batch["target"])
     expected = _raw_tokens(method, state, batch["target"]).mean(axis=1)
     np.testing.assert_allclose(y, expected, atol=1e-6)
@@ -216,7 +216,7 @@ def test_the_statistics_belong_to_the_averaged_parameters_where_there_are_any(st
 
 
 def test_per_sample_gives_every_slice_mean_zero_and_deviation_one(start):
-    method, state, batch = start("mrm", {"mrm.normalisation": "per_sample"})
+    method, state, batch = start("mrm", {"mrm.normalization": "per_sample"})
     state = method.finish(state, lambda: [batch], list, jax.random.key(0))
     y = _represent(method, state, batch["target"])
     np.testing.assert_allclose(y.mean(axis=1), 0, atol=1e-5)
@@ -245,7 +245,7 @@ def test_a_joint_encoding_mixes_the_modalities(start):
 
 @pytest.mark.parametrize("joint", [True, False])
 def test_pooling_to_two_by_two_places_gives_the_mean_of_each_quarter(start, joint):
-    changes = {"mrm.pool": 2, "mrm.joint": joint, "mrm.normalisation": "none"}
+    changes = {"mrm.pool": 2, "mrm.joint": joint, "mrm.normalization": "none"}
     method, state, batch = start("mrm", changes)
     y = _represent(method, state, batch["target"])
     channels = [[0, 1]] if joint else [[0], [1]]
@@ -282,8 +282,8 @@ def test_the_representation_carries_no_gradient(start):
 )
 def test_training_learns_to_restore_a_batch(start, train, changes, targets):
     method, state, batch = start("mrm", changes, targets=targets)
-    grey = jnp.linspace(-0.9, 0.9, 4)[:, None, None, None]  # a level a slice, seen anywhere in it
-    batch["target"] = jnp.broadcast_to(grey, batch["target"].shape)
+    gray = jnp.linspace(-0.9, 0.9, 4)[:, None, None, None]  # a level a slice, seen anywhere in it
+    batch["target"] = jnp.broadcast_to(gray, batch["target"].shape)
     _, losses = train(method, state, batch, 80)
     assert losses[-10:].mean() < 0.5 * losses[:5].mean()
     assert jnp.isfinite(losses).all()
@@ -307,7 +307,7 @@ def test_the_restoration_of_a_key_does_not_change_and_another_key_hides_other_ce
         {"mrm.pool": 3},
         {"data.size": 18},
         {"mrm.mask_fill": "noise"},
-        {"mrm.normalisation": "whiten"},
+        {"mrm.normalization": "whiten"},
     ],
 )
 def test_what_does_not_fit_is_refused(create, changes):

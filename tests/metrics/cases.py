@@ -18,7 +18,7 @@ NAMES = ("ball", "phantom", *PATIENTS)
 
 
 def head():
-    """A textured ball of a brain in scanner units with a nested tumour, and a blurred copy."""
+    """A textured ball of a brain in scanner units with a nested tumor, and a blurred copy."""
     rng = np.random.default_rng(0)
     z, y, x = np.meshgrid(*[np.linspace(-1.4, 1.4, n) for n in (26, 32, 30)], indexing="ij")
     brain = z**2 + y**2 + x**2 < 1

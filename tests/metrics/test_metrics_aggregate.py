@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cdm_jax.errors import UserError
-from cdm_jax.metrics.aggregate import check_comparable, compare, per_patient, summarise
+from cdm_jax.metrics.aggregate import check_comparable, compare, per_patient, summarize
 
 
 def record(subject, psnr, *, patient=None, split="s1", volume="v1", row="cdm", regions=None):
@@ -19,7 +19,7 @@ def record(subject, psnr, *, patient=None, split="s1", volume="v1", row="cdm", r
 
 
 def test_summary_by_hand():
-    summary = summarise(np.array([1.0, 2.0, 3.0, 10.0, np.nan]))
+    summary = summarize(np.array([1.0, 2.0, 3.0, 10.0, np.nan]))
     assert (summary.mean, summary.median, summary.n) == (4, 2.5, 4)
     assert summary.standard_deviation == pytest.approx(math.sqrt((9 + 4 + 1 + 36) / 3))
     low, high = summary.interval
@@ -29,7 +29,7 @@ def test_summary_by_hand():
 @pytest.mark.parametrize("n", [0, 1, 2])
 def test_one_or_two_patients_have_no_interval(n):
     values = np.arange(1.0, 1.0 + n)
-    summary, comparison = summarise(values), compare(values, values)
+    summary, comparison = summarize(values), compare(values, values)
     assert summary.interval is comparison.interval is comparison.p_value is None
     assert summary.n == comparison.n == n
     assert math.isnan(summary.mean) == (n == 0)
@@ -38,7 +38,7 @@ def test_one_or_two_patients_have_no_interval(n):
 
 def test_intervals_are_the_same_every_time():
     values = np.random.default_rng(0).normal(size=30)
-    assert summarise(values) == summarise(values.copy())
+    assert summarize(values) == summarize(values.copy())
     assert compare(values, values**2) == compare(values, values**2)
 
 
@@ -46,19 +46,19 @@ def test_intervals_are_the_same_every_time():
 def test_intervals_cover_the_true_mean_about_95_times_in_100(draw):
     rng = np.random.default_rng(0)
     truth = {"normal": 0.0, "exponential": 1.0}[draw]
-    intervals = [summarise(getattr(rng, draw)(size=40)).interval for _ in range(200)]
+    intervals = [summarize(getattr(rng, draw)(size=40)).interval for _ in range(200)]
     coverage = np.mean([low <= truth <= high for low, high in intervals])
     assert 0.88 <= coverage <= 0.99
 
 
 def test_an_interval_is_as_wide_as_the_central_limit_theorem_says():
     values = np.random.default_rng(1).normal(size=400)
-    low, high = summarise(values).interval
+    low, high = summarize(values).interval
     assert (high - low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.05)
 
 
 def test_patients_that_all_agree_have_an_interval_of_no_width():
-    assert summarise(np.full(5, 100.0)).interval == (100, 100)
+    assert summarize(np.full(5, 100.0)).interval == (100, 100)
 
 
 def test_comparison_pairs_patients():
@@ -101,16 +101,16 @@ def test_time_points_are_averaged_to_their_patient():
     patients, values = per_patient(records, "cdm", "volume", "t1c", "psnr")
     assert patients == ["P1", "P2", "P3"]
     np.testing.assert_array_equal(values, [25, 10, np.nan])
-    assert summarise(values).n == 2
+    assert summarize(values).n == 2
 
 
 def test_regions_and_rows_that_a_patient_lacks_are_nan_in_place():
-    core = {"tumour_core": {"psnr": 15.0, "ssim": None, "mae": 0.1}}
+    core = {"tumor_core": {"psnr": 15.0, "ssim": None, "mae": 0.1}}
     records = [record("A", 20.0, regions=core), record("B", 30.0), record("C", 1.0, row="other")]
-    patients, values = per_patient(records, "cdm", "volume", "t1c", "psnr", "tumour_core")
+    patients, values = per_patient(records, "cdm", "volume", "t1c", "psnr", "tumor_core")
     assert patients == ["A", "B", "C"]
     np.testing.assert_array_equal(values, [15, np.nan, np.nan])
-    assert np.isnan(per_patient(records, "cdm", "volume", "t1c", "ssim", "tumour_core")[1]).all()
+    assert np.isnan(per_patient(records, "cdm", "volume", "t1c", "ssim", "tumor_core")[1]).all()
     np.testing.assert_array_equal(
         per_patient(records, "other", "volume", "t1c", "psnr")[1], [np.nan, np.nan, 1]
     )

@@ -73,12 +73,12 @@ def test_paper_refuses_a_truth_in_scanner_units(head):
 def test_volume_in_its_box_equals_the_whole_volume_by_hand(head):
     scores = VOLUME.score(head)
     prediction, truth = scaled_by_hand(head)
-    tumour = head.segmentation > 0
+    tumor = head.segmentation > 0
     masks = {
-        "healthy": head.brain & ~tumour,
-        "whole_tumour": tumour,
-        "tumour_core": np.isin(head.segmentation, (1, 3)),
-        "enhancing_tumour": head.segmentation == 3,
+        "healthy": head.brain & ~tumor,
+        "whole_tumor": tumor,
+        "tumor_core": np.isin(head.segmentation, (1, 3)),
+        "enhancing_tumor": head.segmentation == 3,
     }
     assert set(scores["regions"]) == set(masks)
     for found, mask in [(scores, head.brain), *((scores["regions"][k], masks[k]) for k in masks)]:
@@ -140,11 +140,11 @@ def test_volume_reports_the_clipped_part_of_the_prediction(head):
     assert found == pytest.approx((head.segmentation > 0).sum() / head.brain.sum())
 
 
-def test_volume_gives_nan_in_regions_that_the_tumour_lacks(head):
-    oedema = np.where(head.segmentation > 0, 2, 0)
-    regions = VOLUME.score(dataclasses.replace(head, segmentation=oedema))["regions"]
-    assert all(math.isnan(regions["tumour_core"][m]) for m in METRICS)
-    assert all(math.isfinite(regions["whole_tumour"][m]) for m in METRICS)
+def test_volume_gives_nan_in_regions_that_the_tumor_lacks(head):
+    edema = np.where(head.segmentation > 0, 2, 0)
+    regions = VOLUME.score(dataclasses.replace(head, segmentation=edema))["regions"]
+    assert all(math.isnan(regions["tumor_core"][m]) for m in METRICS)
+    assert all(math.isfinite(regions["whole_tumor"][m]) for m in METRICS)
     assert VOLUME.score(dataclasses.replace(head, segmentation=None))["regions"] == {}
 
 
@@ -180,10 +180,10 @@ def test_what_cannot_be_scored_is_an_error_with_the_subjects_name(head):
 
 
 def test_scores_survive_json(head):
-    oedema = dataclasses.replace(head, segmentation=np.where(head.segmentation > 0, 2, 0))
-    scores = VOLUME.score(oedema)
+    edema = dataclasses.replace(head, segmentation=np.where(head.segmentation > 0, 2, 0))
+    scores = VOLUME.score(edema)
     read = json.loads(json.dumps(json_ready(scores), allow_nan=False))
-    assert read["regions"]["tumour_core"] == {"psnr": None, "ssim": None, "mae": None}
+    assert read["regions"]["tumor_core"] == {"psnr": None, "ssim": None, "mae": None}
     assert read["psnr"] == scores["psnr"]
 
 
@@ -251,4 +251,4 @@ def test_real_patient_scores_alike_in_every_precision(real_data):
         [VOLUME.score(case)[m] for m in METRICS], rel=1e-6
     )
     # Contrast agent is what T1 lacks, so a copy of it is worst where the agent enhances.
-    assert scores["regions"]["enhancing_tumour"]["ssim"] < scores["regions"]["healthy"]["ssim"]
+    assert scores["regions"]["enhancing_tumor"]["ssim"] < scores["regions"]["healthy"]["ssim"]

@@ -109,22 +109,22 @@ def test_syndiff_is_the_nanmean_over_slices_divided_by_their_own_maxima(case):
 
 
 def test_brasyn_is_the_mean_over_the_whole_cuboid_of_masked_images(case):
-    def normalised(image):
+    def normalized(image):
         low, high = np.percentile(image, [0.5, 99.5])
         low = 0 if low < 0 else low
         return (np.clip(image, low, high) - low) / (high - low)
 
-    prediction, truth = normalised(case.prediction), normalised(case.truth)
+    prediction, truth = normalized(case.prediction), normalized(case.truth)
     found = get_convention("brasyn").score(case)
     if case.segmentation is None:
         agree(found, ssim=mirrored_ssim(prediction, truth))
         assert found["regions"] == {}
         return
-    tumour = case.segmentation > 0
-    healthy = mirrored_ssim(prediction * ~tumour, truth * ~tumour)
+    tumor = case.segmentation > 0
+    healthy = mirrored_ssim(prediction * ~tumor, truth * ~tumor)
     agree(found, ssim=healthy)
     agree(found["regions"]["healthy"], ssim=healthy)
-    agree(found["regions"]["whole_tumour"], ssim=mirrored_ssim(prediction * tumour, truth * tumour))
+    agree(found["regions"]["whole_tumor"], ssim=mirrored_ssim(prediction * tumor, truth * tumor))
 
 
 # The libraries.
@@ -187,9 +187,9 @@ def test_volume_is_scikit_images_map_and_error_over_the_masks(case):
     found = get_convention("volume").score(case)
     scored = [(found, case.brain)]
     if case.segmentation is not None:
-        tumour = case.segmentation > 0
-        scored.append((found["regions"]["whole_tumour"], tumour))
-        scored.append((found["regions"]["healthy"], case.brain & ~tumour))
+        tumor = case.segmentation > 0
+        scored.append((found["regions"]["whole_tumor"], tumor))
+        scored.append((found["regions"]["healthy"], case.brain & ~tumor))
     for scores, mask in scored:
         agree(
             scores,
@@ -248,17 +248,17 @@ def test_syndiff_rewards_predicting_nothing_where_it_is_difficult(ball):
     assert scores[1]["skipped"] == scores[0]["skipped"] + 1
 
 
-def test_brasyn_dilutes_a_tumour_that_is_all_wrong(ball):
+def test_brasyn_dilutes_a_tumor_that_is_all_wrong(ball):
     right = clean(ball)
-    tumour = right.segmentation > 0
-    wrong = np.where(tumour, right.truth.max() - right.truth, right.truth)
+    tumor = right.segmentation > 0
+    wrong = np.where(tumor, right.truth.max() - right.truth, right.truth)
     found = get_convention("brasyn").score(dataclasses.replace(right, prediction=wrong))
-    assert found["regions"]["whole_tumour"]["ssim"] > 1 - 4 * tumour.mean() > 0.85
-    # All that is not 1 lies within reach of the window around the tumour.
+    assert found["regions"]["whole_tumor"]["ssim"] > 1 - 4 * tumor.mean() > 0.85
+    # All that is not 1 lies within reach of the window around the tumor.
     inside = get_convention("volume").score(
         dataclasses.replace(right, prediction=wrong, brain=right.truth > 0)
     )
-    assert inside["regions"]["whole_tumour"]["ssim"] < 0.5
+    assert inside["regions"]["whole_tumor"]["ssim"] < 0.5
 
 
 # Edges.
@@ -302,13 +302,13 @@ def test_an_empty_prediction_is_scored_or_undefined_but_never_an_error(ball, nam
         assert 0 < scores["psnr"] < 30
 
 
-def test_brasyn_has_no_score_for_a_tumour_that_is_not_there(ball):
+def test_brasyn_has_no_score_for_a_tumor_that_is_not_there(ball):
     healthy = dataclasses.replace(ball, segmentation=np.zeros_like(ball.segmentation))
     scores = get_convention("brasyn").score(healthy)
-    unlabelled = get_convention("brasyn").score(dataclasses.replace(ball, segmentation=None))
-    agree(scores["regions"]["whole_tumour"])
-    agree(scores["regions"]["healthy"], ssim=unlabelled["ssim"])
-    assert unlabelled["regions"] == {}
+    unlabeled = get_convention("brasyn").score(dataclasses.replace(ball, segmentation=None))
+    agree(scores["regions"]["whole_tumor"])
+    agree(scores["regions"]["healthy"], ssim=unlabeled["ssim"])
+    assert unlabeled["regions"] == {}
 
 
 @pytest.mark.parametrize("name", BY_SLICE)

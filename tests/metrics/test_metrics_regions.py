@@ -5,21 +5,21 @@ from cdm_jax.errors import UserError
 from cdm_jax.metrics.regions import bounding_box, region_masks
 
 
-def labelled(*labels):
+def labeled(*labels):
     return np.array(labels, dtype=np.float32).reshape(1, 1, -1)
 
 
 @pytest.mark.parametrize("enhancing", [3, 4])
 def test_regions_hold_the_labels_that_brats_defines(enhancing):
-    segmentation = labelled(0, 1, 2, enhancing)
+    segmentation = labeled(0, 1, 2, enhancing)
     masks = region_masks(segmentation, np.ones((1, 1, 4), bool))
     found = {name: mask.ravel().tolist() for name, mask in masks.items()}
     assert found == {
         "brain": [True, True, True, True],
         "healthy": [True, False, False, False],
-        "whole_tumour": [False, True, True, True],
-        "tumour_core": [False, True, False, True],
-        "enhancing_tumour": [False, False, False, True],
+        "whole_tumor": [False, True, True, True],
+        "tumor_core": [False, True, False, True],
+        "enhancing_tumor": [False, False, False, True],
     }
 
 
@@ -28,7 +28,7 @@ def test_no_region_reaches_outside_the_brain():
     brain = rng.random((5, 6, 7)) < 0.5
     masks = region_masks(rng.integers(0, 4, (5, 6, 7)), brain)
     assert not any((mask & ~brain).any() for mask in masks.values())
-    np.testing.assert_array_equal(masks["healthy"] ^ masks["whole_tumour"], brain)
+    np.testing.assert_array_equal(masks["healthy"] ^ masks["whole_tumor"], brain)
 
 
 def test_without_a_segmentation_there_is_only_the_brain():
@@ -36,15 +36,15 @@ def test_without_a_segmentation_there_is_only_the_brain():
 
 
 def test_an_absent_region_is_an_empty_mask():
-    masks = region_masks(labelled(0, 2), np.ones((1, 1, 2), bool))
-    assert not masks["tumour_core"].any()
-    assert masks["whole_tumour"].any()
+    masks = region_masks(labeled(0, 2), np.ones((1, 1, 2), bool))
+    assert not masks["tumor_core"].any()
+    assert masks["whole_tumor"].any()
 
 
 @pytest.mark.parametrize("labels", [(0, 5), (0, 0.5), (0, 1, 3, 4), (-1, 0)])
 def test_labels_of_unknown_meaning_are_refused(labels):
     with pytest.raises(UserError, match="relabel"):
-        region_masks(labelled(*labels), np.ones((1, 1, len(labels)), bool))
+        region_masks(labeled(*labels), np.ones((1, 1, len(labels)), bool))
 
 
 def test_a_bounding_box_is_tight_then_widened_within_the_frame():

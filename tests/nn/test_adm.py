@@ -140,14 +140,14 @@ def test_time_scales_by_one_plus_and_shifts_after_the_second_norm():
     passes[1, 1] = np.eye(4)
     params["Conv_1"] = {"kernel": jnp.asarray(passes, jnp.float32), "bias": jnp.zeros(4)}
     norm = params["GroupNorm_1"]["GroupNorm_0"]
-    params["GroupNorm_1"]["GroupNorm_0"] = jax.tree.map(jnp.zeros_like, norm)  # normalised: 0
+    params["GroupNorm_1"]["GroupNorm_0"] = jax.tree.map(jnp.zeros_like, norm)  # normalized: 0
     found = block.apply({"params": params}, x, embedding, False) - x
     linear = params["Linear_0"]["Conv_0"]["conv"]
     code = jax.nn.silu(embedding) @ linear["kernel"][0, 0] + linear["bias"][None]
     expected = jnp.broadcast_to(jax.nn.silu(code[:, None, None, 4:]), x.shape)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
-    params["GroupNorm_1"]["GroupNorm_0"]["bias"] = jnp.full(4, 0.7)  # normalised: 0.7
+    params["GroupNorm_1"]["GroupNorm_0"]["bias"] = jnp.full(4, 0.7)  # normalized: 0.7
     found = block.apply({"params": params}, x, embedding, False) - x
     expected = jax.nn.silu(0.7 * (1 + code[:, None, None, :4]) + code[:, None, None, 4:])
     np.testing.assert_allclose(found, jnp.broadcast_to(expected, x.shape), atol=1e-5)

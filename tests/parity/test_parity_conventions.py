@@ -70,17 +70,17 @@ def test_monai_metrics_defaults_on_a_batch_of_slices(case):
 
 
 def test_brasyn_is_torchmetrics_ssim_of_images_that_a_mask_cuts(case):
-    def normalised(image):
+    def normalized(image):
         low, high = np.percentile(image, [0.5, 99.5])
         return _image((np.clip(image, max(low, 0), high) - max(low, 0)) / (high - max(low, 0)))
 
-    prediction, truth = normalised(case.prediction), normalised(case.truth)
+    prediction, truth = normalized(case.prediction), normalized(case.truth)
     found = get_convention("brasyn").score(case)
     if case.segmentation is None:
         _close(found, ssim=structural_similarity_index_measure(prediction, truth))
         return
-    tumour = _image(case.segmentation > 0)
-    for region, mask in (("whole_tumour", tumour), ("healthy", 1 - tumour)):
+    tumor = _image(case.segmentation > 0)
+    for region, mask in (("whole_tumor", tumor), ("healthy", 1 - tumor)):
         expected = structural_similarity_index_measure(prediction * mask, truth * mask)
         _close(found["regions"][region], ssim=expected)
     _close(found, ssim=found["regions"]["healthy"]["ssim"])

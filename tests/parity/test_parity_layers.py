@@ -135,7 +135,7 @@ def _fresh(module, *shape):
     return jax.jit(module.init)(jax.random.key(0), jnp.zeros(shape))["params"]
 
 
-def _initialise(layer, initial):
+def _initialize(layer, initial):
     if initial == "normal":
         torch.nn.init.normal_(layer.weight, 0.0, 0.02)
     elif initial == "xavier":
@@ -150,7 +150,7 @@ def test_initial_values_of_convolutions(initial, transposed):
     kind = torch.nn.ConvTranspose2d if transposed else torch.nn.Conv2d
     module = ConvTranspose(outputs, 3, 2, 1, 1) if transposed else Conv(outputs, 3)
     ours = _fresh(module.clone(initial=initial), 1, 8, 8, inputs)["conv"]
-    theirs = _initialise(kind(inputs, outputs, 3), initial)
+    theirs = _initialize(kind(inputs, outputs, 3), initial)
     _same_distribution(ours["kernel"], theirs.weight, bounded=initial == "pytorch")
     if initial == "pytorch":
         # Too few biases for deciles: both fill the interval that the fan-in gives.

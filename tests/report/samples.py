@@ -19,13 +19,13 @@ ROWS = {"copy": 12.0, "resampled_truth": 90.0} | {
 
 
 def records(patients=5):
-    """Records of two systems; the first subject's tumour is where a copy errs most."""
+    """Records of two systems; the first subject's tumor is where a copy errs most."""
     made = cohort(ROWS, patients=patients, checkpoint={"cunet": "c", "m1": "m"})
     for place, record in enumerate(made):
         for scores in record["rows"].values():
             for target in scores["volume"].values():
                 region = {"psnr": 8.0, "ssim": 0.4, "mae": 0.3 - 0.01 * place}
-                target["regions"] = {"enhancing_tumour": region}
+                target["regions"] = {"enhancing_tumor": region}
     return made
 
 

@@ -9,7 +9,7 @@ from cdm_jax.errors import UserError
 from cdm_jax.evaluate import evaluate_run
 from cdm_jax.report.card import (
     FILE,
-    LICENCES,
+    LICENSES,
     PARTS,
     model_card,
     parameter_counts,
@@ -77,7 +77,7 @@ def head(text):
     return yaml.safe_load(front), body
 
 
-@pytest.mark.parametrize("name", [*LICENCES, "real", ""])
+@pytest.mark.parametrize("name", [*LICENSES, "real", ""])
 def test_the_head_is_yaml_that_model_hubs_read(name):
     front, body = head(card(name=name))
     assert front["library_name"] == "cdm_jax"
@@ -85,7 +85,7 @@ def test_the_head_is_yaml_that_model_hubs_read(name):
     assert ("license_name" in front) == (front["license"] == "other")
     assert "not-for-clinical-use" in front["tags"]
     assert front["datasets"] == [name or "unnamed"]
-    note = LICENCES[name].note if name in LICENCES else "not known to this software: add yours"
+    note = LICENSES[name].note if name in LICENSES else "not known to this software: add yours"
     assert note in body
 
 

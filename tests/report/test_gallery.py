@@ -1,4 +1,4 @@
-"""Sprites: the right slices in the right colours."""
+"""Sprites: the right slices in the right colors."""
 
 import io
 
@@ -59,16 +59,16 @@ def test_errors_are_blue_where_too_dark_and_orange_where_too_bright():
     limit = gallery.ERROR_LIMIT
     error = np.array([-2 * limit, -limit / 2, 0.0, limit, limit], np.float32)[None, None]
     brain = np.array([True, True, True, True, False])[None, None]
-    colours = gallery.error_colours(error, brain)[0, 0]
-    assert colours[:, 3].tolist() == [255, 128, 0, 255, 0]
-    assert (colours[:2, :3] == gallery.TOO_DARK).all()
-    assert (colours[3, :3] == gallery.TOO_BRIGHT).all()
+    colors = gallery.error_colors(error, brain)[0, 0]
+    assert colors[:, 3].tolist() == [255, 128, 0, 255, 0]
+    assert (colors[:2, :3] == gallery.TOO_DARK).all()
+    assert (colors[3, :3] == gallery.TOO_BRIGHT).all()
 
 
 def test_a_spot_that_no_system_shows_is_blue_in_the_error_sprite(saved):
     folder, shown = saved
-    colours = pixels(folder / shown.rows["t1c"][3].overlays["error"])
-    opaque = colours[colours[..., 3] > 0]
+    colors = pixels(folder / shown.rows["t1c"][3].overlays["error"])
+    opaque = colors[colors[..., 3] > 0]
     assert opaque.tolist() == [[*gallery.TOO_DARK, 255]]
 
 
@@ -77,9 +77,9 @@ def test_only_systems_with_samples_have_a_deviation(saved):
     *others, cunet, m1 = shown.rows["t1c"]
     assert [set(panel.overlays) for panel in others] == [set()] * 3
     assert set(m1.overlays) == {"error"}
-    colours = pixels(folder / cunet.overlays["deviation"])
-    height = colours.shape[0] // len(shown.slices)
-    middle = colours[height * 5 + height // 2, colours.shape[1] // 2]
+    colors = pixels(folder / cunet.overlays["deviation"])
+    height = colors.shape[0] // len(shown.slices)
+    middle = colors[height * 5 + height // 2, colors.shape[1] // 2]
     assert middle.tolist() == [*gallery.DEVIATION, 128]  # 0.05 of a limit of 0.1
 
 

@@ -53,10 +53,10 @@ def test_numbers_for_the_browser_and_for_a_patients_page():
     records = samples.records()
     records[0]["rows"]["m1"]["volume"]["t2f"]["psnr"] = None
     data = patients.subject_values(records)
-    assert list(data["values"]) == ["volume", "volume, enhancing tumour"]
+    assert list(data["values"]) == ["volume", "volume, enhancing tumor"]
     assert data["columns"][:2] == [["t1c", "psnr", 2], ["t1c", "ssim", 3]]
     assert data["values"]["volume"]["m1"]["P0-000"][3] is None
-    assert data["values"]["volume, enhancing tumour"]["m1"]["P1-000"][:3] == [8.0, 0.4, 0.29]
+    assert data["values"]["volume, enhancing tumor"]["m1"]["P1-000"][:3] == [8.0, 0.4, 0.29]
     first = patients.subject_tables(records[0])[0]
     assert dict(first["lines"])["m1"][3] == "–"
 

@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from cdm_jax.errors import UserError
-from cdm_jax.metrics.aggregate import summarise
+from cdm_jax.metrics.aggregate import summarize
 from cdm_jax.report.tables import results_table, to_markdown, to_rich
 
 
@@ -25,7 +25,7 @@ def cohort(systems, patients=8, targets=("t1c", "t2f"), **changes):
                             "psnr": level + place + offset,
                             "ssim": 0.9,
                             "mae": 0.01,
-                            "regions": {"tumour_core": {"psnr": 5.0, "ssim": 0.5, "mae": 0.1}},
+                            "regions": {"tumor_core": {"psnr": 5.0, "ssim": 0.5, "mae": 0.1}},
                         }
                         for place, target in enumerate(targets)
                     }
@@ -50,7 +50,7 @@ def test_cells_are_statistics_over_patients_and_avg_the_mean_of_modalities():
     assert [row.name for row in table.rows] == ["cdm", "unet"]
     values = [record["rows"]["cdm"]["volume"]["t1c"]["psnr"] for record in records]
     cells = table.rows[0].cells
-    assert cells["t1c", "psnr"].summary == summarise(np.array(values))
+    assert cells["t1c", "psnr"].summary == summarize(np.array(values))
     assert cells["t2f", "psnr"].summary.mean == pytest.approx(np.mean(values) + 1)
     assert cells["Avg", "psnr"].summary.mean == pytest.approx(np.mean(values) + 0.5)
     assert cells["Avg", "psnr"].comparison is None
@@ -75,9 +75,9 @@ def test_the_reference_is_compared_with_every_other_row():
 
 
 def test_a_region_takes_the_place_of_the_whole():
-    table = results_table(cohort({"cdm": 30.0}), "volume", region="tumour_core")
+    table = results_table(cohort({"cdm": 30.0}), "volume", region="tumor_core")
     assert table.rows[0].cells["Avg", "psnr"].summary.mean == 5
-    assert "inside tumour core" in table.footer
+    assert "inside tumor core" in table.footer
 
 
 def test_the_footer_says_that_our_own_syntheses_are_0_outside_the_brain():

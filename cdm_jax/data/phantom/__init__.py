@@ -1,4 +1,4 @@
-"""Patients simulated in 3D: a cohort to try the whole system on, free of any data licence."""
+"""Patients simulated in 3D: a cohort to try the whole system on, free of any data license."""
 
 from cdm_jax.data.phantom.cohort import write_cohort
 from cdm_jax.data.phantom.patient import PhantomPatient, PhantomSettings, simulate_patient

@@ -10,7 +10,7 @@ from scipy import spatial, special
 from cdm_jax.data.phantom.fields import FieldSampler, Grid, smooth_field
 from cdm_jax.data.phantom.templates import Templates
 
-_BRAIN_CENTRE_MM = (0.0, -17.0, 5.0)
+_BRAIN_CENTER_MM = (0.0, -17.0, 5.0)
 # The MNI152 brain is larger than the average brain (Allen et al. 2002).
 _MEAN_SIZE = 0.93
 
@@ -33,10 +33,10 @@ def deform(rng: np.random.Generator, grid: Grid) -> Float[np.ndarray, "x y z 3"]
     """
     size = _MEAN_SIZE * np.exp(0.04 * rng.standard_normal() + 0.02 * rng.standard_normal(3))
     turn = spatial.transform.Rotation.from_euler("xyz", 3 * rng.standard_normal(3), degrees=True)
-    centre = np.array(_BRAIN_CENTRE_MM) + 2 * rng.standard_normal(3)
+    center = np.array(_BRAIN_CENTER_MM) + 2 * rng.standard_normal(3)
     lps = np.stack(np.meshgrid(*grid.axes_mm(), indexing="ij"), axis=-1)
     linear = turn.as_matrix() * (np.array([-1, -1, 1]) / size)
-    positions = lps @ linear.T + centre
+    positions = lps @ linear.T + center
     for axis in range(3):
         positions[..., axis] += 3 * smooth_field(rng, grid, 40.0) + smooth_field(rng, grid, 15.0)
     return positions
@@ -54,17 +54,17 @@ def tissue_fractions(
     that each patient has folds of their own; the weight of CSF (atrophy) varies too.
 
     Returns:
-        Fractions in [0, 1] of "white", "grey", "deep_grey", "csf", "blood" and "choroid".
+        Fractions in [0, 1] of "white", "gray", "deep_gray", "csf", "blood" and "choroid".
     """
     white = templates.sample(templates.white, positions)
-    grey = templates.sample(templates.grey, positions)
-    fluid = np.clip(1 - white - grey, 0, 1)
-    logits = np.log(np.stack([white, grey, fluid]) + 0.01)
+    gray = templates.sample(templates.gray, positions)
+    fluid = np.clip(1 - white - gray, 0, 1)
+    logits = np.log(np.stack([white, gray, fluid]) + 0.01)
     logits[0] += 0.3 * field(4.0)
     logits[2] += 0.5 * field(4.0) + rng.uniform(-0.3, 0.6)
-    white, grey, fluid = special.softmax(2 * logits, axis=0)
+    white, gray, fluid = special.softmax(2 * logits, axis=0)
     deep = special.expit(8 * (1 - np.linalg.norm((positions - [0, -4, 6]) / [33, 32, 17], axis=-1)))
-    tissues = {"white": white, "grey": grey * (1 - deep), "deep_grey": grey * deep, "csf": fluid}
+    tissues = {"white": white, "gray": gray * (1 - deep), "deep_gray": gray * deep, "csf": fluid}
     choroid = 0.8 * fluid * _tube(positions, [_CHOROID_PLEXUS, _mirror(_CHOROID_PLEXUS)], 3.0)
     tissues = insert(tissues, {"choroid": choroid})
     return insert(tissues, {"blood": _vessels(field, positions, fluid)})

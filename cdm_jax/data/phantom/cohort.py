@@ -138,7 +138,7 @@ def _place(layout: str, index: int) -> _Place:
 
 
 def _labels(patient: PhantomPatient, layout: str) -> np.ndarray:
-    """The segmentation in the labels of the layout: UPenn-GBM marks enhancing tumour by 4."""
+    """The segmentation in the labels of the layout: UPenn-GBM marks enhancing tumor by 4."""
     if layout == "brats2023":
         return patient.segmentation
     return np.where(patient.segmentation == 3, 4, patient.segmentation).astype(np.uint8)

@@ -27,7 +27,7 @@ class Grid:
     voxel_mm: float
 
     def axes_mm(self) -> list[Float[np.ndarray, "_"]]:
-        """Distances of the voxels from the grid's centre in mm, one array an axis."""
+        """Distances of the voxels from the grid's center in mm, one array an axis."""
         return [(np.arange(size) - (size - 1) / 2) * self.voxel_mm for size in self.shape]
 
     def affine(self) -> Float[np.ndarray, "4 4"]:

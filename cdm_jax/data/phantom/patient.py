@@ -1,4 +1,4 @@
-"""One simulated patient: anatomy, tumour, and the four scans."""
+"""One simulated patient: anatomy, tumor, and the four scans."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,14 +6,14 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from cdm_jax.data.phantom import anatomy, physics, tumour
+from cdm_jax.data.phantom import anatomy, physics, tumor
 from cdm_jax.data.phantom.fields import FieldSampler, Grid, smooth_field
 from cdm_jax.data.phantom.templates import Templates, load_templates
 from cdm_jax.errors import UserError
 
 LAYOUTS = ("brats2023", "upenn_gbm")
 
-_VARYING_FLAIR = ("oedema", "low_grade", "chronic_lesion")
+_VARYING_FLAIR = ("edema", "low_grade", "chronic_lesion")
 _SCANNER_UNITS = 3000.0
 
 
@@ -27,7 +27,7 @@ class PhantomSettings:
         voxel_mm: Edge of a voxel in mm.
         seed: Seed of the cohort, at least 0.
         layout: "brats2023" or "upenn_gbm": names of folders and files, and label of the
-            enhancing tumour (3 or 4).
+            enhancing tumor (3 or 4).
         scanner: one of `physics.SCANNERS`: the sequences, their times and noise.
 
     Raises:
@@ -60,7 +60,7 @@ class PhantomPatient:
 
     Attributes:
         images: "t1", "t1c", "t2" and "t2f" in arbitrary scanner units, at least 1 in the brain.
-        segmentation: 0, 1 (necrotic or non-enhancing core), 2 (oedema), 3 (enhancing tumour).
+        segmentation: 0, 1 (necrotic or non-enhancing core), 2 (edema), 3 (enhancing tumor).
         affine: Voxel indices to RAS mm.
     """
 
@@ -78,8 +78,8 @@ class Body:
         tissues: Share of each tissue in each brain voxel; the shares sum to 1.
         texture: Relative deviation of T1 and T2 from those of the tissues.
         dose: Contrast agent given, 1 for the standard dose (0.1 mmol/kg).
-        uptake: Local uptake of contrast agent by the tumour relative to its mean.
-        flair: Local T2-FLAIR signal of oedema and other lesions relative to the tissues' mean.
+        uptake: Local uptake of contrast agent by the tumor relative to its mean.
+        flair: Local T2-FLAIR signal of edema and other lesions relative to the tissues' mean.
     """
 
     brain: Bool[np.ndarray, "x y z"]
@@ -94,7 +94,7 @@ def simulate_patient(settings: PhantomSettings, index: int) -> PhantomPatient:
     """Simulates patient `index` of a cohort.
 
     A pure function of the grid, the seed and the index: the number of patients and the order of
-    the calls do not matter. Anatomy and tumour are the same at any resolution.
+    the calls do not matter. Anatomy and tumor are the same at any resolution.
     """
     body_seed, scan_seed = np.random.SeedSequence([settings.seed, index]).spawn(2)
     grid = Grid(shape=settings.shape, voxel_mm=settings.voxel_mm)
@@ -103,17 +103,17 @@ def simulate_patient(settings: PhantomSettings, index: int) -> PhantomPatient:
     images = {
         name: _scatter(body.brain, value.astype(np.float32)) for name, value in values.items()
     }
-    segmentation = _scatter(body.brain, tumour.segment(body.tissues))
+    segmentation = _scatter(body.brain, tumor.segment(body.tissues))
     return PhantomPatient(images=images, segmentation=segmentation, affine=grid.affine())
 
 
 def draw_body(seed: np.random.SeedSequence, grid: Grid) -> Body:
-    """Draws a patient: anatomy, tumour, lesions, and uptake of contrast agent."""
+    """Draws a patient: anatomy, tumor, lesions, and uptake of contrast agent."""
     templates = load_templates(grid.voxel_mm)
-    shape_rng, tissue_rng, tumour_rng, hidden_rng = map(np.random.default_rng, seed.spawn(4))
+    shape_rng, tissue_rng, tumor_rng, hidden_rng = map(np.random.default_rng, seed.spawn(4))
     positions = anatomy.deform(shape_rng, grid)
     brain = templates.sample(templates.brain, positions) > 0.7
-    tissues = _draw_tissues(tissue_rng, tumour_rng, templates, grid, brain, positions[brain])
+    tissues = _draw_tissues(tissue_rng, tumor_rng, templates, grid, brain, positions[brain])
     field = _sampler(hidden_rng, grid, brain)
     return Body(
         brain=brain,
@@ -155,22 +155,22 @@ def scan(
 
 def _draw_tissues(
     rng: np.random.Generator,
-    tumour_rng: np.random.Generator,
+    tumor_rng: np.random.Generator,
     templates: Templates,
     grid: Grid,
     brain: Bool[np.ndarray, "x y z"],
     positions: Float[np.ndarray, "n 3"],
 ) -> dict[str, Float[np.ndarray, "n"]]:
-    """Shares of healthy tissues, chronic lesions and tumour in the brain voxels."""
-    field, tumour_field = _sampler(rng, grid, brain), _sampler(tumour_rng, grid, brain)
-    growth = tumour.draw_tumour(tumour_rng, templates)
-    before = positions if growth is None else tumour.displace(positions, growth)
+    """Shares of healthy tissues, chronic lesions and tumor in the brain voxels."""
+    field, tumor_field = _sampler(rng, grid, brain), _sampler(tumor_rng, grid, brain)
+    growth = tumor.draw_tumor(tumor_rng, templates)
+    before = positions if growth is None else tumor.displace(positions, growth)
     tissues = anatomy.tissue_fractions(rng, field, templates, before)
-    chronic = tumour.chronic_lesions(rng, field, before, tissues["white"])
+    chronic = tumor.chronic_lesions(rng, field, before, tissues["white"])
     tissues = anatomy.insert(tissues, {"chronic_lesion": chronic})
     if growth is None:
         return tissues
-    lesions = tumour.lesion_fractions(tumour_field, growth, positions, tissues, grid.voxel_mm)
+    lesions = tumor.lesion_fractions(tumor_field, growth, positions, tissues, grid.voxel_mm)
     return anatomy.insert(tissues, lesions)
 
 

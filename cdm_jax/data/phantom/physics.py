@@ -30,22 +30,22 @@ class Tissue:
     uptake: float
 
 
-# T1 and T2 of white and grey matter: Wansapura et al. 1999, 3 T. T1 of blood: Stanisz et al. 2005,
+# T1 and T2 of white and gray matter: Wansapura et al. 1999, 3 T. T1 of blood: Stanisz et al. 2005,
 # 3 T; its T2 is an effective one, as flowing blood loses the echo and looks dark at long TE.
 # CSF: subarachnoid space, 3 T (PMC10696635). Proton densities of
-# white and grey matter and CSF: BrainWeb (Kwan et al. 1999). Tumour: T1 rises from oedema to solid
-# tumour as in de Blank et al. 2019 (MR fingerprinting, 3 T). All else (deep grey matter, choroid
-# plexus, chronic lesions, the tumour's T2, density and uptake) is chosen to give the contrasts that
+# white and gray matter and CSF: BrainWeb (Kwan et al. 1999). Tumor: T1 rises from edema to solid
+# tumor as in de Blank et al. 2019 (MR fingerprinting, 3 T). All else (deep gray matter, choroid
+# plexus, chronic lesions, the tumor's T2, density and uptake) is chosen to give the contrasts that
 # are seen in BraTS.
 TISSUES = {
     "white": Tissue(t1_ms=832.0, t2_ms=79.6, density=0.77, uptake=0.015),
-    "grey": Tissue(t1_ms=1331.0, t2_ms=110.0, density=0.86, uptake=0.03),
-    "deep_grey": Tissue(t1_ms=1180.0, t2_ms=85.0, density=0.84, uptake=0.03),
+    "gray": Tissue(t1_ms=1331.0, t2_ms=110.0, density=0.86, uptake=0.03),
+    "deep_gray": Tissue(t1_ms=1180.0, t2_ms=85.0, density=0.84, uptake=0.03),
     "csf": Tissue(t1_ms=4300.0, t2_ms=1900.0, density=1.0, uptake=0.0),
     "blood": Tissue(t1_ms=1932.0, t2_ms=40.0, density=0.85, uptake=1.0),
     "choroid": Tissue(t1_ms=2000.0, t2_ms=250.0, density=0.95, uptake=0.6),
     "chronic_lesion": Tissue(t1_ms=1350.0, t2_ms=175.0, density=0.87, uptake=0.02),
-    "oedema": Tissue(t1_ms=1450.0, t2_ms=190.0, density=0.89, uptake=0.03),
+    "edema": Tissue(t1_ms=1450.0, t2_ms=190.0, density=0.89, uptake=0.03),
     "low_grade": Tissue(t1_ms=1650.0, t2_ms=210.0, density=0.9, uptake=0.03),
     "enhancing": Tissue(t1_ms=1550.0, t2_ms=150.0, density=0.88, uptake=0.25),
     "necrosis": Tissue(t1_ms=2300.0, t2_ms=260.0, density=0.94, uptake=0.02),

@@ -16,14 +16,14 @@ class Templates:
 
     Attributes:
         brain: Whether a voxel lies in the brain, 0 or 1, slightly smoothed.
-        grey: Probability of grey matter.
+        gray: Probability of gray matter.
         white: Probability of white matter.
         origin_mm: MNI coordinates of voxel (0, 0, 0).
         white_positions_mm: MNI coordinates of the voxels that are surely cerebral white matter.
     """
 
     brain: Float[np.ndarray, "x y z"]
-    grey: Float[np.ndarray, "x y z"]
+    gray: Float[np.ndarray, "x y z"]
     white: Float[np.ndarray, "x y z"]
     origin_mm: Float[np.ndarray, "3"]
     white_positions_mm: Float[np.ndarray, "m 3"]
@@ -52,14 +52,14 @@ def load_templates(voxel_mm: float) -> Templates:
             "the phantom needs the brain maps of nilearn: run pip install cdm_jax[demo]"
         ) from error
     mask = datasets.load_mni152_brain_mask(resolution=1)
-    grey = datasets.load_mni152_gm_template(resolution=1)
+    gray = datasets.load_mni152_gm_template(resolution=1)
     white = datasets.load_mni152_wm_template(resolution=1)
     blur = functools.partial(ndimage.gaussian_filter, sigma=0.35 * voxel_mm)
     origin = mask.affine[:3, 3]
     certain = np.argwhere(white.get_fdata(dtype=np.float32) > 0.7) + origin
     return Templates(
         brain=blur(mask.get_fdata(dtype=np.float32)),
-        grey=blur(grey.get_fdata(dtype=np.float32)),
+        gray=blur(gray.get_fdata(dtype=np.float32)),
         white=blur(white.get_fdata(dtype=np.float32)),
         origin_mm=origin,
         white_positions_mm=certain[certain[:, 2] > -20],  # Above the cerebellum and brain stem.

@@ -1,4 +1,4 @@
-"""What the adversarial systems share: two players, each with its own optimiser."""
+"""What the adversarial systems share: two players, each with its own optimizer."""
 
 import abc
 import dataclasses
@@ -20,7 +20,7 @@ PLAYERS = ("generator", "discriminator")
 def score(module: nn.Module, params: PyTree, images: Float[Array, "b h w _"]) -> Array:
     """A discriminator's scores; running means that a BatchNorm would keep are dropped."""
     # The generator is judged by the discriminator that has just been updated.
-    params = parallel.whole(params)
+    params = parallel.gather_params(params)
     return module.apply({"params": params}, images, mutable=["batch_stats"])[0]
 
 
@@ -126,4 +126,4 @@ def exchange(
         return full, shown
 
     pool, shown = jax.lax.scan(one, pool, (images, jax.random.split(key, len(images))))
-    return pool, parallel.own_part(shown, number)
+    return pool, parallel.device_shard(shown, number)

@@ -136,7 +136,7 @@ class CUT(Adversarial):
     ) -> tuple[Float[Array, ""], Metrics]:
         """Adversarial loss and weighted contrast, and both by themselves."""
         source_key, target_key = jax.random.split(key)
-        synthetic = self._synthesise(params, batch, flip)
+        synthetic = self._synthesize(params, batch, flip)
         contrast = self._contrast(params, batch["source"], synthetic["source"], flip, source_key)
         if self.identity:
             kept = self._contrast(params, batch["target"], synthetic["target"], flip, target_key)
@@ -146,7 +146,7 @@ class CUT(Adversarial):
         loss = adversarial + self.contrast_weight * contrast
         return loss, {"adversarial": adversarial, "contrast": contrast}
 
-    def _synthesise(self, params: PyTree, batch: Batch, flip: Bool[Array, ""] | None) -> Batch:
+    def _synthesize(self, params: PyTree, batch: Batch, flip: Bool[Array, ""] | None) -> Batch:
         """What the generator makes of the sources, and of the targets where they are compared."""
         kinds = ("source", "target") if self.identity else ("source",)
         inputs = jnp.concatenate([_mirror(batch[kind], flip) for kind in kinds])
@@ -157,7 +157,7 @@ class CUT(Adversarial):
         """A step of the discriminator, then one of the generator and its heads."""
         flip_key, contrast_key = jax.random.split(key)
         flip = jax.random.bernoulli(flip_key) if self.flip_equivariance else None
-        synthetic = self._synthesise(state.params["generator"], batch, flip)["source"]
+        synthetic = self._synthesize(state.params["generator"], batch, flip)["source"]
 
         def judge(params: PyTree) -> tuple[Float[Array, ""], None]:
             real, made = (

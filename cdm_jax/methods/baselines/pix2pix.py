@@ -167,7 +167,7 @@ def create(config: Any) -> Pix2pix:
     if section.halvings < 2:
         raise UserError(f"{stage}.halvings {section.halvings} are too few: use 2 or more")
     if not 0 <= section.dropout < 1:
-        raise UserError(f"{stage}.dropout {section.dropout} is no share: use 0 or more, below 1")
+        raise UserError(f"{stage}.dropout is {section.dropout}: it must be in [0, 1)")
     check_size(config, 2**section.halvings)
     return Pix2pix(
         generator=HalvingUNet(

@@ -47,7 +47,7 @@ class RCG(TranslatorStage):
       optimizer: of all parameters.
       average_decay: decay of the moving average of parameters, 0 for none.
       sampler: DDIM of pixels, with the schedule of training.
-      null_share: probability that a learned null replaces y in training.
+      condition_dropout: probability that a learned null replaces y in training.
     """
 
     network: ADM
@@ -55,7 +55,7 @@ class RCG(TranslatorStage):
     optimizer: optax.GradientTransformation
     average_decay: float
     sampler: DDIM
-    null_share: float
+    condition_dropout: float
 
     depends_on = ("mrm", "rdm")
     stochastic = True
@@ -74,7 +74,7 @@ class RCG(TranslatorStage):
         """One step of denoising the targets given their own representation, or the null."""
         null_key, loss_key, dropout_key = jax.random.split(key, 3)
         truth = self.rdm.representation.represent(state.frozen["mrm"], batch["target"])
-        null = functools.partial(jax.random.bernoulli, p=self.null_share)
+        null = functools.partial(jax.random.bernoulli, p=self.condition_dropout)
         dropped = draws.draw(null_key, (len(truth), 1), null)
 
         def loss(params: Any) -> tuple[Array, Metrics]:
@@ -118,5 +118,5 @@ def create(config: Any) -> RCG:
         optimizer=make_optimizer(section.optimizer, section.train.num_steps),
         average_decay=average_decay(section),
         sampler=create_sampler(config),
-        null_share=section.null_share,
+        condition_dropout=section.condition_dropout,
     )

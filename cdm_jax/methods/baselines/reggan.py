@@ -82,7 +82,7 @@ class RegGAN(Adversarial):
         """One score for each image: the mean over its patches."""
         return score(self.discriminator, params, images).mean(axis=(1, 2, 3))
 
-    def _synthesise(self, params: PyTree, batch: Batch) -> dict[str, Float[Array, "b h w _"]]:
+    def _synthesize(self, params: PyTree, batch: Batch) -> dict[str, Float[Array, "b h w _"]]:
         """What the generators make of a batch, by the kind of images that it is."""
         synthetic = {"target": apply(self.network, params["network"], batch["source"])}
         if self.to_source:
@@ -91,7 +91,7 @@ class RegGAN(Adversarial):
 
     def _cycle(self, params: PyTree, batch: Batch, synthetic: Images) -> Float[Array, ""]:
         """Distance between images and what both generators in turn make of them."""
-        back = self._synthesise(params, synthetic)
+        back = self._synthesize(params, synthetic)
         source, target = (jnp.abs(back[kind] - batch[kind]).mean() for kind in KINDS)
         return source + target
 
@@ -99,7 +99,7 @@ class RegGAN(Adversarial):
         self, params: PyTree, discriminator: PyTree, batch: Batch
     ) -> tuple[Float[Array, ""], tuple[Images, Metrics]]:
         """The weighted sum, the synthetic images, and the parts without their weights."""
-        synthetic = self._synthesise(params, batch)
+        synthetic = self._synthesize(params, batch)
         displacement = apply(
             self.registration, params["registration"], synthetic["target"], batch["target"]
         )
@@ -136,7 +136,7 @@ class RegGAN(Adversarial):
         from before it, through the pools.
         """
         if not self.to_source:
-            return state, self._synthesise(state.params["generator"], batch)
+            return state, self._synthesize(state.params["generator"], batch)
         memory, shown = {}, {}
         for kind, kind_key in zip(KINDS, jax.random.split(key), strict=True):
             memory[kind], shown[kind] = exchange(state.memory[kind], synthetic[kind], kind_key)

@@ -91,7 +91,7 @@ class ResViT(Adversarial):
         )
         return generator
 
-    def _synthesise(
+    def _synthesize(
         self, params: PyTree, statistics: PyTree, sources: Array, key: Key[Array, ""]
     ) -> tuple[Float[Array, "b h w t"], PyTree]:
         """Synthetic targets as in training, and the running means after them."""
@@ -114,7 +114,7 @@ class ResViT(Adversarial):
         source, target = batch["source"], batch["target"]
         statistics = state.statistics["generator"]
         # One image for both players: the same dropout in both passes.
-        synthetic, _ = self._synthesise(state.params["generator"], statistics, source, key)
+        synthetic, _ = self._synthesize(state.params["generator"], statistics, source, key)
 
         def judge(params: PyTree) -> tuple[Array, None]:
             real = self._score(params, source, target)
@@ -127,7 +127,7 @@ class ResViT(Adversarial):
 
         def convince(params: PyTree) -> tuple[Array, tuple[PyTree, Metrics]]:
             """The generator's loss, its new running means, and the parts of the loss."""
-            synthetic, changed = self._synthesise(params, statistics, source, key)
+            synthetic, changed = self._synthesize(params, statistics, source, key)
             adversarial = least_squares(self._score(opponent, source, synthetic), True)
             l1 = jnp.abs(synthetic - target).mean()
             parts = {"adversarial": adversarial, "l1": l1}
@@ -166,7 +166,7 @@ def _check(config: Any) -> None:
             f"use a multiple of {section.heads}"
         )
     if not 0 <= section.dropout < 1:
-        raise UserError(f"{stage}.dropout {section.dropout} is no share: use 0 or more, below 1")
+        raise UserError(f"{stage}.dropout is {section.dropout}: it must be in [0, 1)")
 
 
 def create(config: Any) -> ResViT:

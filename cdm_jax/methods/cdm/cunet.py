@@ -167,7 +167,7 @@ class CrossConditioned(TranslatorStage):
         noised y tells of the true targets; a sample, given the sources, tells nothing of them.
         Above 1 C-UNet trusts y less than the size of MDN's error would allow.
       noise: deviation of white noise added to the encoder's y (not where it is "noised" already).
-      null_share: probability that a learned null replaces y.
+      condition_dropout: probability that a learned null replaces y.
     """
 
     network: CUNet
@@ -180,7 +180,7 @@ class CrossConditioned(TranslatorStage):
     sampled_share: float
     error_scale: float
     noise: float
-    null_share: float
+    condition_dropout: float
 
     @property
     def depends_on(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -222,7 +222,7 @@ class CrossConditioned(TranslatorStage):
             mixed = functools.partial(jax.random.bernoulli, p=share)
             chosen = draws.draw(mix_key, (b, 1), mixed)
             y = jnp.where(chosen, jax.lax.stop_gradient(sampled), y)
-        null = functools.partial(jax.random.bernoulli, p=self.null_share)
+        null = functools.partial(jax.random.bernoulli, p=self.condition_dropout)
         dropped = draws.draw(null_key, (b, 1), null)
         return jnp.where(dropped, params["null"][None], y)
 
@@ -264,7 +264,7 @@ class CrossConditioned(TranslatorStage):
 
         `mean_representation`: the mean of the MDN's samples; `oracle`: the encoder's, of the true
         targets (a leak, an upper bound); `null`: the learned null; `mean`: the training mean (zero
-        for a standardised y); `shuffled`: sampled for the sources of another patient, which the
+        for a standardized y); `shuffled`: sampled for the sources of another patient, which the
         batch holds under "other".
         """
         if self.sampler is None:
@@ -363,5 +363,5 @@ def create(config: Any) -> CrossConditioned:
         sampled_share=section.sampled_share,
         error_scale=section.error_scale,
         noise=section.noise,
-        null_share=section.null_share,
+        condition_dropout=section.condition_dropout,
     )

@@ -170,7 +170,7 @@ class MRM(Stage):
       foreground_only: leaves patches of pure background out of the loss.
       joint: one encoding of all targets (the paper) or one of each, concatenated.
       pool: tokens are averaged to pool x pool places; 1 gives one vector a slice.
-      normalisation: of y: "zscore" over the training set, "per_sample" (RCG's) or "none".
+      normalization: of y: "zscore" over the training set, "per_sample" (RCG's) or "none".
     """
 
     network: MaskedAutoencoder
@@ -184,7 +184,7 @@ class MRM(Stage):
     foreground_only: bool
     joint: bool
     pool: int
-    normalisation: str
+    normalization: str
 
     @property
     def representation_width(self) -> int:
@@ -231,7 +231,7 @@ class MRM(Stage):
         return loss, from_patches(shown, patch), hidden
 
     def update(self, state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
-        """One step of masked image modelling on the targets."""
+        """One step of masked image modeling on the targets."""
 
         def loss(params: Any) -> tuple[Array, Metrics]:
             return self._restore(params, batch["target"], key)[0], {}
@@ -258,9 +258,9 @@ class MRM(Stage):
         return grid.mean(axis=(2, 4)).reshape(targets.shape[0], -1)
 
     def represent(self, model: Model, targets: Float[Array, "b h w m"]) -> Float[Array, "b d"]:
-        """The representation y of target images, standardised; carries no gradient."""
+        """The representation y of target images, standardized; carries no gradient."""
         y = jax.lax.stop_gradient(self._pooled(model["params"], targets))
-        if self.normalisation == "per_sample":
+        if self.normalization == "per_sample":
             return (y - y.mean(-1, keepdims=True)) / (y.std(-1, keepdims=True) + 1e-6)
         mean, deviation = model["statistics"]["mean"], model["statistics"]["deviation"]
         return (y - mean[None]) / deviation[None]
@@ -273,7 +273,7 @@ class MRM(Stage):
         key: Key[Array, ""],
     ) -> State:
         """Measures mean and deviation of each entry of y over the training slices."""
-        if self.normalisation != "zscore":
+        if self.normalization != "zscore":
             return state
         pooled = jax.jit(lambda params, targets: self._pooled(params, targets))
         params = state.average or state.params
@@ -303,7 +303,7 @@ def _check(config: Any, size: int) -> None:
             )
     for name, value, allowed in (
         ("mask_fill", config.mask_fill, ("token", "zero")),
-        ("normalisation", config.normalisation, ("zscore", "per_sample", "none")),
+        ("normalization", config.normalization, ("zscore", "per_sample", "none")),
         ("loss", config.loss, LOSSES),
     ):
         if value not in allowed:
@@ -337,5 +337,5 @@ def create(config: Any) -> MRM:
         foreground_only=section.foreground_only,
         joint=section.joint,
         pool=section.pool,
-        normalisation=section.normalisation,
+        normalization=section.normalization,
     )

@@ -1,6 +1,6 @@
 """The encoding of the source modalities on which MDN is conditioned, and its augmentation.
 
-Not in the paper, whose MDN never sees the patient. Small and regularised on purpose: an encoder
+Not in the paper, whose MDN never sees the patient. Small and regularized on purpose: an encoder
 that knows its training patients by heart makes samples that C-UNet learns to trust more than it
 may, and the synthesis of unseen patients falls below a plain UNet.
 """

@@ -25,7 +25,7 @@ class TorchmetricsConvention(Convention):
 
     - Unit: one volume on the subject's own grid as one image of one channel; squared errors are
       pooled over all its voxels.
-    - Normalisation: the prediction is clipped to the truth's own range, because the intensity rule
+    - Normalization: the prediction is clipped to the truth's own range, because the intensity rule
       has clipped the truth (a perfect image would otherwise lose for its brightest voxels). All
       background counts.
     - Data range: the truth's own. For PSNR that was the default up to 1.7; since 1.8 the caller
@@ -82,7 +82,7 @@ class MonaiConvention(PaperConvention):
 
     - Unit: one axial slice as one image of the batch; the mean over them is MONAI's default
       reduction.
-    - Normalisation: values in [0, 1] by this package's intensity rule, both images clipped. All
+    - Normalization: values in [0, 1] by this package's intensity rule, both images clipped. All
       background within a slice counts.
     - Data range: 1 (SSIM's default; PSNR has none and is given ``max_val=1``).
     - SSIM: Gaussian (sigma 1.5, 11 taps), population covariance, only windows that lie wholly in
@@ -101,7 +101,7 @@ class SkimageConvention(SliceConvention):
 
     - Unit: one axial slice, as the scripts of ResViT, Reg-GAN and SelfRDB call it; mean over the
       slices.
-    - Normalisation: values in [0, 1] by this package's intensity rule, both images clipped. All
+    - Normalization: values in [0, 1] by this package's intensity rule, both images clipped. All
       background within a slice counts.
     - Data range: the truth's own in this slice. (Since 0.20 SSIM of floating-point images demands
       one; before, it was silently 2.) A slice at the top of the head thus counts as much as a

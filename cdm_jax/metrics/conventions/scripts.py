@@ -27,7 +27,7 @@ class RegGANConvention(SliceConvention):
     """The test of Reg-GAN (Kong et al. 2021).
 
     - Unit: one axial slice; mean over slices.
-    - Normalisation: files in [-1, 1], which are [0, 1] here; the prediction is clipped, as the
+    - Normalization: files in [-1, 1], which are [0, 1] here; the prediction is clipped, as the
       generator's tanh does.
     - PSNR, MAE: mapped to [0, 1], data range 1, only where the truth is not background.
     - SSIM: on [-1, 1] over the whole frame, background included; scikit-image's window (uniform,
@@ -60,7 +60,7 @@ class ResViTConvention(SliceConvention):
     """The validation within ResViT's training (Dalmaz et al. 2022); its test computes nothing.
 
     - Unit: one slice; mean over slices.
-    - Normalisation: images in [0, 1], the prediction clipped, as the generator's tanh does. For
+    - Normalization: images in [0, 1], the prediction clipped, as the generator's tanh does. For
       PSNR each slice is divided by its own maximum, also the predicted one, so a prediction that
       is everywhere too dark by one factor loses nothing.
     - Data range: 1. Background counts.
@@ -98,7 +98,7 @@ class SynDiffConvention(SliceConvention):
     """The test of SynDiff (Özbey et al. 2023).
 
     - Unit: one slice; mean over slices.
-    - Normalisation: images in [0, 1], the prediction clipped, as the generator's tanh does. Each
+    - Normalization: images in [0, 1], the prediction clipped, as the generator's tanh does. Each
       slice is divided by its own maximum, also the predicted one.
     - Data range: the maximum of the prediction, which is 1 after that division. Background counts.
     - SSIM, MAE: NaN; the published script has none.
@@ -131,19 +131,19 @@ def _over_maximum(image: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BraSynConvention(Convention):
-    """The SSIM of the BraSyn challenge's organisers (Li et al. 2023).
+    """The SSIM of the BraSyn challenge's organizers (Li et al. 2023).
 
     - Unit: one volume on the subject's own grid.
-    - Normalisation: each image is clipped to its *own* 0.5th and 99.5th percentile, taken over all
+    - Normalization: each image is clipped to its *own* 0.5th and 99.5th percentile, taken over all
       voxels with the background and the lower one at least 0, and scaled to [0, 1]; so a gain of
       the prediction alone is not seen.
     - SSIM: torchmetrics' 3D SSIM with its default arguments (see `TorchmetricsConvention`) of both
-      images times a mask: once the tumour's, once its complement's. Its mean over the *whole*
+      images times a mask: once the tumor's, once its complement's. Its mean over the *whole*
       cuboid is the score, although the script's comments speak of the masked region; where a
-      tumour fills 1 % of the cuboid, 99 % of that mean is black on black (1).
+      tumor fills 1 % of the cuboid, 99 % of that mean is black on black (1).
     - Data range: the larger of the two masked images' own.
     - PSNR, MAE: NaN; the script has none.
-    - Edges: without any tumour voxel the tumour's score is NaN (there 0 / 0); so is everything if
+    - Edges: without any tumor voxel the tumor's score is NaN (there 0 / 0); so is everything if
       an image's percentiles coincide. Identical images have no peculiarity.
     - Departure: the last public version asks torchmetrics for the map as well and then indexes
       the pair that it gets, which is a TypeError; what is copied is the form that participants
@@ -164,21 +164,21 @@ class BraSynConvention(Convention):
         """Scores one modality of one subject.
 
         Args:
-            case: Volumes; the segmentation's non-zero voxels are the tumour, the brain mask is not
+            case: Volumes; the segmentation's non-zero voxels are the tumor, the brain mask is not
                 used.
 
         Returns:
-            ``ssim`` without the tumour, of everything where there is no segmentation; ``psnr`` and
+            ``ssim`` without the tumor, of everything where there is no segmentation; ``psnr`` and
             ``mae``, which are NaN; ``skipped``: 1 where the truth has no range, else 0; and
             ``regions``, where there is a segmentation: the SSIM in ``healthy`` (again) and
-            ``whole_tumour``.
+            ``whole_tumor``.
         """
         prediction, truth = map(self._unit_range, (case.prediction, case.truth))
-        tumour = np.zeros(truth.shape, bool)
+        tumor = np.zeros(truth.shape, bool)
         if case.segmentation is not None:
-            tumour = case.segmentation > 0
-        healthy = _masked_ssim(prediction, truth, ~tumour)
-        regions = {"healthy": healthy, "whole_tumour": _masked_ssim(prediction, truth, tumour)}
+            tumor = case.segmentation > 0
+        healthy = _masked_ssim(prediction, truth, ~tumor)
+        regions = {"healthy": healthy, "whole_tumor": _masked_ssim(prediction, truth, tumor)}
         return {
             **healthy,
             "skipped": float(np.isnan(truth).any()),

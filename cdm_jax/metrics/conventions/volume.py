@@ -44,7 +44,7 @@ class VolumeConvention(Convention):
             the brain's PSNR is capped or the truth is empty, else 0; ``clipped_fraction``: the
             part of the prediction's brain voxels that lay outside the range; and ``regions``: the
             three metrics in each region of the segmentation. What is undefined is NaN: a region
-            that the tumour lacks, and all metrics of an empty truth.
+            that the tumor lacks, and all metrics of an empty truth.
 
         Raises:
             UserError: There is no brain mask, or it is empty, or the segmentation's labels are

@@ -6,7 +6,7 @@ const data = JSON.parse(document.getElementById("viewer-data").textContent);
 const byId = (id) => document.getElementById(id);
 const AXES = ["x", "y", "z"];
 const TRANSLUCENT = 2; // NiiVue: below cal_min the opacity is (value / cal_min) squared
-const FULL = 1000; // an overlay's value at which its colour is opaque
+const FULL = 1000; // an overlay's value at which its color is opaque
 const FROM_LEFT = [270, 0]; // azimuth and elevation of the plane that opens the 3D view
 const UNCUT = [2, 0, 0]; // a depth beyond the volume
 const VIEWS = ["input", "synthesis", "truth"];
@@ -53,9 +53,9 @@ async function volumesOf(role) {
   const overlay = byId("overlay").value;
   if (role === "synthesis" && overlay && image.files[overlay]) {
     const url = await load(image.files[overlay]);
-    const colours = overlay === "error"
+    const colors = overlay === "error"
       ? { colormap: "cdm-bright", colormapNegative: "cdm-dark" } : { colormap: "cdm-deviation" };
-    volumes.push({ url, name: `${overlay}.nii.gz`, cal_min: FULL, cal_max: FULL + 1, ...colours });
+    volumes.push({ url, name: `${overlay}.nii.gz`, cal_min: FULL, cal_max: FULL + 1, ...colors });
   }
   return volumes;
 }
@@ -79,9 +79,9 @@ function titles() {
   say(missing ? "This system draws one image only: there is no uncertainty to show." : "");
 }
 
-// Zero is transparent and grey: NiiVue mixes neighbours' colours without regard to their opacity.
-function colormap(viewer, name, colour) {
-  const [R, G, B] = colour.map((level) => [128, level, level]);
+// Zero is transparent and gray: NiiVue mixes neighbors' colors without regard to their opacity.
+function colormap(viewer, name, color) {
+  const [R, G, B] = color.map((level) => [128, level, level]);
   viewer.addColormap(name, { R, G, B, A: [0, 255, 255], I: [0, 1, 255] });
 }
 
@@ -93,26 +93,26 @@ async function makeViewer(role) {
     fontColor: [0.8, 0.8, 0.8, 1], clipPlaneColor: [0, 0, 0, 0],
   });
   await viewer.attachToCanvas(byId(`${role}-canvas`), false);
-  colormap(viewer, "cdm-bright", data.colours.bright);
-  colormap(viewer, "cdm-dark", data.colours.dark);
-  colormap(viewer, "cdm-deviation", data.colours.deviation);
+  colormap(viewer, "cdm-bright", data.colors.bright);
+  colormap(viewer, "cdm-dark", data.colors.dark);
+  colormap(viewer, "cdm-deviation", data.colors.deviation);
   return viewer;
 }
 
 function showPlace(viewers) {
   const base = viewers[0];
   const voxel = base.frac2vox(base.scene.crosshairPos);
-  const millimetres = base.frac2mm(base.scene.crosshairPos);
+  const millimeters = base.frac2mm(base.scene.crosshairPos);
   AXES.forEach((axis, n) => {
     const slider = byId(`cross-${axis}`);
     const count = Number(slider.max) + 1;
     slider.value = voxel[n];
     slider.nextElementSibling.textContent = `${voxel[n] + 1} of ${count}`;
-    slider.setAttribute("aria-valuetext", `${voxel[n] + 1} of ${count}, ${millimetres[n].toFixed(0)} mm`);
+    slider.setAttribute("aria-valuetext", `${voxel[n] + 1} of ${count}, ${millimeters[n].toFixed(0)} mm`);
   });
   const values = viewers.map((viewer, n) => {
     if (!viewer.volumes.length) return `${VIEWS[n]} –`;
-    const [x, y, z] = viewer.volumes[0].mm2vox([...millimetres].slice(0, 3));
+    const [x, y, z] = viewer.volumes[0].mm2vox([...millimeters].slice(0, 3));
     return `${VIEWS[n]} ${(viewer.volumes[0].getValue(x, y, z) / 255).toFixed(2)}`;
   });
   cut(viewers);
@@ -125,10 +125,10 @@ function cut(viewers) {
   for (const viewer of viewers) viewer.setClipPlane(plane);
 }
 
-function moveTo(viewers, millimetres) {
+function moveTo(viewers, millimeters) {
   for (const viewer of viewers) {
     if (!viewer.volumes.length) continue;
-    viewer.scene.crosshairPos = viewer.mm2frac(millimetres);
+    viewer.scene.crosshairPos = viewer.mm2frac(millimeters);
     viewer.drawScene();
   }
   showPlace(viewers);

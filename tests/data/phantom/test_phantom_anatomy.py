@@ -35,8 +35,8 @@ def test_tissue_shares_fill_every_voxel_and_lie_where_they_belong():
     rng = np.random.default_rng(0)
     places = {
         "white": [26, -20, 32],
-        "grey": [46, 16, -19],
-        "deep_grey": [11, -18, 8],
+        "gray": [46, 16, -19],
+        "deep_gray": [11, -18, 8],
         "csf": [6, 16, 9],
         "blood": [0, -23, 73],
     }
@@ -59,16 +59,16 @@ def test_a_brain_has_the_volumes_of_an_adult_brain():
     litres = {name: share.sum() * 27e-6 for name, share in tissues.items()}
     assert 1.1 < sum(litres.values()) < 1.9
     assert 0.35 < litres["white"] < 0.8
-    assert 0.45 < litres["grey"] + litres["deep_grey"] < 1.0
+    assert 0.45 < litres["gray"] + litres["deep_gray"] < 1.0
     assert 0.05 < litres["csf"] < 0.5
     assert litres["blood"] < 0.06
 
 
 def test_insert_takes_room_from_all_tissues_alike():
-    tissues = {"white": np.array([0.6, 1.0]), "grey": np.array([0.4, 0.0])}
+    tissues = {"white": np.array([0.6, 1.0]), "gray": np.array([0.4, 0.0])}
     mixed = anatomy.insert(tissues, {"blood": np.array([0.5, 0.0])})
     np.testing.assert_allclose(mixed["white"], [0.3, 1.0])
-    np.testing.assert_allclose(mixed["grey"], [0.2, 0.0])
+    np.testing.assert_allclose(mixed["gray"], [0.2, 0.0])
     np.testing.assert_allclose(mixed["blood"], [0.5, 0.0])
 
 

@@ -32,11 +32,11 @@ def scans(bodies):
 
 @pytest.fixture(scope="module")
 def glioblastoma(bodies):
-    """Index of the patient with the most enhancing tumour."""
+    """Index of the patient with the most enhancing tumor."""
     return max(range(6), key=lambda index: np.sum(bodies[index].tissues.get("enhancing", 0)))
 
 
-def mean_signals(body, values, names=("white", "grey", "csf")):
+def mean_signals(body, values, names=("white", "gray", "csf")):
     return [values[body.tissues[name] > 0.8].mean() for name in names]
 
 
@@ -48,12 +48,12 @@ def test_shares_of_tissues_sum_to_one(bodies):
 
 def test_every_patient_has_the_contrasts_of_each_modality(bodies, scans):
     for body, values in zip(bodies, scans, strict=True):
-        white, grey, csf = mean_signals(body, values["t1"])
-        assert white > grey > 1.3 * csf
-        white, grey, csf = mean_signals(body, values["t2"])
-        assert csf > 1.3 * grey > 1.3 * white
-        white, grey, csf = mean_signals(body, values["t2f"])
-        assert grey > white > 3 * csf
+        white, gray, csf = mean_signals(body, values["t1"])
+        assert white > gray > 1.3 * csf
+        white, gray, csf = mean_signals(body, values["t2"])
+        assert csf > 1.3 * gray > 1.3 * white
+        white, gray, csf = mean_signals(body, values["t2f"])
+        assert gray > white > 3 * csf
 
 
 def test_the_rim_and_vessels_are_bright_after_contrast_and_the_core_stays_dark(
@@ -69,23 +69,23 @@ def test_the_rim_and_vessels_are_bright_after_contrast_and_the_core_stays_dark(
     assert after[2] < after[3] < after[0]
 
 
-def test_oedema_is_bright_on_flair(bodies, scans, glioblastoma):
+def test_edema_is_bright_on_flair(bodies, scans, glioblastoma):
     body, values = bodies[glioblastoma], scans[glioblastoma]
-    oedema, white = mean_signals(body, values["t2f"], ("oedema", "white"))
-    assert oedema > 1.3 * white
+    edema, white = mean_signals(body, values["t2f"], ("edema", "white"))
+    assert edema > 1.3 * white
 
 
-def test_necrosis_lies_in_the_enhancing_rim_and_that_in_the_oedema(glioblastoma):
+def test_necrosis_lies_in_the_enhancing_rim_and_that_in_the_edema(glioblastoma):
     labels = simulate_patient(SETTINGS, glioblastoma).segmentation
     assert set(np.unique(labels)) == {0, 1, 2, 3}
     depth = ndimage.distance_transform_edt(labels > 0)
-    necrosis, oedema, enhancing = (depth[labels == label].mean() for label in (1, 2, 3))
-    assert necrosis > enhancing > oedema
+    necrosis, edema, enhancing = (depth[labels == label].mean() for label in (1, 2, 3))
+    assert necrosis > enhancing > edema
     around_necrosis = ndimage.binary_dilation(labels == 1) & (labels != 1)
     assert np.mean(labels[around_necrosis] == 3) > 0.8
 
 
-def test_t1_and_t2_do_not_tell_how_bright_the_tumour_is_on_t1c(bodies, glioblastoma):
+def test_t1_and_t2_do_not_tell_how_bright_the_tumor_is_on_t1c(bodies, glioblastoma):
     body, seed = bodies[glioblastoma], [0, 1]
     more = dataclasses.replace(body, dose=2 * body.dose)
     one, other = (scan(np.random.SeedSequence(seed), b, GRID, MIXED) for b in (body, more))
@@ -95,14 +95,14 @@ def test_t1_and_t2_do_not_tell_how_bright_the_tumour_is_on_t1c(bodies, glioblast
     assert other["t1c"][rim].mean() > 1.1 * one["t1c"][rim].mean()
 
 
-def test_t1_and_t2_do_not_tell_how_bright_oedema_is_on_flair(bodies, glioblastoma):
+def test_t1_and_t2_do_not_tell_how_bright_edema_is_on_flair(bodies, glioblastoma):
     body, seed = bodies[glioblastoma], [0, 1]
     brighter = dataclasses.replace(body, flair=1.5 * body.flair)
     one, other = (scan(np.random.SeedSequence(seed), b, GRID, MIXED) for b in (body, brighter))
     for modality in ("t1", "t1c", "t2"):
         np.testing.assert_array_equal(one[modality], other[modality])
-    oedema = body.tissues["oedema"] > 0.8
-    assert other["t2f"][oedema].mean() > 1.3 * one["t2f"][oedema].mean()
+    edema = body.tissues["edema"] > 0.8
+    assert other["t2f"][edema].mean() > 1.3 * one["t2f"][edema].mean()
 
 
 def test_background_is_zero_and_the_brain_is_not():
@@ -181,7 +181,7 @@ def test_settings_out_of_range_are_refused(changes):
 
 def test_brain_without_signal_is_still_told_from_background(bodies):
     voxels = np.ones(int(bodies[0].brain.sum()))
-    silent = dataclasses.replace(bodies[0], tissues={"oedema": voxels}, flair=0 * voxels)
+    silent = dataclasses.replace(bodies[0], tissues={"edema": voxels}, flair=0 * voxels)
     values = scan(np.random.SeedSequence(0), silent, GRID, MIXED)["t2f"]
     np.testing.assert_array_equal(values, 1)
 

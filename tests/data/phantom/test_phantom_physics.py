@@ -9,7 +9,7 @@ from cdm_jax.data.phantom.physics import SCANNERS, TISSUES, Sequence
 
 
 def relax(start, duration, t1):
-    """Longitudinal magnetisation after `duration`, by integrating the Bloch equation."""
+    """Longitudinal magnetization after `duration`, by integrating the Bloch equation."""
     solution = integrate.solve_ivp(
         lambda _, m: (1 - m) / t1, (0, duration), [start], rtol=1e-9, atol=1e-12
     )
@@ -50,11 +50,11 @@ def test_normal_tissue_has_the_contrasts_of_each_modality(scanner):
         {name: tissue_signal(scanner, modality, name) for name in TISSUES}
         for modality in ("t1", "t2", "t2f")
     )
-    assert t1["white"] > 1.1 * t1["grey"] > 1.5 * t1["csf"]
-    assert t2["csf"] > 1.5 * t2["grey"] > 1.8 * t2["white"]
+    assert t1["white"] > 1.1 * t1["gray"] > 1.5 * t1["csf"]
+    assert t2["csf"] > 1.5 * t2["gray"] > 1.8 * t2["white"]
     assert t2f["csf"] < 0.02
-    assert t2f["oedema"] > 1.3 * t2f["grey"] > 1.3 * t2f["white"]
-    assert t1["necrosis"] < t1["oedema"] < t1["white"]
+    assert t2f["edema"] > 1.3 * t2f["gray"] > 1.3 * t2f["white"]
+    assert t1["necrosis"] < t1["edema"] < t1["white"]
 
 
 def test_contrast_agent_adds_to_the_relaxation_rate():

@@ -96,7 +96,7 @@ def test_a_turn_moves_its_player_alone(player, same):
     assert (after.step, after.statistics, after.memory) == (0, before.statistics, before.memory)
 
 
-def test_each_player_has_an_optimiser_state_of_its_own():
+def test_each_player_has_an_optimizer_state_of_its_own():
     """Adam's first step is the rate for every player, whatever the other one did before."""
     system = _Player(optimizer=optax.adam(0.1))
     state = system.start({player: {"a": jnp.float32(2)} for player in PLAYERS})

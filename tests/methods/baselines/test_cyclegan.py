@@ -187,7 +187,7 @@ def test_synthesis_takes_the_generator_to_the_targets():
 
 
 @pytest.mark.slow
-def test_only_the_players_their_optimisers_and_the_pools_change(start, same):
+def test_only_the_players_their_optimizers_and_the_pools_change(start, same):
     changes = {"data.size": 32, "cyclegan.blocks": 1, "cyclegan.optimizer.warmup_steps": 0}
     method, state, batch = start("cyclegan", changes, size=32)
     method = dataclasses.replace(method, optimizer=optax.sgd(0.01))

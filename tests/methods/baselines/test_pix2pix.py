@@ -64,7 +64,7 @@ def test_the_published_networks_have_the_published_size(published):
     system, state = published
     assert _size(state.params["generator"]) == 54_410_882
     assert _size(state.params["discriminator"]) == 2_766_657
-    # A running mean and a variance of every feature that is normalised on the way down and up.
+    # A running mean and a variance of every feature that is normalized on the way down and up.
     down, up = [128, 256, 512, 512, 512, 512], [512, 512, 512, 512, 256, 128, 64]
     assert _size(state.statistics) == 2 * sum(down + up)
     assert (system.l1_weight, system.generator.dropout, system.paired) == (100, 0.5, True)

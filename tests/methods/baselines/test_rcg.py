@@ -102,7 +102,7 @@ def descend(begun, stir):
     method, state, batch = begun
     updates = {}
     for share in (0.0, 1.0):
-        plain = {"null_share": share, "optimizer": optax.sgd(1.0), "average_decay": 0.0}
+        plain = {"condition_dropout": share, "optimizer": optax.sgd(1.0), "average_decay": 0.0}
         updates[share] = jax.jit(dataclasses.replace(method, **plain).update)
 
     def run(share, mrm=None):

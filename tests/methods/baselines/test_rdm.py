@@ -111,7 +111,7 @@ def test_a_residual_block_is_what_is_published(stir, with_context):
 def test_training_starts_at_the_power_of_y_falls_and_leaves_the_mrm_alone(begun, train, same):
     method, state, batch = begun
     trained, losses = train(method, state, batch, 300)
-    assert float(losses[0]) == pytest.approx(1, abs=0.02)  # it answers zero, y is standardised
+    assert float(losses[0]) == pytest.approx(1, abs=0.02)  # it answers zero, y is standardized
     assert losses[-100:].mean() < 0.8
     assert same(trained.frozen, state.frozen)
     assert int(trained.step) == 300

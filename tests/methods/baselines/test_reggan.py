@@ -153,7 +153,7 @@ def test_a_quarter_turn_a_shift_and_an_enlargement_are_what_they_say():
     shifted = np.full(images.shape, -1, np.float32)
     shifted[:, 1:, :-2] = images[:, :-1, 2:]
     np.testing.assert_array_equal(_affine(images, shift=(1.0, -2.0)), shifted)
-    # Threefold about the centre of 9 pixels: the middle ones, each three times.
+    # Threefold about the center of 9 pixels: the middle ones, each three times.
     tripled = np.repeat(np.repeat(images[:, :3, :3], 3, axis=1), 3, axis=2)
     framed = jnp.pad(images[:, :3, :3], ((0, 0), (3, 3), (3, 3), (0, 0)))
     np.testing.assert_array_equal(_affine(framed, scale=3.0), tripled)
@@ -177,7 +177,7 @@ def test_random_moves_differ_between_images_and_stay_in_their_range():
     assert 8 < shifts.max() <= 10
     assert abs(shifts.mean()) < 3
     scaled = RandomAffine(degrees=0.0, shift=0.0, scale=0.2)(key, rows)
-    assert float(jnp.abs(scaled[:, 49, 50] - 49).max()) <= 1  # the centre stays
+    assert float(jnp.abs(scaled[:, 49, 50] - 49).max()) <= 1  # the center stays
     turned = RandomAffine(degrees=5.0, shift=0.0, scale=0.0)(key, rows)
     rise = np.asarray(turned)[:, 50, 95, 0] - np.asarray(turned)[:, 50, 5, 0]
     assert np.abs(rise).max() <= 90 * np.sin(np.deg2rad(5)) + 1

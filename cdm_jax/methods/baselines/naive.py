@@ -13,7 +13,7 @@ FITTED_SLICES_EACH = 20  # at least: fewer would not show a brain from its base 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Untrained:
+class NonLearned:
     """Predictions from intensities alone, fitted on training patients.
 
     Attributes:
@@ -43,7 +43,7 @@ class Untrained:
         }
 
 
-def fit_untrained(train: Sequence[PreparedSubject], copies: Sequence[str]) -> Untrained:
+def fit_non_learned(train: Sequence[PreparedSubject], copies: Sequence[str]) -> NonLearned:
     """Fits the rows on training slices: as many of each subject, from its lowest to its highest.
 
     Sums over pixels are all that is kept of a subject, so that a cohort of any size fits in memory.
@@ -61,7 +61,7 @@ def fit_untrained(train: Sequence[PreparedSubject], copies: Sequence[str]) -> Un
         squares = squares + features.T @ features
         products = products + features.T @ pixels[:, len(sources) :]
     weights, *_ = np.linalg.lstsq(squares, products, rcond=None)  # the normal equations
-    return Untrained(
+    return NonLearned(
         copies=tuple(sources.index(name) for name in copies),
         means=products[0] / squares[0, 0],  # the first feature is 1
         weights=weights,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cdm_jax.data.prepare import PreparedSubject
-from cdm_jax.untrained import fit_untrained
+from cdm_jax.methods.baselines.naive import fit_non_learned
 
 
 def make(tmp_path, name, slices):
@@ -38,7 +38,7 @@ def train(tmp_path):
 
 
 def test_regression_finds_a_quadratic_relation_and_keeps_the_background(train):
-    fitted = fit_untrained(train, ("t1", "t2"))
+    fitted = fit_non_learned(train, ("t1", "t2"))
     unit = train[0].slices.astype(np.float32) / 65535
     rows = fitted.rows(unit[..., :2])
     np.testing.assert_allclose(rows["regression"], unit[..., 2:], atol=1e-3)
@@ -46,13 +46,13 @@ def test_regression_finds_a_quadratic_relation_and_keeps_the_background(train):
 
 
 def test_brain_mean_is_the_mean_over_brain_pixels(train):
-    fitted = fit_untrained(train, ("t1", "t2"))
+    fitted = fit_non_learned(train, ("t1", "t2"))
     brain = np.concatenate([s.slices[:, :, 3:, 2:].reshape(-1, 2) for s in train]) / 65535
     np.testing.assert_allclose(fitted.means, brain.mean(axis=0), rtol=1e-5)
 
 
 def test_copies_follow_the_named_sources(train):
-    rows = fit_untrained(train, ("t2", "t1")).rows(np.full((1, 2, 2, 2), [0.2, 0.7], np.float32))
+    rows = fit_non_learned(train, ("t2", "t1")).rows(np.full((1, 2, 2, 2), [0.2, 0.7], np.float32))
     np.testing.assert_allclose(rows["copy"][0, 0, 0], [0.7, 0.2])
 
 
@@ -69,7 +69,7 @@ def test_a_large_cohort_is_fitted_on_whole_brains(tmp_path):
     one = np.ones_like(first)
     columns = np.stack([one, first, second, first**2, first * second, second**2], axis=-1)
     expected, *_ = np.linalg.lstsq(columns, np.stack(targets, axis=-1), rcond=None)
-    fitted = fit_untrained(subjects, ("t1", "t2"))
+    fitted = fit_non_learned(subjects, ("t1", "t2"))
     grid = np.stack(np.meshgrid(*[np.linspace(0.1, 0.9, 9)] * 2), axis=-1)[None].astype(np.float32)
     first, second = np.moveaxis(grid, -1, 0)
     columns = np.stack([first**0, first, second, first**2, first * second, second**2], axis=-1)
