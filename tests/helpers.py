@@ -57,11 +57,11 @@ def oblique_patient(run: pathlib.Path, root: pathlib.Path) -> pathlib.Path:
     folder = root / subject.subject_id
     folder.mkdir(parents=True)
     affine = np.array([[0, 4.5, 0.3, -70], [-5, 0, 0, 90], [0, 0.4, 5.5, -60], [0, 0, 0, 1.0]])
-    for path in subject.images.values():
+    for code, path in enumerate(subject.images.values(), start=2):
         volume = np.asanyarray(nib.load(path).dataobj)[:, ::-1].transpose(1, 0, 2)
         image = nib.Nifti1Image(volume, affine)
         image.set_qform(affine, code=1)
-        image.set_sform(affine, code=2)
+        image.set_sform(affine, code=code)  # so that T1 and T2 can be told apart
         nib.save(image, folder / path.name)
     return folder
 
