@@ -1,4 +1,4 @@
-"""Trained systems and untrained rows over test patients: one JSON record a subject.
+"""Trained systems and non-learned baselines over test patients: one JSON record a subject.
 
 A record is written when its subject is done and found again by its fingerprints, so an interrupted
 evaluation goes on where it was, and a row evaluated later joins those that are there.
@@ -26,10 +26,10 @@ from cdm_jax.data.nifti import read_labels, read_volume
 from cdm_jax.data.prepare import FULL_SCALE, PreparedSubject
 from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import UserError
-from cdm_jax.methods.baselines.naive import NonLearned, fit_non_learned
 from cdm_jax.metrics.aggregate import Record
 from cdm_jax.metrics.conventions import Case, fingerprint, get_convention, json_ready
 from cdm_jax.metrics.regions import region_masks
+from cdm_jax.non_learned import NonLearned, fit_non_learned
 from cdm_jax.report.card import PARTS, model_card, parameter_counts, save_card
 from cdm_jax.report.rows import CEILING, NON_LEARNED
 from cdm_jax.report.tables import results_table, to_markdown, to_rich
@@ -152,7 +152,7 @@ class _Evaluation:
         self._compiled: dict[tuple[str, ...], inference.Compute] = {}
 
     @functools.cached_property
-    def _untrained(self) -> NonLearned:
+    def _non_learned(self) -> NonLearned:
         return fit_non_learned(self._dataset.train, self._dataset.copies)
 
     def _identity(self, subject: PreparedSubject) -> dict[str, Any]:
@@ -223,7 +223,7 @@ class _Evaluation:
         sources, targets = slices[..., :num_sources], slices[..., num_sources:]
         found: dict[str, np.ndarray] = {}
         if not NON_LEARNED.keys().isdisjoint(rows):
-            found |= self._untrained.rows(sources.astype(np.float32) / FULL_SCALE)
+            found |= self._non_learned.rows(sources.astype(np.float32) / FULL_SCALE)
         if CEILING in rows:
             found[CEILING] = targets.astype(np.float32) / FULL_SCALE
         matched = np.linspace(0, len(other.slice_indices) - 1, len(slices)).round().astype(int)

@@ -1,14 +1,14 @@
-"""The paper's letter beside what is built here: an MDN that sees no patient, C-UNets that trust y.
+"""The paper-literal variants beside what is built here: an MDN that sees no patient, and more.
 
   python -m experiments.literal --dataset=phantom --small
   python -m experiments.literal --dataset=brats --root=<folder>
 
-The letter is an MDN without any condition and a C-UNet that is trained on the encoder's y of the
-true targets; its variants change one of both. "All as printed" takes everything else by the letter
-as well: the unsquared norms of Eqs. 1 and 4, one tower of residual blocks behind the two linear
-layers, scales that are a Condition Embedding and nothing more, no residual around it, no way past
-the body for the sources, no training without y. All are shown as a patient with missing targets
-gets them, and as the leak of the true targets' y (the oracle) makes them look.
+The paper-literal condition is an MDN that sees no patient and a C-UNet that is trained on the
+encoder's y of the true targets; two variants change one of both. "All as printed" takes everything
+else as printed as well: the unsquared norms of Eqs. 1 and 4, one tower of residual blocks behind
+the two linear layers, scales that are a Condition Embedding and nothing more, no residual around
+it, no way past the body for the sources, no training without y. All are shown as a patient with
+missing targets gets them, and as the leak of the true targets' y (the oracle) makes them look.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ PRINTED = (
 )
 VARIANTS = {
     "letter": Variant(
-        title="Letter",
+        title="Paper-literal condition",
         values=("mdn.condition=none", "cunet.representation=encoder"),
         kept=("mrm",),
     ),

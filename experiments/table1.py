@@ -66,9 +66,12 @@ def notes(study: Study, cohort: str) -> list[str]:
         " C-UNet's recipe, its noise factor and the rate of Diffusion were chosen on validation"
         " patients of the first phantom cohort, nothing of the GANs was."
     )
+    measured = load_results(f"{study.dataset}/systems")["records"][0]["rows"]
+    missing = ", ".join(name for row, name in ROWS.items() if row not in measured)
+    absent = f" Not trained on this cohort: {missing}." if missing else ""
     return [
         "CDM is the mean of eight samples. Printed: PSNR / SSIM / MAE of the paper on "
-        f"{cohort}.{budget if study.small else ''}"
+        f"{cohort}.{budget if study.small else ''}{absent}"
     ]
 
 

@@ -30,7 +30,7 @@ ALLOWED = {
         "diffusion",
         "methods",
     },
-    "untrained": {"errors", "data"},
+    "non_learned": {"errors", "data"},
     "report": {"errors", "metrics"},
 }
 

@@ -136,7 +136,7 @@ def masked_loss(
     """Mean over the hidden patches R of their distance to the truth (Eq. 1).
 
     The text says L2 and mean squared error while Eq. 1 prints an unsquared norm: "mse" is the
-    default, "l2norm" is the letter of Eq. 1, "l1" is SimMIM's.
+    default, "l2norm" is what Eq. 1 prints, "l1" is SimMIM's.
 
     Raises:
       UserError: unknown kind.

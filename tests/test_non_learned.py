@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cdm_jax.data.prepare import PreparedSubject
-from cdm_jax.methods.baselines.naive import fit_non_learned
+from cdm_jax.non_learned import fit_non_learned
 
 
 def make(tmp_path, name, slices):
