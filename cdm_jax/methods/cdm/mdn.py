@@ -4,8 +4,8 @@ A light diffusion model over the representation y of MRM. One linear layer a tar
 decouples the noised y_t; residual blocks of perceptrons restore y_0; DDIM samples it.
 
 As the paper prints it, nothing of the patient enters (`condition="none"`): a sample is the code of
-some brain, independent of the one at hand. `condition="source"` lets every block see an encoding of the
-source modalities, which is the only way that a sample can say anything about this patient.
+some brain, independent of the one at hand. `condition="source"` lets every block see an encoding
+of the source modalities, which is the only way that a sample can say anything about this patient.
 """
 
 import dataclasses
