@@ -139,8 +139,8 @@ def test_scores_of_slices_are_not_taken_for_those_of_evaluate(truth, tmp_path):
 
 
 def test_mistakes_are_named(truth, tmp_path, capsys):
-    assert main.main(["cdm_jax.main", "score", f"--input={truth}"]) == 1
-    assert "score needs --input" in capsys.readouterr().err
+    assert main.main(["cdm_jax.main", "score", f"--input={truth}"]) == 2
+    assert "score needs --input=<folder> --truth=<folder>" in capsys.readouterr().err
     made = blurred(truth, tmp_path / "made", lambda _: 1.0)
     patient = next(made.iterdir())
     image = next(patient.iterdir())
