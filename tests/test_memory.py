@@ -114,7 +114,8 @@ def test_the_remedy_keeps_the_effective_batch(stage, changes, expected):
 def call(tmp_path, monkeypatch, pytestconfig, capsys):
     """`call(*arguments)`: the exit code and what a command says, of a run without patients."""
     monkeypatch.chdir(pytestconfig.rootpath)
-    monkeypatch.setattr(commands, "_dataset", lambda config, request: NOBODY)
+    monkeypatch.setattr(commands, "_dataset", lambda config, workdir: NOBODY)
+    monkeypatch.setattr(commands, "find_system", lambda workdir: workdir / "m1")
 
     def run(*arguments):
         code = command_line.main(["cdm_jax.main", *arguments, f"--workdir={tmp_path}"])
@@ -150,11 +151,9 @@ def test_running_out_of_memory_is_answered_in_one_line(command, call, monkeypatc
         raise EXHAUSTED
 
     monkeypatch.setattr(commands, function, run_out)
-    given = ["--config=configs/phantom.py:m1,smoke"]
-    given += {"synthesize": ["--input=.", "--output=."], "calibrate": ["--samples=40"]}.get(
-        command, []
-    )
-    code, error = call(command, *given)
+    config = "--config=configs/phantom.py:m1,smoke"
+    flags = {"synthesize": ["--input=.", "--output=."], "calibrate": [config, "--samples=40"]}
+    code, error = call(command, *flags.get(command, [config]))
     assert code == 1
     assert error.startswith(f"error: {expected} of the device's memory: set ")
     assert setting in error
