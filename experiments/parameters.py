@@ -166,7 +166,7 @@ def _plan_lines(content: dict[str, Any]) -> list[str]:
         f"memory, as XLA's {content['backend']} backend plans it (JAX {content['jax']}): state, "
         "batch, results and everything in between. Another backend plans otherwise: a GPU's "
         "convolutions need workspaces, and it fuses other operations. On a GPU, `train` asks for "
-        "that GPU's own plan before a pipeline begins.",
+        "that GPU's own plan before a pipeline begins. A stage without a peak was not compiled.",
         "",
         "Diffusion without rematerialization (`diffusion.remat`), and on half batches whose "
         "gradients are accumulated:",
