@@ -72,7 +72,10 @@ def test_small_and_smoke_are_smaller_and_can_be_turned_off(file):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("gan", "unknown stage 'gan': allowed are mrm, mdn, .*, cdm, .*, pix2pix, .*, all$"),
+        (
+            "gan",
+            r"unknown stage 'gan' \(did you mean gcgan\?\): allowed are mrm, .*, cdm, .*, all$",
+        ),
         ("", "unknown stage ''"),
         ("mrm,width=3", "unknown value 'width': allowed are size, seed, small, smoke"),
         ("mrm,size=big", "'size=big' should be size=<int>"),
