@@ -403,7 +403,7 @@ def test_a_model_is_rebuilt_where_the_public_file_is_not():
         ("resvit", {"resvit.transformer_blocks": ()}, "one or more of 1 to 2"),
         ("resvit", {"resvit.transformer_blocks": (0, 1)}, "one or more of 1 to 2"),
         ("resvit", {"resvit.heads": 3}, "multiple of 3"),
-        ("resvit", {"resvit.dropout": 1.0}, "below 1"),
+        ("resvit", {"resvit.dropout": 1.0}, "must be in"),
     ],
 )
 def test_settings_that_build_no_network_are_refused(stage, changes, message):
