@@ -158,9 +158,10 @@ def test_the_command_writes_a_record_and_prints_it(tmp_path, monkeypatch, capsys
     assert f"{rows['m1']['trained']:,}" in printed
 
 
-def test_the_committed_record_says_what_every_step_takes_and_where_it_was_planned():
+def test_the_committed_record_says_what_steps_take_and_where_it_was_planned():
+    """A stage that was not compiled has no peak."""
     content = records.load_results("parameters")
-    peaks = {row["stage"]: row["peak_bytes"] for row in content["stages"]}
+    peaks = {row["stage"]: row.get("peak_bytes") for row in content["stages"]}
     assert set(peaks) == set(SYSTEMS["all"])
     plans = {(row["batch"], row["remat"]): row["peak_bytes"] for row in content["plans"]}
     assert plans[12, True] == peaks["diffusion"] < plans[12, False]
