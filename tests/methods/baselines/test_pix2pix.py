@@ -290,7 +290,7 @@ def test_synthesis_is_without_dropout_and_of_each_image_by_itself(dropping, stil
         ({"data.size": 36}, "multiple of 8"),
         ({"data.size": 16}, "24 pixels or more"),
         ({"pix2pix.halvings": 1}, "halvings 1 are too few"),
-        ({"pix2pix.dropout": 1.0}, "dropout 1.0"),
+        ({"pix2pix.dropout": 1.0}, r"dropout is 1.0: it must be in"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_with_a_way_out(create, changes, said):
