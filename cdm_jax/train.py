@@ -9,7 +9,7 @@ import dataclasses
 import os
 import pathlib
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 from clu.metrics import Average
-from jaxtyping import Array
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from cdm_jax import checkpoint, parallel
@@ -371,9 +371,10 @@ def _loop(
                 bar.show(step, averages["loss"], run.batch_size)
                 totals = nothing
             if validate and (step % length.validate_every == 0 or step == length.num_steps):
-                metrics, pictures = validate(base.model_of(run.devices.replicate(state)))
+                found = jax.device_get(validate(base.model_of(run.devices.replicate(state))))
+                metrics, pictures = (by_modality(values, run.config.data) for values in found)
                 writer.scalars(step, {f"validation/{k}": v for k, v in metrics.items()})
-                writer.pictures(step, jax.device_get(pictures))
+                writer.pictures(step, pictures)
                 bar.note(step, metrics)
             leave = parallel.stop_requested(step, stop.requested) and step < length.num_steps
             if step < length.num_steps and (step % length.checkpoint_every == 0 or leave):
@@ -393,6 +394,26 @@ def _validation(
     batch = next(run.slices(run.dataset.validation, run.batch_size))
     compiled = jax.jit(run.method.validate, out_shardings=parallel.replicated(run.devices.mesh))
     return lambda model: compiled(model, batch, run.keys[2])
+
+
+def by_modality(
+    values: Mapping[str, Float[np.ndarray, "..."]], data: ConfigDict
+) -> dict[str, Float[np.ndarray, "..."]]:
+    """Numbers and pictures of single modalities, by names such as "psnr_t1c".
+
+    Args:
+      values: metrics (scalars, or vectors over the targets) or pictures ([b, h, w], or with the
+        modalities as last axis).
+      data: the config's section, whose modalities these are.
+    """
+    found = {}
+    for name, value in values.items():
+        if value.ndim % 3 == 0:
+            found[name] = value
+            continue
+        modalities = data.sources if name == "source" else data.targets
+        found |= {f"{name}_{modality}": value[..., m] for m, modality in enumerate(modalities)}
+    return found
 
 
 def _finish(run: Run, state: base.State, writer: Writer) -> base.State:

@@ -1,12 +1,13 @@
-"""What every system has in common: its state, its protocol, and one gradient step.
+"""What every system has in common: its state, its base class, and one gradient step.
 
 A system is a frozen dataclass of networks and numbers; all that changes is in its `State`, a plain
-pytree. The loop, the evaluation and the synthesis know systems by the protocol alone.
+pytree. The loop, the evaluation and the synthesis know systems by the base class alone.
 """
 
+import abc
 import importlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import flax.struct
 import jax
@@ -19,8 +20,8 @@ from cdm_jax import parallel
 from cdm_jax.optim import moving_average
 
 Batch = Mapping[str, Num[Array, "b h w _"]]  # "source" and "target", as `to_model_range` returns
-Metrics = dict[str, Float[Array, ""]]
-Pictures = dict[str, Float[Array, "b h w"]]
+Metrics = dict[str, Float[Array, "..."]]  # numbers, or one for each target modality
+Pictures = dict[str, Float[Array, "b h w *modalities"]]  # in [0, 1]
 Model = dict[str, Any]  # what inference needs of a system: params, statistics, frozen stages
 Translate = Callable[[Model, Batch, Key[Array, "*keys"]], Float[Array, "b h w t"]]
 
@@ -31,7 +32,7 @@ class State(flax.struct.PyTreeNode):
     Attributes:
       step: number of updates done, an int32 scalar.
       params: what is trained, a nested dict.
-      optimizer: the optimizer's state, or one for each player of an adversarial system.
+      optimizer: the optimizer's state, or those of generator and discriminator.
       average: exponential moving average of `params`, or an empty dict.
       frozen: `{stage: Model}` of the stages that this one builds on, so that a checkpoint is whole.
       statistics: arrays that inference needs and no gradient moves: running means of BatchNorm,
@@ -55,29 +56,28 @@ def model_of(state: State) -> Model:
     return {"params": params, "statistics": state.statistics, "frozen": state.frozen}
 
 
-@runtime_checkable
-class Method(Protocol):
-    """A system: pure functions of its state. `create(config)` in its module makes it.
-
-    Attributes:
-      depends_on: stages whose finished models `init` takes.
-      paired: whether a batch's sources and targets are of the same slices.
-    """
+class Method(abc.ABC):
+    """A system: pure functions of its state. `create(config)` in its module makes it."""
 
     @property
     def depends_on(self) -> tuple[str, ...]:
-        """Stages that must be finished before this one starts."""
+        """Stages whose finished models `init` takes."""
+        return ()
 
     @property
     def paired(self) -> bool:
         """Whether it trains on pairs, or on sources and targets of different slices."""
+        return True
 
+    @abc.abstractmethod
     def init(self, key: Key[Array, ""], batch: Batch, frozen: Model) -> State:
-        """A fresh state for batches of this shape."""
+        """A fresh state for batches of this shape, over the models of `depends_on`."""
 
+    @abc.abstractmethod
     def update(self, state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
         """One training step: the new state and scalars to log."""
 
+    @abc.abstractmethod
     def validate(self, model: Model, batch: Batch, key: Key[Array, ""]) -> tuple[Metrics, Pictures]:
         """Scalars and rows of pictures on unseen patients."""
 
@@ -88,21 +88,19 @@ class Method(Protocol):
         validation: Callable[[], Iterable[Batch]],
         key: Key[Array, ""],
     ) -> State:
-        """Measures what later stages need, once, after the last step."""
+        """Measures what later stages need, once, after the last step; by default nothing."""
+        return state
 
 
-@runtime_checkable
-class Translator(Method, Protocol):
-    """A system that makes target images from source images.
-
-    Attributes:
-      stochastic: whether two keys give two results.
-    """
+class Translator(Method):
+    """A system that makes target images from source images."""
 
     @property
     def stochastic(self) -> bool:
         """Whether two keys give two results."""
+        return False
 
+    @abc.abstractmethod
     def translate(
         self,
         model: Model,
@@ -112,42 +110,18 @@ class Translator(Method, Protocol):
     ) -> Float[Array, "k b h w t"]:
         """Independent translations of the same sources, in [-1, 1].
 
-        The key is one for all sources, or one for each of them.
+        Args:
+          model: as `model_of` gives it.
+          sources: images in [-1, 1].
+          key: drives the samples, one for all sources or one for each of them.
+          num_samples: k; of a deterministic system there is one translation (k = 1).
         """
 
     def audits(self, num_samples: int) -> dict[str, Translate]:
         """Further named ways to translate that an evaluation shows beside the honest one."""
-
-
-class Stage:
-    """Defaults of a `Method`: it builds on no other stage, learns from pairs, measures nothing."""
-
-    depends_on: tuple[str, ...] = ()
-    paired: bool = True
-
-    def finish(
-        self,
-        state: State,
-        train: Callable[[], Iterable[Batch]],
-        validation: Callable[[], Iterable[Batch]],
-        key: Key[Array, ""],
-    ) -> State:
-        """The state as it is."""
-        return state
-
-
-class TranslatorStage(Stage):
-    """Defaults of a `Translator`: deterministic, without audits; a subclass adds `translate`."""
-
-    stochastic: bool = False
-
-    def audits(self, num_samples: int) -> dict[str, Translate]:
-        """No further rows."""
         return {}
 
-    def validate(
-        self: "Translator", model: Model, batch: Batch, key: Key[Array, ""]
-    ) -> tuple[Metrics, Pictures]:
+    def validate(self, model: Model, batch: Batch, key: Key[Array, ""]) -> tuple[Metrics, Pictures]:
         """Error of one translation, and sources, truth and synthesis side by side.
 
         As at inference, the synthesis is 0 outside the sources' brain.
@@ -157,12 +131,8 @@ class TranslatorStage(Stage):
         source, truth = to_unit_range(batch["source"]), to_unit_range(batch["target"])
         error = jnp.mean((prediction - truth) ** 2, axis=(1, 2))
         psnr = -10 * jnp.log10(jnp.maximum(error, 1e-10)).mean(axis=0)
-        metrics = {"loss": error.mean()} | {f"psnr_{t}": psnr[t] for t in range(psnr.shape[0])}
-        pictures = {f"source_{s}": source[..., s] for s in range(source.shape[-1])}
-        for t in range(truth.shape[-1]):
-            pictures[f"truth_{t}"] = truth[..., t]
-            pictures[f"synthesis_{t}"] = prediction[..., t]
-        return metrics, pictures
+        pictures = {"source": source, "truth": truth, "synthesis": prediction}
+        return {"loss": error.mean(), "psnr": psnr}, pictures
 
 
 def create(config: Any) -> Method:

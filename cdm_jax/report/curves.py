@@ -41,13 +41,12 @@ class Curve:
     svg: str
 
 
-def curves(stage: str, lines: Sequence[Line], targets: Sequence[str]) -> list[Curve]:
+def curves(stage: str, lines: Sequence[Line]) -> list[Curve]:
     """Draws a stage's losses, and its validation metrics where it has any.
 
     Args:
         stage: its name.
         lines: of its `metrics.jsonl`.
-        targets: the target modalities, whose numbers stand in names such as psnr_0.
     """
     names = dict.fromkeys(
         name
@@ -62,7 +61,7 @@ def curves(stage: str, lines: Sequence[Line], targets: Sequence[str]) -> list[Cu
         validates = name != metric and not _is_loss(metric)
         shown = kind.upper() if kind in DECIMALS else kind
         title = f"validation {shown}" if validates else "losses"
-        groups.setdefault(title, {})[name] = _label(name, targets)
+        groups.setdefault(title, {})[name] = _label(name)
     drawn = (_curve(f"{stage}: {title}", lines, shown) for title, shown in groups.items())
     return [curve for curve in drawn if curve is not None]
 
@@ -81,14 +80,8 @@ def _is_loss(metric: str) -> bool:
     return "loss" in metric or "error" in metric
 
 
-def _label(name: str, targets: Sequence[str]) -> str:
-    metric = name.removeprefix(VALIDATION)
-    start, _, number = metric.rpartition("_")
-    if number.isdigit() and int(number) < len(targets):
-        metric = f"{start} {targets[int(number)]}"
-    return ("validation " if name != name.removeprefix(VALIDATION) else "") + metric.replace(
-        "_", " "
-    )
+def _label(name: str) -> str:
+    return name.replace(VALIDATION, "validation ").replace("_", " ")
 
 
 def _curve(title: str, lines: Sequence[Line], shown: Mapping[str, str]) -> Curve | None:

@@ -195,14 +195,13 @@ def _headline(report: Report) -> dict[str, Any]:
 
 def _stages(site: Site, report: Report) -> list[dict[str, Any]]:
     """Stages with their curves' files."""
-    targets = patients.targets_of(report.records)
     return [
         {
             "name": stage.name,
             "facts": stage.facts,
             "curves": [
                 (site.write(f"curves/{stage.name}-{number}.svg", curve.svg), curve)
-                for number, curve in enumerate(curves(stage.name, stage.lines, targets))
+                for number, curve in enumerate(curves(stage.name, stage.lines))
             ],
         }
         for stage in report.stages

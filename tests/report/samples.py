@@ -89,7 +89,7 @@ def case(subject, systems=("cunet", "m1")):
 
 
 def report(**changes):
-    lines = [{"step": n, "loss": 1 / n, "validation/psnr_0": 20.0 + n} for n in range(1, 5)]
+    lines = [{"step": n, "loss": 1 / n, "validation/psnr_t1c": 20.0 + n} for n in range(1, 5)]
     values = {
         "title": "A < B",
         "notice": "Not for clinical use.",

@@ -64,10 +64,10 @@ def test_numbers_for_the_browser_and_for_a_patients_page():
 def test_curves_are_split_into_losses_and_validation_metrics():
     lines = [
         {"step": 10, "loss": 1.0, "gradient_norm": 9.0},
-        {"step": 20, "loss": 0.5, "validation/loss": 0.7, "validation/psnr_1": 20.0},
+        {"step": 20, "loss": 0.5, "validation/loss": 0.7, "validation/psnr_t2f": 20.0},
         {"step": 30, "loss": float("nan"), "final/explained": 0.83},
     ]
-    losses, psnr = curves("cunet", lines, ["t1c", "t2f"])
+    losses, psnr = curves("cunet", lines)
     assert losses.title == "cunet: losses"
     assert losses.text == "Steps 10 to 20: loss from 1 to 0.5; validation loss from 0.7 to 0.7."
     assert (psnr.title, psnr.text) == (
@@ -76,7 +76,7 @@ def test_curves_are_split_into_losses_and_validation_metrics():
     )
     assert ET.fromstring(losses.svg).tag.endswith("svg")
     assert final_values(lines) == {"explained": "0.83"}
-    assert curves("empty", [{"step": 1}], []) == []
+    assert curves("empty", [{"step": 1}]) == []
 
 
 def test_opacity_in_niivue_is_linear_in_the_error():

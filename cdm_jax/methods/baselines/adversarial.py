@@ -1,4 +1,4 @@
-"""What the adversarial systems share: two players, each with its own optimizer."""
+"""What the adversarial systems share: a generator and a discriminator that learn in turns."""
 
 import abc
 import dataclasses
@@ -12,24 +12,24 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from cdm_jax import parallel
-from cdm_jax.methods.base import Model, State, TranslatorStage, value_and_gradient
+from cdm_jax.methods.base import Model, State, Translator, value_and_gradient
 
-PLAYERS = ("generator", "discriminator")
+NETWORKS = ("generator", "discriminator")
 
 
 def score(module: nn.Module, params: PyTree, images: Float[Array, "b h w _"]) -> Array:
     """A discriminator's scores; running means that a BatchNorm would keep are dropped."""
-    # The generator is judged by the discriminator that has just been updated.
+    # The generator is scored by the discriminator that has just been updated.
     params = parallel.gather_params(params)
     return module.apply({"params": params}, images, mutable=["batch_stats"])[0]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Adversarial(TranslatorStage, abc.ABC):
+class Adversarial(Translator):
     """A system whose generator translates in one pass.
 
     Attributes:
-      optimizer: of each player, with a state of its own for each.
+      optimizer: of the generator and of the discriminator, with a state for each.
     """
 
     optimizer: optax.GradientTransformation
@@ -51,36 +51,36 @@ class Adversarial(TranslatorStage, abc.ABC):
     def start(
         self, params: dict[str, PyTree], *, statistics: Model | None = None, memory: Any = None
     ) -> State:
-        """A state at step 0; `params` holds the networks of each of `PLAYERS`."""
+        """A state at step 0; `params` holds the parameters of each of `NETWORKS`."""
         return State(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            optimizer={player: self.optimizer.init(params[player]) for player in PLAYERS},
+            optimizer={network: self.optimizer.init(params[network]) for network in NETWORKS},
             average={},
             frozen={},
             statistics=statistics or {},
             memory=memory or {},
         )
 
-    def play(
+    def update_network(
         self,
         state: State,
-        player: str,
+        network: str,
         loss: Callable[[PyTree], tuple[Float[Array, ""], Any]],
     ) -> tuple[State, Float[Array, ""], Any]:
-        """One step of one player on `loss(its params) -> (loss, anything)`; the other stands still.
+        """One gradient step of the generator or the discriminator alone, on `loss(params)`.
 
         Returns:
           The state (its step number unchanged), the loss, and the second thing that it returned.
         """
-        value, extra, gradient = value_and_gradient(loss, state.params[player])
+        value, extra, gradient = value_and_gradient(loss, state.params[network])
         changes, optimizer = self.optimizer.update(
-            gradient, state.optimizer[player], state.params[player]
+            gradient, state.optimizer[network], state.params[network]
         )
-        params = optax.apply_updates(state.params[player], changes)
+        params = optax.apply_updates(state.params[network], changes)
         state = state.replace(
-            params={**state.params, player: params},
-            optimizer={**state.optimizer, player: optimizer},
+            params={**state.params, network: params},
+            optimizer={**state.optimizer, network: optimizer},
         )
         return state, value, extra
 

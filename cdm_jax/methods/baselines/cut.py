@@ -159,20 +159,22 @@ class CUT(Adversarial):
         flip = jax.random.bernoulli(flip_key) if self.flip_equivariance else None
         synthetic = self._synthesize(state.params["generator"], batch, flip)["source"]
 
-        def judge(params: PyTree) -> tuple[Float[Array, ""], None]:
+        def loss_of_discriminator(params: PyTree) -> tuple[Float[Array, ""], None]:
             real, made = (
                 score(self.discriminator, params, images) for images in (batch["target"], synthetic)
             )
             return discriminator_loss(least_squares, real, made), None
 
-        state, judged, _ = self.play(state, "discriminator", judge)
+        state, discriminator_value, _ = self.update_network(
+            state, "discriminator", loss_of_discriminator
+        )
         discriminator = state.params["discriminator"]
-        state, loss, metrics = self.play(
+        state, loss, metrics = self.update_network(
             state,
             "generator",
             lambda params: self._generator_loss(params, discriminator, batch, flip, contrast_key),
         )
-        metrics |= {"loss": loss, "discriminator_loss": judged}
+        metrics |= {"loss": loss, "discriminator_loss": discriminator_value}
         return state.replace(step=state.step + 1), metrics
 
     def generate(self, model: Model, sources: Float[Array, "b h w s"]) -> Float[Array, "b h w t"]:

@@ -55,7 +55,7 @@ class CycleGAN(Pooled):
 
         source, target = batch["source"], batch["target"]
         synthetic = {"source": to_source(target), "target": to_target(source)}
-        adversarial = self.persuasion(state, synthetic)
+        adversarial = self.generator_adversarial_loss(state, synthetic)
         cycle = jnp.abs(to_source(synthetic["target"]) - source).mean()
         cycle += jnp.abs(to_target(synthetic["source"]) - target).mean()
         loss = adversarial + self.cycle_weight * cycle
@@ -67,7 +67,7 @@ class CycleGAN(Pooled):
 
     def update(self, state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
         """A step of both generators, then one of both discriminators."""
-        state, loss, (synthetic, metrics) = self.play(
+        state, loss, (synthetic, metrics) = self.update_network(
             state, "generator", lambda params: self._generator_loss(params, state, batch)
         )
         # The images from before the generators' step: the official code makes them once a step.

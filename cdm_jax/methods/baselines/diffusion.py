@@ -25,7 +25,7 @@ from cdm_jax.methods.base import (
     Metrics,
     Model,
     State,
-    TranslatorStage,
+    Translator,
     apply,
     gradient_step,
     new_state,
@@ -59,7 +59,7 @@ def denoising_loss(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Diffusion(TranslatorStage):
+class Diffusion(Translator):
     """The system.
 
     Attributes:

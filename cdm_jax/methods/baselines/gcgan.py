@@ -76,7 +76,7 @@ class GcGAN(Pooled):
         synthetic = {
             frame: generate(images) for frame, images in self._frames(batch["source"]).items()
         }
-        adversarial = self.persuasion(state, synthetic)
+        adversarial = self.generator_adversarial_loss(state, synthetic)
         geometry = self._inconsistency(synthetic)
         loss = adversarial + self.geometry_weight * geometry
         if self.identity_weight:
@@ -98,7 +98,7 @@ class GcGAN(Pooled):
 
     def update(self, state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
         """A step of the generator, then one of both discriminators."""
-        state, loss, (synthetic, metrics) = self.play(
+        state, loss, (synthetic, metrics) = self.update_network(
             state, "generator", lambda params: self._generator_loss(params, state, batch)
         )
         real = self._frames(batch["target"])

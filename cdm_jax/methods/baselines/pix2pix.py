@@ -74,7 +74,7 @@ class HalvingUNet(nn.Module):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pix2pix(Adversarial):
-    """The UNet against a PatchGAN that judges pairs of source and target images.
+    """The UNet against a PatchGAN that sees pairs of source and target images.
 
     Attributes:
       generator: the UNet.
@@ -107,14 +107,14 @@ class Pix2pix(Adversarial):
         )
         return images, {"generator": changed["batch_stats"]}
 
-    def _judge(self, params: PyTree, sources: Array, targets: Array) -> Float[Array, "b _ _ 1"]:
+    def _score(self, params: PyTree, sources: Array, targets: Array) -> Float[Array, "b _ _ 1"]:
         return score(self.discriminator, params, jnp.concatenate([sources, targets], axis=-1))
 
     def _discriminator_loss(
         self, params: PyTree, batch: Batch, synthetic: Float[Array, "b h w t"]
     ) -> tuple[Float[Array, ""], None]:
-        real = self._judge(params, batch["source"], batch["target"])
-        scores = self._judge(params, batch["source"], synthetic)
+        real = self._score(params, batch["source"], batch["target"])
+        scores = self._score(params, batch["source"], synthetic)
         return discriminator_loss(cross_entropy, real, scores), None
 
     def _generator_loss(
@@ -122,7 +122,7 @@ class Pix2pix(Adversarial):
     ) -> tuple[Float[Array, ""], tuple[Model, Metrics]]:
         """Eq. 4 with the target flipped instead of the sign, the running means, and its parts."""
         synthetic, statistics = self._paint(params, state, batch["source"], key)
-        scores = self._judge(state.params["discriminator"], batch["source"], synthetic)
+        scores = self._score(state.params["discriminator"], batch["source"], synthetic)
         adversarial = cross_entropy(scores, True)
         l1 = jnp.abs(synthetic - batch["target"]).mean()
         loss = adversarial + self.l1_weight * l1
@@ -130,15 +130,15 @@ class Pix2pix(Adversarial):
 
     def update(self, state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
         """A step of the discriminator, then one of the generator on the same synthetic images."""
-        # The same key gives the same dropout: both players see the same images, as in the official
+        # The same key gives the same dropout: both networks see the same images, as in the official
         # code, at the price of a second forward pass.
         synthetic, _ = self._paint(state.params["generator"], state, batch["source"], key)
-        state, discriminator_loss, _ = self.play(
+        state, discriminator_loss, _ = self.update_network(
             state,
             "discriminator",
             lambda params: self._discriminator_loss(params, batch, synthetic),
         )
-        state, loss, (statistics, metrics) = self.play(
+        state, loss, (statistics, metrics) = self.update_network(
             state, "generator", lambda params: self._generator_loss(params, state, batch, key)
         )
         metrics |= {"loss": loss, "discriminator_loss": discriminator_loss}

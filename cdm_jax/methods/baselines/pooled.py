@@ -39,7 +39,7 @@ class Pooled(Adversarial):
             memory={kind: empty_pool(self.pool, shown) for kind, shown in images.items()},
         )
 
-    def persuasion(self, state: State, synthetic: Images) -> Float[Array, ""]:
+    def generator_adversarial_loss(self, state: State, synthetic: Images) -> Float[Array, ""]:
         """What the generator loses where the discriminators know its images, over all kinds."""
         discriminators = state.params["discriminator"]
         scores = [
@@ -73,5 +73,5 @@ class Pooled(Adversarial):
             losses = [discriminator_loss(least_squares, *pair) for pair in scores.values()]
             return sum(losses[1:], losses[0]), None
 
-        state, value, _ = self.play(state, "discriminator", loss)
+        state, value, _ = self.update_network(state, "discriminator", loss)
         return state.replace(memory=memory), value

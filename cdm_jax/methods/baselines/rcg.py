@@ -20,7 +20,7 @@ from cdm_jax.methods.base import (
     Metrics,
     Model,
     State,
-    TranslatorStage,
+    Translator,
     apply,
     gradient_step,
     new_state,
@@ -38,7 +38,7 @@ from cdm_jax.optim import average_decay, make_optimizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RCG(TranslatorStage):
+class RCG(Translator):
     """The pixel generator as a training stage, and RCG as a "translator".
 
     Attributes:

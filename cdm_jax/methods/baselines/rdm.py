@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from cdm_jax.diffusion.ddim import DDIM
 from cdm_jax.diffusion.schedule import alpha_bar, sampling_timesteps
-from cdm_jax.methods.base import Stage
+from cdm_jax.methods.base import Method
 from cdm_jax.methods.cdm import mdn, mrm
 from cdm_jax.nn.adm import Linear
 from cdm_jax.nn.embeddings import sinusoidal
@@ -76,7 +76,7 @@ class RDM(mdn.MDN):
     """MDN's stage, of whose samples nobody asks how far they may be trusted."""
 
     # Thousands of samples of 250 steps, as MDN measures them, would take longer than training.
-    finish = Stage.finish
+    finish = Method.finish
 
 
 def create(config: Any, stage: str = "") -> RDM:

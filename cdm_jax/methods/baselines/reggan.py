@@ -78,7 +78,7 @@ class RegGAN(Adversarial):
         keys = zip(KINDS, jax.random.split(key), strict=True)
         return {kind: self.misalignment(kind_key, batch[kind]) for kind, kind_key in keys}
 
-    def _judge(self, params: PyTree, images: Float[Array, "b h w _"]) -> Float[Array, " b"]:
+    def _score(self, params: PyTree, images: Float[Array, "b h w _"]) -> Float[Array, " b"]:
         """One score for each image: the mean over its patches."""
         return score(self.discriminator, params, images).mean(axis=(1, 2, 3))
 
@@ -109,7 +109,7 @@ class RegGAN(Adversarial):
             "smoothness": smoothness(displacement),
         }
         for kind, images in synthetic.items():
-            parts["adversarial"] += least_squares(self._judge(discriminator[kind], images), True)
+            parts["adversarial"] += least_squares(self._score(discriminator[kind], images), True)
         loss = parts["adversarial"] + self.correction_weight * parts["correction"]
         loss += self.smoothness_weight * parts["smoothness"]
         if self.to_source:
@@ -123,8 +123,8 @@ class RegGAN(Adversarial):
         """Losses on real and on synthetic images, not halved, over all kinds."""
         loss = jnp.zeros(())
         for kind, images in shown.items():
-            loss += least_squares(self._judge(params[kind], batch[kind]), True)
-            loss += least_squares(self._judge(params[kind], images), False)
+            loss += least_squares(self._score(params[kind], batch[kind]), True)
+            loss += least_squares(self._score(params[kind], images), False)
         return loss, None
 
     def _show(
@@ -147,14 +147,14 @@ class RegGAN(Adversarial):
         move_key, pool_key = jax.random.split(key)
         moved = self._misalign(batch, move_key)
         discriminator = state.params["discriminator"]
-        state, loss, (synthetic, metrics) = self.play(
+        state, loss, (synthetic, metrics) = self.update_network(
             state, "generator", lambda params: self._generator_loss(params, discriminator, moved)
         )
         state, shown = self._show(state, moved, synthetic, pool_key)
-        state, judged, _ = self.play(
+        state, discriminator_loss, _ = self.update_network(
             state, "discriminator", lambda params: self._discriminator_loss(params, moved, shown)
         )
-        metrics |= {"loss": loss, "discriminator_loss": judged}
+        metrics |= {"loss": loss, "discriminator_loss": discriminator_loss}
         return state.replace(step=state.step + 1), metrics
 
     def generate(self, model: Model, sources: Float[Array, "b h w s"]) -> Float[Array, "b h w t"]:

@@ -61,7 +61,7 @@ class ResViT(Adversarial):
     pretrained: str
 
     @property
-    def depends_on(self) -> tuple[str, ...]:  # type: ignore[override]
+    def depends_on(self) -> tuple[str, ...]:
         """The first stage, where this is the second."""
         return (FIRST_STAGE,) if self.generator.transformer_blocks else ()
 
@@ -113,29 +113,31 @@ class ResViT(Adversarial):
         """The discriminator's step, then the generator's against the new discriminator."""
         source, target = batch["source"], batch["target"]
         statistics = state.statistics["generator"]
-        # One image for both players: the same dropout in both passes.
+        # One image for both networks: the same dropout in both passes.
         synthetic, _ = self._synthesize(state.params["generator"], statistics, source, key)
 
-        def judge(params: PyTree) -> tuple[Array, None]:
+        def loss_of_discriminator(params: PyTree) -> tuple[Array, None]:
             real = self._score(params, source, target)
             return discriminator_loss(
                 least_squares, real, self._score(params, source, synthetic)
             ), None
 
-        state, discriminator, _ = self.play(state, "discriminator", judge)
-        opponent = state.params["discriminator"]
+        state, discriminator_value, _ = self.update_network(
+            state, "discriminator", loss_of_discriminator
+        )
+        updated = state.params["discriminator"]
 
-        def convince(params: PyTree) -> tuple[Array, tuple[PyTree, Metrics]]:
+        def loss_of_generator(params: PyTree) -> tuple[Array, tuple[PyTree, Metrics]]:
             """The generator's loss, its new running means, and the parts of the loss."""
             synthetic, changed = self._synthesize(params, statistics, source, key)
-            adversarial = least_squares(self._score(opponent, source, synthetic), True)
+            adversarial = least_squares(self._score(updated, source, synthetic), True)
             l1 = jnp.abs(synthetic - target).mean()
             parts = {"adversarial": adversarial, "l1": l1}
             return adversarial + self.l1_weight * l1, (changed, parts)
 
-        state, loss, (changed, parts) = self.play(state, "generator", convince)
+        state, loss, (changed, parts) = self.update_network(state, "generator", loss_of_generator)
         state = state.replace(step=state.step + 1, statistics={"generator": changed})
-        return state, {"loss": loss, "discriminator_loss": discriminator, **parts}
+        return state, {"loss": loss, "discriminator_loss": discriminator_value, **parts}
 
     def generate(self, model: Model, sources: Float[Array, "b h w s"]) -> Float[Array, "b h w t"]:
         """Sources to targets with running means and without dropout."""

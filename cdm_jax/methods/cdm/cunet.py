@@ -23,7 +23,7 @@ from cdm_jax.methods.base import (
     Model,
     State,
     Translate,
-    TranslatorStage,
+    Translator,
     apply,
     gradient_step,
     new_state,
@@ -148,7 +148,7 @@ class CUNet(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CrossConditioned(TranslatorStage):
+class CrossConditioned(Translator):
     """C-UNet as a training stage, and CDM as a translator.
 
     Attributes:
@@ -183,12 +183,12 @@ class CrossConditioned(TranslatorStage):
     condition_dropout: float
 
     @property
-    def depends_on(self) -> tuple[str, ...]:  # type: ignore[override]
+    def depends_on(self) -> tuple[str, ...]:
         """MRM and MDN, or nothing without the condition."""
         return ("mrm", self.sampler_stage) if self.sampler else ()
 
     @property
-    def stochastic(self) -> bool:  # type: ignore[override]
+    def stochastic(self) -> bool:
         """Whether two keys give two results."""
         return self.sampler is not None
 

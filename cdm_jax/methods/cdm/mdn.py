@@ -27,10 +27,10 @@ from cdm_jax.diffusion.schedule import alpha_bar, sampling_timesteps
 from cdm_jax.errors import UserError
 from cdm_jax.methods.base import (
     Batch,
+    Method,
     Metrics,
     Model,
     Pictures,
-    Stage,
     State,
     apply,
     gradient_step,
@@ -134,7 +134,7 @@ class Denoiser(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MDN(Stage):
+class MDN(Method):
     """The diffusion over representations as a training stage.
 
     Attributes:

@@ -21,10 +21,10 @@ from cdm_jax import draws, parallel
 from cdm_jax.errors import UserError
 from cdm_jax.methods.base import (
     Batch,
+    Method,
     Metrics,
     Model,
     Pictures,
-    Stage,
     State,
     apply,
     gradient_step,
@@ -155,7 +155,7 @@ def masked_loss(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MRM(Stage):
+class MRM(Method):
     """The representation model as a training stage.
 
     Attributes:

@@ -8,7 +8,7 @@ import pytest
 
 from cdm_jax.losses.adversarial import cross_entropy, discriminator_loss, least_squares
 from cdm_jax.methods.baselines.adversarial import (
-    PLAYERS,
+    NETWORKS,
     Adversarial,
     Pool,
     empty_pool,
@@ -19,7 +19,7 @@ from cdm_jax.nn.patchgan import PatchGAN
 
 
 class _Player(Adversarial):
-    """A system of which only the play is looked at."""
+    """A system of which only the updates are looked at."""
 
     def generate(self, model, sources):
         return sources
@@ -80,30 +80,32 @@ def test_even_sure_scores_give_finite_losses(loss):
 # Turns.
 
 
-@pytest.mark.parametrize("player", PLAYERS)
-def test_a_turn_moves_its_player_alone(player, same):
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_step_changes_its_network_alone(network, same):
     system = _Player(optimizer=optax.sgd(0.5, momentum=0.9))
     params = {"generator": {"a": jnp.float32(2)}, "discriminator": {"a": jnp.float32(-1)}}
     before = system.start(params, statistics={"mean": jnp.ones(1)}, memory={"past": jnp.ones(1)})
-    after, loss, extra = system.play(before, player, lambda own: (own["a"] ** 2, own["a"] + 1))
-    other = next(name for name in PLAYERS if name != player)
-    start = params[player]["a"]
+    after, loss, extra = system.update_network(
+        before, network, lambda own: (own["a"] ** 2, own["a"] + 1)
+    )
+    other = next(name for name in NETWORKS if name != network)
+    start = params[network]["a"]
     assert loss == start**2 and extra == start + 1
-    assert after.params[player]["a"] == start - 0.5 * 2 * start
-    assert not same(after.optimizer[player], before.optimizer[player])
+    assert after.params[network]["a"] == start - 0.5 * 2 * start
+    assert not same(after.optimizer[network], before.optimizer[network])
     assert after.params[other] is before.params[other]
     assert after.optimizer[other] is before.optimizer[other]
     assert (after.step, after.statistics, after.memory) == (0, before.statistics, before.memory)
 
 
-def test_each_player_has_an_optimizer_state_of_its_own():
-    """Adam's first step is the rate for every player, whatever the other one did before."""
+def test_each_network_has_an_optimizer_state_of_its_own():
+    """Adam's first step is the rate for every network, whatever the other one did before."""
     system = _Player(optimizer=optax.adam(0.1))
-    state = system.start({player: {"a": jnp.float32(2)} for player in PLAYERS})
-    state, _, _ = system.play(state, "discriminator", lambda own: (100 * own["a"], None))
-    state, _, _ = system.play(state, "generator", lambda own: (0.01 * own["a"], None))
-    for player in PLAYERS:
-        assert state.params[player]["a"] == pytest.approx(1.9, abs=1e-4)
+    state = system.start({network: {"a": jnp.float32(2)} for network in NETWORKS})
+    state, _, _ = system.update_network(state, "discriminator", lambda own: (100 * own["a"], None))
+    state, _, _ = system.update_network(state, "generator", lambda own: (0.01 * own["a"], None))
+    for network in NETWORKS:
+        assert state.params[network]["a"] == pytest.approx(1.9, abs=1e-4)
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance"])

@@ -98,7 +98,7 @@ def test_the_losses_are_the_published_sum():
 
 
 def test_the_generators_play_first_and_both_losses_are_of_the_networks_before():
-    """Had one player moved before, the other one's loss would be another at this rate."""
+    """Had one network moved before, the other one's loss would be another at this rate."""
     system, state, batch = _known(0.01)
     _, metrics = system.update(state, batch, jax.random.key(0))
     expected = ADVERSARIAL + 10 * CYCLE + 5 * IDENTITY
@@ -187,16 +187,16 @@ def test_synthesis_takes_the_generator_to_the_targets():
 
 
 @pytest.mark.slow
-def test_only_the_players_their_optimizers_and_the_pools_change(start, same):
+def test_only_the_networks_their_optimizers_and_the_pools_change(start, same):
     changes = {"data.size": 32, "cyclegan.blocks": 1, "cyclegan.optimizer.warmup_steps": 0}
     method, state, batch = start("cyclegan", changes, size=32)
     method = dataclasses.replace(method, optimizer=optax.sgd(0.01))
     after, metrics = jax.jit(method.update)(state, batch, jax.random.key(0))
     assert set(metrics) == {"loss", "discriminator_loss", "adversarial", "cycle"}
     assert all(np.isfinite(value) for value in metrics.values())
-    for player, networks in state.params.items():
+    for network, networks in state.params.items():
         for name, params in networks.items():
-            assert not same(after.params[player][name], params)
+            assert not same(after.params[network][name], params)
     assert after.step == state.step + 1
     assert same((after.statistics, after.frozen), (state.statistics, state.frozen))
 

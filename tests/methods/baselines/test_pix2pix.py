@@ -240,17 +240,17 @@ def test_in_training_dropout_follows_the_key(dropping):
     assert jnp.abs(one - other).max() > 0
 
 
-def test_both_players_see_the_same_dropout(start):
-    """A discriminator that has just seen the images judges those same ones: D then G, one pass."""
+def test_both_networks_see_the_same_dropout(start):
+    """A discriminator that has just seen the images scores those same ones: D then G, one pass."""
     changes = {"data.size": 64, "pix2pix.halvings": 6, "pix2pix.dropout": 0.9}
     method, state, batch = start("pix2pix", changes, size=64, number=2)
     seen = []
-    judge = type(method)._judge
+    score_of = type(method)._score
 
     class Watched(type(method)):
-        def _judge(self, params, sources, targets):
+        def _score(self, params, sources, targets):
             seen.append(targets)
-            return judge(self, params, sources, targets)
+            return score_of(self, params, sources, targets)
 
     fields = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
     watched = Watched(**fields)

@@ -235,8 +235,8 @@ def test_the_generators_loss_is_the_published_sum_over_averaged_scores(step):
     displacement = np.asarray(
         base.apply(method.registration, generator["registration"], made, batch["target"])
     )
-    judge = before.params["discriminator"]["target"]
-    adversarial = ((_scores(method, judge, made) - 1) ** 2).mean()
+    discriminator = before.params["discriminator"]["target"]
+    adversarial = ((_scores(method, discriminator, made) - 1) ** 2).mean()
     places = np.moveaxis(displacement, -1, 1) + np.indices((32, 32))
     warped = np.stack(
         [
@@ -258,12 +258,14 @@ def test_the_generators_loss_is_the_published_sum_over_averaged_scores(step):
     assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-3)
 
 
-def test_the_discriminator_judges_what_the_new_generator_makes_and_is_not_halved(step):
+def test_the_discriminator_scores_what_the_new_generator_makes_and_is_not_halved(step):
     method, before, after, metrics, batch = step
-    judge = before.params["discriminator"]["target"]
-    real = ((_scores(method, judge, batch["target"]) - 1) ** 2).mean()
+    discriminator = before.params["discriminator"]["target"]
+    real = ((_scores(method, discriminator, batch["target"]) - 1) ** 2).mean()
     old, new = (
-        (_scores(method, judge, method.generate(base.model_of(s), batch["source"])) ** 2).mean()
+        (
+            _scores(method, discriminator, method.generate(base.model_of(s), batch["source"])) ** 2
+        ).mean()
         for s in (before, after)
     )
     assert float(metrics["discriminator_loss"]) == pytest.approx(real + new, rel=1e-4)
@@ -288,9 +290,9 @@ def test_every_network_moves(request, kind):
 
 
 @pytest.mark.slow
-def test_with_the_cycle_both_directions_come_back_and_are_judged(cycle_step):
+def test_with_the_cycle_both_directions_come_back_and_are_scored(cycle_step):
     method, before, _, metrics, batch = cycle_step
-    generator, judges = before.params["generator"], before.params["discriminator"]
+    generator, discriminators = before.params["generator"], before.params["discriminator"]
 
     def to_target(images):
         return base.apply(method.network, generator["network"], images)
@@ -303,7 +305,7 @@ def test_with_the_cycle_both_directions_come_back_and_are_judged(cycle_step):
     cycle = jnp.abs(to_source(made["target"]) - source).mean()
     cycle += jnp.abs(to_target(made["source"]) - target).mean()
     assert float(metrics["cycle"]) == pytest.approx(float(cycle), rel=1e-4)
-    adversarial = sum(((_scores(method, judges[k], made[k]) - 1) ** 2).mean() for k in made)
+    adversarial = sum(((_scores(method, discriminators[k], made[k]) - 1) ** 2).mean() for k in made)
     assert float(metrics["adversarial"]) == pytest.approx(adversarial, rel=1e-4)
     parts = {"adversarial": 1, "correction": 20, "smoothness": 10, "cycle": 10}
     total = sum(weight * float(metrics[name]) for name, weight in parts.items())
@@ -311,14 +313,14 @@ def test_with_the_cycle_both_directions_come_back_and_are_judged(cycle_step):
 
 
 @pytest.mark.slow
-def test_with_the_cycle_the_pools_hold_the_images_that_were_judged(cycle_step):
+def test_with_the_cycle_the_pools_hold_the_images_that_were_scored(cycle_step):
     """Pools that fill up return the new images: those from before the generators' step."""
     method, before, after, metrics, batch = cycle_step
-    judges, expected = before.params["discriminator"], 0.0
+    discriminators, expected = before.params["discriminator"], 0.0
     for kind, pool in after.memory.items():
         assert int(pool.filled) == 2
-        expected += ((_scores(method, judges[kind], batch[kind]) - 1) ** 2).mean()
-        expected += (_scores(method, judges[kind], pool.images[:2]) ** 2).mean()
+        expected += ((_scores(method, discriminators[kind], batch[kind]) - 1) ** 2).mean()
+        expected += (_scores(method, discriminators[kind], pool.images[:2]) ** 2).mean()
     assert float(metrics["discriminator_loss"]) == pytest.approx(expected, rel=1e-4)
     made = method.generate(base.model_of(before), batch["source"])
     np.testing.assert_allclose(after.memory["target"].images[:2], made, atol=1e-4)

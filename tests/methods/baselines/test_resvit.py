@@ -131,8 +131,8 @@ def test_the_second_stage_begins_with_all_that_the_first_learned(first, second):
             np.testing.assert_array_equal(ours[place], value, str(place))
     assert state.frozen == {}
     kernels = [
-        flatten_dict(players["discriminator"])["Conv_0", "conv", "kernel"]
-        for players in (state.params, first["params"])
+        flatten_dict(networks["discriminator"])["Conv_0", "conv", "kernel"]
+        for networks in (state.params, first["params"])
     ]
     assert not np.array_equal(*kernels)
 
@@ -186,7 +186,7 @@ def test_losses_are_least_squares_and_a_hundred_times_l1(begun, updates, batch, 
     assert int(after.step) == 1
 
 
-def test_each_player_learns_and_every_part_of_the_generator_with_it(second, updates, batch):
+def test_each_network_learns_and_every_part_of_the_generator_with_it(second, updates, batch):
     _, state = second
     random = np.random.default_rng(0)
     # Away from zero initial values, through which nothing flows back.

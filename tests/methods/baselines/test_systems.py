@@ -8,7 +8,7 @@ import pytest
 from cdm_jax import parallel
 from cdm_jax.data.dataset import load_dataset
 from cdm_jax.methods import base
-from cdm_jax.methods.baselines.adversarial import PLAYERS, Adversarial
+from cdm_jax.methods.baselines.adversarial import NETWORKS, Adversarial
 from cdm_jax.train import slice_batches
 from configs import phantom
 from configs.common import CUNETS, PARTS, SYSTEMS
@@ -81,17 +81,17 @@ def test_four_slices_are_learned(stage, batch):
 
 
 @pytest.mark.parametrize("stage", GANS)
-def test_a_player_moves_all_of_itself_and_not_the_other(stage, batch, monkeypatch):
+def test_a_gradient_step_changes_all_of_one_network_and_not_the_other(stage, batch, monkeypatch):
     method, state = _start(stage, batch)
-    play, moved = Adversarial.play, []
+    step, moved = Adversarial.update_network, []
 
-    def watched(self, state, player, loss):
-        after, value, extra = play(self, state, player, loss)
+    def watched(self, state, network, loss):
+        after, value, extra = step(self, state, network, loss)
         change = jax.tree.map(lambda a, b: jnp.any(a != b), state.params, after.params)
-        moved.append((player, change))
+        moved.append((network, change))
         return after, value, extra
 
-    monkeypatch.setattr(Adversarial, "play", watched)
+    monkeypatch.setattr(Adversarial, "update_network", watched)
 
     def update(state, key):
         moved.clear()
@@ -101,14 +101,14 @@ def test_a_player_moves_all_of_itself_and_not_the_other(stage, batch, monkeypatc
     # The second of two steps: what starts at zero may hide what lies before it in the first.
     state, _ = jax.jit(update)(state, jax.random.key(3))
     _, changes = jax.jit(update)(state, jax.random.key(4))
-    players = [player for player, _ in moved]
-    assert sorted(players) == sorted(PLAYERS)
-    for player, change in zip(players, changes, strict=True):
-        (other,) = set(PLAYERS) - {player}
+    networks = [network for network, _ in moved]
+    assert sorted(networks) == sorted(NETWORKS)
+    for network, change in zip(networks, changes, strict=True):
+        (other,) = set(NETWORKS) - {network}
         assert not any(jax.tree.leaves(change[other]))
         still = [
             jax.tree_util.keystr(path)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(change[player])
+            for path, leaf in jax.tree_util.tree_leaves_with_path(change[network])
             if not leaf
         ]
         assert not still
