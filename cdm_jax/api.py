@@ -17,18 +17,18 @@ import os
 import pathlib
 from collections.abc import Iterator, Mapping
 
-import jax
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-from cdm_jax import checkpoint, inference, uncertainty
-from cdm_jax.data.intensity import brain_mask
+from cdm_jax import calibration, checkpoint, inference
+from cdm_jax.data.native import scale_volumes
 from cdm_jax.data.nifti import Image, PathLike, as_image, check_same_grid, image_like, read_volume
-from cdm_jax.data.prepare import PrepareSettings, prepare_volumes
+from cdm_jax.data.prepare import PrepareSettings, prepare_images
 from cdm_jax.data.subjects import subject_of
 from cdm_jax.errors import UserError, nearest
 from cdm_jax.methods import base
+from cdm_jax.sampling import SubjectSampler
 
 MAIN_STAGE = "cunet"  # whose images are meant where a run has those of several systems
 NO_NAME = "subject"  # of a patient whose images come from no file
@@ -81,8 +81,8 @@ class TrainedModel:
         self.folder, self.system = folder, system
         data = system.provenance.config.data
         self.sources, self.targets = tuple(data.sources), tuple(data.targets)
-        self._prepared: dict[int, tuple[inference.System, inference.Compute]] = {}
-        self._intervals: dict[int, uncertainty.Intervals | None] = {}
+        self._samplers: dict[int, SubjectSampler] = {}
+        self._intervals: dict[int, calibration.Intervals | None] = {}
 
     def synthesize(
         self, images: Mapping[str, Source], *, samples: int = 1, subject: str | None = None
@@ -105,30 +105,23 @@ class TrainedModel:
             raise UserError(f"samples={samples} is too few: give 1 or more")
         sources = self._sources(images)
         subject = subject or self._subject_of(sources[self.sources[0]])
-        volumes = _read(sources)
-        prepared = prepare_volumes(volumes, self._settings(), subject, subject)
-        brain = brain_mask(volumes)
-        system, compiled = self._compiled(samples)
-        key = inference.subject_key(system.provenance.config.seed, subject)
-        outputs = system.volumes(compiled, {"source": prepared.slices}, key)
+        native = scale_volumes(_read(sources), self.sources, subject)
+        prepared = prepare_images(native, self._settings(), subject, subject)
+        drawn = self._sampler(samples).draw(prepared, prepared.slices, native.brain)
         intervals = self.intervals(samples)
         found: dict[str, dict[str, Image]] = {"deviation": {}, "lower": {}, "upper": {}}
-        for t, target in enumerate(self.targets):
-            native = {
-                name: inference.to_native(prepared, slices[..., t], brain)
-                for name, slices in outputs.items()
-            }
+        for target, volumes in drawn.items():
             if intervals is not None:
-                native |= uncertainty.within(native, brain, intervals, target)
-            for name, volume in native.items():
+                volumes |= calibration.within(volumes, native.brain, intervals, target)
+            for name, volume in volumes.items():
                 image = self._image(volume, target, sources[self.sources[0]])
                 found.setdefault(name, {})[target] = image
         return Synthesis(subject=subject, **found)
 
-    def intervals(self, samples: int) -> uncertainty.Intervals | None:
+    def intervals(self, samples: int) -> calibration.Intervals | None:
         """The system's calibrated intervals, None where they are not for so many samples."""
         if samples not in self._intervals:
-            found = uncertainty.find_intervals(self.folder, self.system, samples)
+            found = calibration.find_intervals(self.folder, self.system, samples)
             self._intervals[samples] = found
         return self._intervals[samples]
 
@@ -167,14 +160,10 @@ class TrainedModel:
             minimum_brain=data.minimum_brain,
         )
 
-    def _compiled(self, samples: int) -> tuple[inference.System, inference.Compute]:
-        """The system with a batch that fits so many samples, and its compiled program."""
-        if samples not in self._prepared:
-            batch_size = uncertainty.slices_per_call(samples) * jax.local_device_count()
-            system = dataclasses.replace(self.system, batch_size=batch_size)
-            compute = uncertainty.mean_and_deviation(system.method, samples)
-            self._prepared[samples] = system, system.compile(compute)
-        return self._prepared[samples]
+    def _sampler(self, samples: int) -> SubjectSampler:
+        if samples not in self._samplers:
+            self._samplers[samples] = SubjectSampler(self.system, samples)
+        return self._samplers[samples]
 
     def _image(
         self, volume: Float[np.ndarray, "z y x"], target: str, reference: PathLike | Image

@@ -20,6 +20,7 @@ from cdm_jax.errors import UserError
 from cdm_jax.methods.base import Model, State
 
 FOLDER = "checkpoints"
+FORMAT = 2  # raise it when a change makes earlier checkpoints or their configs unreadable
 MODEL_FIELDS = ("params", "average", "statistics", "frozen")
 
 
@@ -43,6 +44,7 @@ class Provenance:
     def to_json(self) -> dict[str, Any]:
         """As JSON types."""
         return {
+            "format": FORMAT,
             "config": plain(self.config),
             "batch_size": self.batch_size,
             "split": self.split,
@@ -144,16 +146,17 @@ def provenance(stage_folder: pathlib.Path) -> Provenance | None:
     """What a stage's newest checkpoint says of itself, None where there is none.
 
     Raises:
-      UserError: an earlier version wrote it, in another form.
+      UserError: another version wrote it, in another form.
     """
     newest = _newest(stage_folder)
     if newest is None:
         return None
     saved = _metadata(newest)
-    if "batch_size" not in saved:
+    if saved.get("format") != FORMAT:
         raise UserError(
-            f"{newest} was written by an earlier version, whose checkpoints this one cannot read: "
-            "use that version, or train the stage anew in another --workdir"
+            f"{newest} was written by another version, whose checkpoints this one cannot read "
+            f"(format {saved.get('format', 'unnamed')}, here {FORMAT}): use that version, or train "
+            "the stage anew in another --workdir"
         )
     return Provenance(
         config=to_config(saved["config"]),
@@ -186,18 +189,34 @@ def load_model(stage_folder: pathlib.Path) -> tuple[Model, Provenance]:
     newest, saved = _newest(stage_folder), provenance(stage_folder)
     if newest is None or saved is None:
         raise UserError(f"no checkpoint in {stage_folder / FOLDER}: train this stage first")
-    tree: Any = ocp.metadata(newest, checkpointable_name="state").metadata
-    wanted = {
-        name: jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), tree[name])
-        for name in MODEL_FIELDS
-    }
+    shapes = _shapes(newest)
+    wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context:
         loaded: Any = ocp.load(newest, wanted, checkpointable_name="state")
-    params = loaded["average"] or loaded["params"]
-    model = {"params": params, "statistics": loaded["statistics"], "frozen": loaded["frozen"]}
-    return model, saved
+    return _model(loaded), saved
+
+
+def model_shapes(stage_folder: pathlib.Path) -> Model:
+    """The shapes of what `load_model` loads, without reading any array."""
+    newest = _newest(stage_folder)
+    if newest is None:
+        raise UserError(f"no checkpoint in {stage_folder / FOLDER}: train this stage first")
+    return _model(_shapes(newest))
+
+
+def _shapes(step_folder: pathlib.Path) -> dict[str, Any]:
+    tree: Any = ocp.metadata(step_folder, checkpointable_name="state").metadata
+    return {
+        name: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree[name])
+        for name in MODEL_FIELDS
+    }
+
+
+def _model(fields: Mapping[str, Any]) -> Model:
+    params = fields["average"] or fields["params"]
+    return {"params": params, "statistics": fields["statistics"], "frozen": fields["frozen"]}
 
 
 def differences(ours: ConfigDict, saved: ConfigDict, sections: Sequence[str]) -> list[str]:

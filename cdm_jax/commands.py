@@ -7,14 +7,17 @@ from ml_collections import ConfigDict
 
 from cdm_jax import checkpoint, memory, parallel
 from cdm_jax.api import find_system
+from cdm_jax.calibration import calibrate_stage, summary
+from cdm_jax.cards import write_card
 from cdm_jax.data import dataset as data
 from cdm_jax.errors import UserError
 from cdm_jax.evaluate import evaluate_run
 from cdm_jax.publish import publish_run
+from cdm_jax.report.card import FILE as CARD
+from cdm_jax.sampling import slices_per_call
 from cdm_jax.score import score_folders
 from cdm_jax.synthesize import synthesize_folder
 from cdm_jax.train import train_stage
-from cdm_jax.uncertainty import calibrate_stage, slices_per_call, summary
 from cdm_jax.writer import console
 
 
@@ -29,7 +32,9 @@ def train(*, config: ConfigDict, workdir: pathlib.Path) -> None:
         stage_config.stage = stage
         advice = f"set {memory.remedy(config, stage)}"
         with memory.explained(f"training {stage}", advice, workdir / stage):
-            train_stage(stage_config, workdir, dataset)
+            trained = train_stage(stage_config, workdir, dataset)
+        if trained or not (workdir / stage / CARD).exists():  # a run may be killed before it
+            write_card(workdir / stage, dataset)
     if config.pipeline:
         _evaluate(config, workdir, dataset)
 
@@ -42,7 +47,9 @@ def _evaluate(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) 
 
 def evaluate(*, config: ConfigDict | None, workdir: pathlib.Path) -> None:
     """Scores a run's systems on its test patients."""
-    config = config or _saved_config(workdir)
+    if config is None:
+        config = _saved_config(workdir)
+        config.evaluate.rows = ()  # those that a table asked for when it trained the run are few
     _cache_compilations(workdir)
     _evaluate(config, workdir, _dataset(config, workdir))
 

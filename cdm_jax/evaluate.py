@@ -20,9 +20,10 @@ from ml_collections import ConfigDict
 from rich.progress import track
 
 from cdm_jax import checkpoint, inference, parallel
+from cdm_jax.cards import write_card
 from cdm_jax.data.dataset import Dataset
-from cdm_jax.data.intensity import brain_mask
-from cdm_jax.data.nifti import read_labels, read_volume
+from cdm_jax.data.native import read_native
+from cdm_jax.data.nifti import read_labels
 from cdm_jax.data.prepare import FULL_SCALE, PreparedSubject
 from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import UserError
@@ -30,7 +31,6 @@ from cdm_jax.metrics.aggregate import Record
 from cdm_jax.metrics.conventions import Case, fingerprint, get_convention, json_ready
 from cdm_jax.metrics.regions import region_masks
 from cdm_jax.non_learned import NonLearned, fit_non_learned
-from cdm_jax.report.card import PARTS, model_card, parameter_counts, save_card
 from cdm_jax.report.rows import CEILING, NON_LEARNED
 from cdm_jax.report.tables import results_table, to_markdown, to_rich
 from cdm_jax.rows import REFERENCE_ROWS, chosen_rows, images_of, num_samples, rows_of, system_of
@@ -146,7 +146,7 @@ class _Evaluation:
         rows = [*REFERENCE_ROWS]
         for name, system in systems.items():
             rows += rows_of(name, system.method, num_samples(config, name))
-        self._rows = chosen_rows(config.evaluate.get("rows", ()), rows)
+        self._rows = chosen_rows(config.evaluate.rows, rows)
         used = {system_of(row) for row in self._rows}
         self._systems = {name: system for name, system in systems.items() if name in used}
         self._compiled: dict[tuple[str, ...], inference.Compute] = {}
@@ -198,19 +198,9 @@ class _Evaluation:
 
     def save_cards(self, records: Sequence[Record], workdir: pathlib.Path) -> None:
         """Writes the numbers into the card of each system, unless it was sampled in another way."""
-        patients = {part: len(getattr(self._dataset, part)) for part in PARTS}
         for stage, system in self._systems.items():
-            provenance = system.provenance.to_json()
-            if provenance["config"]["sampler"] != checkpoint.plain(self._config.sampler):
-                continue
-            text = model_card(
-                provenance=provenance,
-                parameters=parameter_counts(stage, system.model),
-                patients=patients,
-                translates=True,
-                records=records,
-            )
-            save_card(workdir / stage, text)
+            if system.provenance.config.sampler.to_dict() == self._config.sampler.to_dict():
+                write_card(workdir / stage, self._dataset, records)
 
     def _images(
         self, subject: PreparedSubject, other: PreparedSubject, rows: Sequence[str]
@@ -285,23 +275,17 @@ class _Native:
 
     def __init__(self, subject: PreparedSubject, files: Subject):
         self._subject = subject
-        self._brain = brain_mask(
-            {name: read_volume(files.images[name]) for name in subject.sources}
-        )
-        self._truth = {
-            name: subject.intensities[name].apply(read_volume(files.images[name]))
-            for name in subject.targets
-        }
-        self._segmentation = usable_segmentation(files, self._brain)
+        self._native = read_native(files, subject.sources, subject.sources + subject.targets)
+        self._segmentation = usable_segmentation(files, self._native.brain)
 
     def case(self, target: str, slices: Float[np.ndarray, "slice h w"]) -> Case:
         """A prediction in the model's frame beside the truth, on the native grid."""
         return Case(
             subject=self._subject.subject_id,
             modality=target,
-            prediction=inference.to_native(self._subject, slices, self._brain),
-            truth=self._truth[target],
-            brain=self._brain,
+            prediction=inference.to_native(self._subject, slices, self._native.brain),
+            truth=self._native.images[target],
+            brain=self._native.brain,
             segmentation=self._segmentation,
         )
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from cdm_jax import checkpoint, parallel
 from cdm_jax.data.dataset import Dataset
-from cdm_jax.data.intensity import brain_mask, measure
+from cdm_jax.data.native import read_native
 from cdm_jax.data.nifti import read_geometry, read_labels, read_volume, write_like
 from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import UserError
@@ -192,10 +192,9 @@ def _case(
     convention: str,
 ) -> Case:
     targets = patients.targets_of([record])
-    real = {name: read_volume(path) for name, path in subject.images.items()}
-    sources = {name: volume for name, volume in real.items() if name not in targets}
-    unit = {name: measure(volume, name).apply(volume) for name, volume in real.items()}
-    brain = brain_mask(sources)
+    sources = [name for name in subject.images if name not in targets]
+    native = read_native(subject, sources)
+    unit, brain = native.images, native.brain
     grid = next(iter(subject.images.values()))
     shown = [
         Image(

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Float
 from rich.progress import track
 
-from cdm_jax.data.intensity import Intensity, brain_mask, measure
+from cdm_jax.data.intensity import Intensity
+from cdm_jax.data.native import read_native
 from cdm_jax.data.nifti import check_same_grid, read_volume
 from cdm_jax.data.subjects import (
     LAYOUTS,
@@ -130,21 +131,19 @@ def _record(predicted: Subject, real: Subject) -> Record:
             f"{', '.join(predicted.images)}, the truth has {', '.join(real.images)}"
         )
     inputs = [name for name in real.images if name not in targets] or targets
-    brain = brain_mask({name: read_volume(real.images[name]) for name in inputs})
-    segmentation = usable_segmentation(real, brain)
+    native = read_native(real, inputs, [*inputs, *(t for t in targets if t not in inputs)])
+    segmentation = usable_segmentation(real, native.brain)
     scores: dict[str, Any] = {name: {} for name in CONVENTIONS}
     scales = {}
     for target in targets:
         check_same_grid([predicted.images[target], real.images[target]])
-        volume = read_volume(real.images[target])
-        intensity = measure(volume, f"{real.subject_id} {target}")
-        image, scales[target] = _in_unit_range(predicted.images[target], intensity)
+        image, scales[target] = _in_unit_range(predicted.images[target], native.intensities[target])
         case = Case(
             subject=real.subject_id,
             modality=target,
             prediction=image,
-            truth=intensity.apply(volume),
-            brain=brain,
+            truth=native.images[target],
+            brain=native.brain,
             segmentation=segmentation,
         )
         for name in CONVENTIONS:

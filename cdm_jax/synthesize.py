@@ -9,9 +9,9 @@ from typing import Any
 from rich.progress import track
 
 import cdm_jax
-from cdm_jax import api, parallel, uncertainty
-from cdm_jax.data.intensity import brain_mask, measure
-from cdm_jax.data.nifti import check_same_grid, read_volume, write_like
+from cdm_jax import api, calibration, parallel
+from cdm_jax.data.native import read_native
+from cdm_jax.data.nifti import read_volume, write_like
 from cdm_jax.data.subjects import Subject, find_subjects
 from cdm_jax.errors import UserError
 from cdm_jax.report.overview import Panel, save_overview
@@ -39,7 +39,7 @@ def synthesize_folder(
       folder: of the trained system or its run, as `cdm_jax.load` takes it.
       samples: independent samples; with more than one the mean is written, and their standard
         deviation beside it. Where the system's intervals are calibrated for so many samples
-        (`cdm_jax/uncertainty.py`), their lower and upper ends are written too.
+        (`cdm_jax/calibration.py`), their lower and upper ends are written too.
 
     Returns:
       The subjects' folders.
@@ -98,7 +98,7 @@ def _sidecars(subject: Subject, model: api.TrainedModel, samples: int) -> dict[s
     for target in model.targets:
         content = _provenance(subject, target, model, samples)
         if intervals is not None:
-            content["intervals"] = uncertainty.sidecar(intervals, target)
+            content["intervals"] = calibration.sidecar(intervals, target)
         sidecars[f"{subject.subject_id}-{target}.json"] = content
     return sidecars
 
@@ -132,23 +132,18 @@ def _write_overview(
     subject: Subject, result: api.Synthesis, model: api.TrainedModel, folder: pathlib.Path
 ) -> None:
     """Writes the picture of one subject: acquired images beside synthetic ones."""
-    check_same_grid(list(subject.images.values()))
-    acquired = {name: read_volume(path) for name, path in subject.images.items()}
-    shown = {
-        name: measure(volume, f"{subject.subject_id} {name}").apply(volume)
-        for name, volume in acquired.items()
-    }
-    panels = [Panel(name, shown[name]) for name in model.sources]
+    native = read_native(subject, model.sources)
+    acquired = native.images
+    panels = [Panel(name, acquired[name]) for name in model.sources]
     for target in model.targets:
         scale = model.system.provenance.scales[target]
         panels.append(Panel(f"{target} synthetic", read_volume(result[target]) / scale))
-        if target in shown:
-            panels.append(Panel(f"{target} acquired", shown[target]))
+        if target in acquired:
+            panels.append(Panel(f"{target} acquired", acquired[target]))
         if target in result.deviation:
             deviation = read_volume(result.deviation[target]) / scale
             panels.append(Panel(f"{target} deviation x 5", 5 * deviation))
-    brain = brain_mask({name: acquired[name] for name in model.sources})
-    save_overview(folder / f"{subject.subject_id}.png", panels, brain)
+    save_overview(folder / f"{subject.subject_id}.png", panels, native.brain)
 
 
 def _provenance(

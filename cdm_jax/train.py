@@ -26,8 +26,6 @@ from cdm_jax.data.pipeline import SliceSource, plain_plans, prefetched, training
 from cdm_jax.data.prepare import PreparedSubject, median_scales
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
-from cdm_jax.report.card import FILE as CARD
-from cdm_jax.report.card import PARTS, model_card, parameter_counts, save_card
 from cdm_jax.shapes import Shapes, example
 from cdm_jax.writer import ProfilerWindow, StopRequest, TrainingProgress, Writer, console
 
@@ -216,13 +214,16 @@ class Run:
         return slice_batches(subjects, self.batch_size, limit, self.devices.mesh)
 
 
-def train_stage(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) -> None:
+def train_stage(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) -> bool:
     """Trains the config's stage to its end, continuing from its newest checkpoint.
 
     Args:
       config: whole config; `config.stage` names the stage.
       workdir: the stage's folder is made in it.
       dataset: prepared patients.
+
+    Returns:
+      Whether there was anything left to train.
 
     Raises:
       MissingStageError: a stage that this one needs is missing.
@@ -243,9 +244,7 @@ def train_stage(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) -> 
     with checkpoint.Checkpoints(folder, config.checkpoint.keep) as checkpoints:
         if (checkpoints.latest_step or 0) >= run.length.num_steps:
             console.print(f"[bold]{config.stage}[/] is finished: {folder}")
-            if not (folder / CARD).exists():  # a run may be killed before it is written
-                _write_card(run, *checkpoint.load_model(folder))
-            return
+            return False
         frozen = load_frozen(run.method, config, workdir)
         with contextlib.closing(_training_iterator(run)) as batches:
             state = _start(run, frozen, checkpoints, batches)
@@ -253,20 +252,7 @@ def train_stage(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) -> 
                 state = _loop(run, state, batches, checkpoints, writer)
                 state = _finish(run, state, writer)
             checkpoints.save(run.length.num_steps, state, batches, run.provenance())
-    _write_card(run, base.model_of(state), run.provenance())
-
-
-def _write_card(run: Run, model: base.Model, provenance: checkpoint.Provenance) -> None:
-    """The model card, before any evaluation."""
-    if not parallel.is_first():
-        return
-    text = model_card(
-        provenance=provenance.to_json(),
-        parameters=parameter_counts(run.config.stage, model),
-        patients={part: len(getattr(run.dataset, part)) for part in PARTS},
-        translates=isinstance(run.method, base.Translator),
-    )
-    save_card(run.folder, text)
+    return True
 
 
 def _check_continues(run: Run) -> None:

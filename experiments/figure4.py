@@ -97,7 +97,7 @@ def painted(study: Study, stage: str, sources: np.ndarray) -> Float[np.ndarray, 
     samples = num_samples(config, stage) if method.stochastic else 1
 
     def mean(model: base.Model, batch: base.Batch, key: Array) -> inference.Outputs:
-        drawn = base.to_unit_range(method.translate(model, batch["source"], key, samples))
+        drawn = method.synthesize(model, batch["source"], key, samples)
         return {"mean": drawn.mean(axis=0)}
 
     return system.volumes(system.compile(mean), {"source": sources}, jax.random.key(0))["mean"]

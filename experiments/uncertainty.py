@@ -21,22 +21,20 @@ from matplotlib.figure import Figure
 from rich.progress import track
 
 from cdm_jax import checkpoint
+from cdm_jax.calibration import (
+    FLOOR,
+    PREMISE,
+    Intervals,
+    calibration_scores,
+    fit_intervals,
+    save_intervals,
+)
 from cdm_jax.evaluate import usable_segmentation
 from cdm_jax.metrics.aggregate import Comparison, Record, Summary, compare, per_patient, summarize
 from cdm_jax.metrics.conformal import coverage_by_region, risk_coverage
 from cdm_jax.metrics.regions import region_masks
 from cdm_jax.report.rows import MEAN_OF
-from cdm_jax.uncertainty import (
-    FLOOR,
-    PREMISE,
-    Drawn,
-    Intervals,
-    Sampler,
-    calibration_scores,
-    fit_intervals,
-    load_stochastic,
-    save_intervals,
-)
+from cdm_jax.sampling import Drawn, SubjectSampler, draw_beside_truth, load_stochastic
 from cdm_jax.writer import console
 from experiments.records import load_results, save_results
 from experiments.study import COLORS, DOCS, PAGE_WIDTH, Study, main, write
@@ -68,7 +66,7 @@ def measure(study: Study) -> None:
     if not checkpoint.finished(folder):
         study.run(("cdm",), (f"{STAGE}/{MEAN_OF}{SAMPLES}",))
     dataset = study.data()
-    sampler = Sampler(load_stochastic(folder, SAMPLES), SAMPLES)
+    sampler = SubjectSampler(load_stochastic(folder, SAMPLES), SAMPLES)
     floors = dict.fromkeys(floor for _, floor in ROWS.values())
     scores = {floor: calibration_scores(sampler, dataset, floor) for floor in floors}
     fitted = {
@@ -79,7 +77,7 @@ def measure(study: Study) -> None:
     records = []
     for subject in track(dataset.test, "measuring coverage", console=console):
         files = dataset.subjects[subject.subject_id]
-        brain, drawn = sampler.draw(subject, files)
+        brain, drawn = draw_beside_truth(sampler, subject, files)
         regions = region_masks(usable_segmentation(files, brain), brain)
         identity = {
             "subject": subject.subject_id,

@@ -37,10 +37,13 @@ def test_an_empty_folder_is_refused_by_name(tmp_path):
         checkpoint.load_model(tmp_path)
 
 
-def test_a_checkpoint_of_an_earlier_version_is_refused_by_name(tmp_path, monkeypatch):
+@pytest.mark.parametrize("told", [{}, {"format": checkpoint.FORMAT - 1}])
+def test_a_checkpoint_of_another_version_is_refused_in_one_line(told, tmp_path, monkeypatch):
     (tmp_path / checkpoint.FOLDER / "20").mkdir(parents=True)
-    monkeypatch.setattr(checkpoint, "_metadata", lambda folder: {"config": {}, "split": "x"})
-    with pytest.raises(UserError, match=r"20 was written by an earlier version"):
+    monkeypatch.setattr(
+        checkpoint, "_metadata", lambda folder: {"config": {}, "split": "x", **told}
+    )
+    with pytest.raises(UserError, match=r"20 was written by another version.*train the stage anew"):
         checkpoint.provenance(tmp_path)
 
 

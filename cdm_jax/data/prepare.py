@@ -23,8 +23,8 @@ import numpy as np
 from jaxtyping import Float, UInt16
 from rich.progress import track
 
-from cdm_jax.data.intensity import Intensity, brain_mask, measure
-from cdm_jax.data.nifti import check_same_grid, read_volume
+from cdm_jax.data.intensity import Intensity
+from cdm_jax.data.native import NativeImages, read_native
 from cdm_jax.data.resample import to_frame
 from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import UserError
@@ -138,49 +138,36 @@ def prepare_subject(subject: Subject, settings: PrepareSettings) -> Prepared:
     Raises:
         UserError: a source is missing, a file is unreadable, or the files' grids differ.
     """
-    files = _files(subject, settings)
-    check_same_grid(list(files.values()))
-    volumes = {modality: read_volume(path) for modality, path in files.items()}
-    return prepare_volumes(volumes, settings, subject.subject_id, subject.patient_id)
+    native = read_native(subject, settings.sources, tuple(_files(subject, settings)))
+    return prepare_images(native, settings, subject.subject_id, subject.patient_id)
 
 
-def prepare_volumes(
-    volumes: Mapping[str, Float[np.ndarray, "z y x"]],
-    settings: PrepareSettings,
-    subject_id: str,
-    patient_id: str,
+def prepare_images(
+    native: NativeImages, settings: PrepareSettings, subject_id: str, patient_id: str
 ) -> Prepared:
-    """Prepares volumes of one subject on one grid, as `read_volume` returns them.
+    """Prepares a subject's images.
 
     Args:
-        volumes: the sources' by modality, in the settings' order, then the targets' if any.
+        native: the sources' in the settings' order, then the targets' if any.
         settings: what decides the content.
         subject_id: the subject.
         patient_id: the patient.
-
-    Raises:
-        UserError: a volume has no brain.
     """
-    intensities = {
-        modality: measure(volume, f"{subject_id} {modality}")
-        for modality, volume in volumes.items()
-    }
-    brain = brain_mask({modality: volumes[modality] for modality in settings.sources})
+    brain = native.brain
     coverage = brain.sum(axis=(1, 2)) / max(brain.shape[1:]) ** 2
     kept = np.flatnonzero(coverage)
     channels = [
-        quantize(to_frame(intensities[modality].apply(volume[kept]), settings.size))
-        for modality, volume in volumes.items()
+        quantize(to_frame(volume[kept], settings.size)) for volume in native.images.values()
     ]
     return Prepared(
         subject_id=subject_id,
         patient_id=patient_id,
         sources=settings.sources,
-        targets=tuple(volumes)[len(settings.sources) :],
+        targets=tuple(native.images)[len(settings.sources) :],
         native_shape=brain.shape,
         slice_indices=tuple(kept.tolist()),
         training=tuple(np.flatnonzero(coverage[kept] >= settings.minimum_brain).tolist()),
-        intensities=intensities,
+        intensities=native.intensities,
         slices=np.stack(channels, axis=-1),
     )
 

@@ -46,6 +46,9 @@ class DDIM:
     prediction: str = "x0"
     clip: float | None = None
 
+    def __str__(self) -> str:
+        return f"DDIM, {self.num_steps} steps, eta {self.eta:g}"
+
     def steps(self) -> Step:
         """The table over which the scan runs, from the noisiest step to the last."""
         table = np.asarray(self.alpha_bar)

@@ -91,6 +91,14 @@ class Method(abc.ABC):
         """Measures what later stages need, once, after the last step; by default nothing."""
         return state
 
+    def facts(self) -> dict[str, str]:
+        """What its model card says beside what all have in common: name to text."""
+        return {}
+
+    def limits(self) -> list[str]:
+        """Sentences of its model card on what it cannot do."""
+        return []
+
 
 class Translator(Method):
     """A system that makes target images from source images."""
@@ -117,16 +125,35 @@ class Translator(Method):
           num_samples: k; of a deterministic system there is one translation (k = 1).
         """
 
+    def synthesize(
+        self,
+        model: Model,
+        sources: Float[Array, "b h w s"],
+        key: Key[Array, "*keys"],
+        num_samples: int,
+    ) -> Float[Array, "k b h w t"]:
+        """As `translate`, in [0, 1]."""
+        return to_unit_range(self.translate(model, sources, key, num_samples))
+
     def audits(self, num_samples: int) -> dict[str, Translate]:
         """Further named ways to translate that an evaluation shows beside the honest one."""
         return {}
+
+    def limits(self) -> list[str]:
+        """What the samples, where there are several, do not show."""
+        if not self.stochastic:
+            return []
+        return [
+            "The deviation of the samples shows what the sampler varies, which is not everything "
+            "that may be wrong."
+        ]
 
     def validate(self, model: Model, batch: Batch, key: Key[Array, ""]) -> tuple[Metrics, Pictures]:
         """Error of one translation, and sources, truth and synthesis side by side.
 
         As at inference, the synthesis is 0 outside the sources' brain.
         """
-        prediction = to_unit_range(self.translate(model, batch["source"], key, 1)[0])
+        prediction = self.synthesize(model, batch["source"], key, 1)[0]
         prediction = prediction * in_brain(batch["source"])
         source, truth = to_unit_range(batch["source"]), to_unit_range(batch["target"])
         error = jnp.mean((prediction - truth) ** 2, axis=(1, 2))

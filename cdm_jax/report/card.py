@@ -66,6 +66,8 @@ def model_card(
     parameters: Mapping[str, int],
     patients: Mapping[str, int],
     translates: bool,
+    facts: Mapping[str, str],
+    limits: Sequence[str],
     records: Sequence[Record] = (),
 ) -> str:
     """The card of one stage.
@@ -76,6 +78,8 @@ def model_card(
         stages that its checkpoint holds.
       patients: each of `PARTS` of the split to the number of its subjects.
       translates: whether the stage makes images, or is a part of one that does.
+      facts: of this method alone, name to text.
+      limits: sentences on what this method cannot do.
       records: of an evaluation of this checkpoint, one a subject; none before there is one.
 
     Returns:
@@ -86,7 +90,7 @@ def model_card(
     """
     config = provenance["config"]
     stage, name = config["stage"], config["data"]["name"]
-    facts = _facts(provenance, parameters, patients)
+    facts = {**_facts(provenance, parameters, patients), **facts}
     if records and translates:
         facts["fingerprint of the evaluated weights"] = records[0]["checkpoint"].get(stage, "")
     parts = [
@@ -104,7 +108,7 @@ def model_card(
         "condition is worth, teaching. Out of scope: diagnosis, treatment, triage, filling gaps in "
         "a clinical record, and images shown to patients or readers as if acquired.",
         "## Limits",
-        "\n".join(f"- {limit}" for limit in _limits(config, translates)),
+        "\n".join(f"- {limit}" for limit in [*_limits(config, translates), *limits]),
         "## Licenses",
         f"Software: Apache-2.0. {LICENSES.get(name, UNKNOWN).note}",
     ]
@@ -153,13 +157,13 @@ def _facts(
 ) -> dict[str, str]:
     """What the checkpoint says of itself, in the order of the card."""
     config, (stage, *frozen) = provenance["config"], parameters
-    data, sampler = config["data"], config["sampler"]
+    data = config["data"]
     parts = ", ".join(f"{number} to {what}" for what, number in _uses(patients).items())
     counts = f"{parameters[stage]:,} of its own"
     if frozen:
         counts += "; frozen " + ", ".join(f"{name} {parameters[name]:,}" for name in frozen)
     scales = ", ".join(f"{name} {scale:.4g}" for name, scale in provenance["scales"].items())
-    facts = {
+    return {
         "method": config[stage]["method"],
         "from": f"{', '.join(data['sources'])} to {', '.join(data['targets'])}",
         "size": f"axial slices of {data['size']} x {data['size']} pixels",
@@ -171,9 +175,6 @@ def _facts(
         "reference scales": scales,
         "software": f"cdm_jax {cdm_jax.__version__}",
     }
-    if _is_conditioned(config):
-        facts["sampler"] = f"DDIM, {sampler['num_steps']} steps, eta {sampler['eta']:g}"
-    return facts
 
 
 def _uses(patients: Mapping[str, int]) -> dict[str, int]:
@@ -210,12 +211,6 @@ def _with_rows_of(stage: str, record: Record) -> Record:
     return {**record, "rows": rows}
 
 
-def _is_conditioned(config: Mapping[str, Any]) -> bool:
-    """Whether the stage is CDM's C-UNet with a sampled representation."""
-    section = config[config["stage"]]
-    return section["method"] == "cdm.cunet" and section["condition"] == "on"
-
-
 def _limits(config: Mapping[str, Any], translates: bool) -> list[str]:
     data = config["data"]
     seen = (
@@ -237,13 +232,6 @@ def _limits(config: Mapping[str, Any], translates: bool) -> list[str]:
         limits += [
             "Lesions may be missing or invented.",
             "Slices are synthesized one by one; between them nothing is enforced.",
-        ]
-    if _is_conditioned(config):
-        limits += [
-            "The row `oracle` is a leak: it is given an encoding of the true targets, which no "
-            "patient who lacks them has. The honest row is the one with the system's bare name.",
-            "The deviation of the samples shows what the sampler varies, which is not everything "
-            "that may be wrong.",
         ]
     return limits
 

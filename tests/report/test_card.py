@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import yaml
 
+from cdm_jax.cards import write_card
 from cdm_jax.data.dataset import load_dataset
 from cdm_jax.errors import UserError
 from cdm_jax.evaluate import evaluate_run
@@ -17,20 +18,18 @@ from cdm_jax.report.card import (
 )
 from tests.helpers import copy_run, smoke_config
 
+FACTS = {"sampler": "DDIM, 30 steps"}
+LIMITS = ["The row `oracle` is a leak."]
 PATIENTS = dict(zip(PARTS, (50, 6, 24), strict=True))
 
 
-def provenance(stage="cunet", name="phantom", targets=("t1c", "t2f"), condition="on"):
-    method = {"method": "cdm.cunet", "condition": condition}
-    if stage == "mdn":
-        method = {"method": "cdm.mdn", "condition": "source"}
+def provenance(stage="cunet", name="phantom", targets=("t1c", "t2f")):
     return {
         "config": {
             "stage": stage,
             "seed": 3,
             "data": {"name": name, "sources": ["t1", "t2"], "targets": list(targets), "size": 64},
-            "sampler": {"num_steps": 30, "eta": 0.0, "grid": "ends"},
-            stage: {**method, "train": {"num_steps": 1000}},
+            stage: {"method": f"cdm.{stage}", "train": {"num_steps": 1000}},
         },
         "batch_size": 8,
         "split": "d2e1704e45ec",
@@ -38,12 +37,14 @@ def provenance(stage="cunet", name="phantom", targets=("t1c", "t2f"), condition=
     }
 
 
-def card(stage="cunet", translates=True, records=(), **changes):
+def card(stage="cunet", translates=True, records=(), facts=FACTS, limits=LIMITS, **changes):
     return model_card(
         provenance=provenance(stage, **changes),
         parameters={stage: 1_234_567, "mrm": 89_000},
         patients=PATIENTS,
         translates=translates,
+        facts=facts,
+        limits=limits,
         records=records,
     )
 
@@ -134,7 +135,7 @@ def test_the_numbers_are_this_systems_beside_untrained_rows_and_m1():
 
 
 def test_m1_stands_beside_nothing_but_untrained_rows():
-    text = card("m1", records=records(), condition="none")
+    text = card("m1", records=records(), facts={}, limits=())
     names = [line.split(" | ")[0].strip("| ") for line in text.splitlines() if "| " in line]
     assert "m1" in names and "copy" in names and "cunet" not in names
     assert "differs from" not in text
@@ -177,17 +178,21 @@ def test_a_card_is_replaced_as_a_whole(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_writes_cards_and_its_evaluation_fills_them_in(finished_run, tmp_path):
-    """The real call sites: after training, and after an evaluation of two systems."""
+    """After training, and after an evaluation of two systems."""
     workdir = copy_run(finished_run, tmp_path / "run", ("mrm", "mdn", "cunet", "m1"))
+    dataset = load_dataset(smoke_config("cdm"), workdir)
+    for stage in ("mrm", "mdn", "cunet", "m1"):
+        write_card(workdir / stage, dataset)
     before = {s: (workdir / s / FILE).read_text() for s in ("mrm", "mdn", "cunet", "m1")}
     assert all("Not evaluated yet" in before[stage] for stage in ("cunet", "m1"))
     assert all("makes no images by itself" in before[stage] for stage in ("mrm", "mdn"))
     config = smoke_config("cdm")
-    dataset = load_dataset(config, workdir)
     evaluated = evaluate_run(config, workdir, dataset)
     after = {s: (workdir / s / FILE).read_text() for s in before}
     assert {s for s in before if before[s] != after[s]} == {"cunet", "m1"}
     assert evaluated[0]["checkpoint"]["cunet"] in after["cunet"]
+    assert "sampler: DDIM, 4 steps" in before["cunet"] and "a leak" in before["cunet"]
+    assert "sampler" not in before["m1"] and "a leak" not in before["m1"]
     assert "| cunet/oracle |" in after["cunet"] and "| cunet/oracle |" not in after["m1"]
     assert "| m1 |" in after["cunet"] and dataset.split_hash in after["cunet"]
 

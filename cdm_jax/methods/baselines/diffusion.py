@@ -147,7 +147,7 @@ def create_network(config: Any) -> ADM:
         heads=section.heads,
         resblock_updown=section.resblock_updown,
         dropout=section.dropout,
-        remat=section.get("remat", False),  # runs of earlier versions do not know it
+        remat=section.remat,
     )
 
 
@@ -172,6 +172,10 @@ def create_sampler(config: Any) -> DDIM:
         prediction=section.prediction,
         clip=1.0,
     )
+
+    def facts(self) -> dict[str, str]:
+        """How it is sampled."""
+        return {"sampler": str(self.sampler)}
 
 
 def create(config: Any) -> Diffusion:

@@ -104,6 +104,10 @@ class RCG(Translator):
 
         return jax.lax.map(one, (y, draws.split(noise_key, num_samples)))
 
+    def facts(self) -> dict[str, str]:
+        """How it is sampled."""
+        return {"sampler": f"{self.sampler}; of y: {self.rdm.sampler}"}
+
 
 def create(config: Any) -> RCG:
     """The system described by `config[config.stage]`, over the RDM of `config.rdm`.

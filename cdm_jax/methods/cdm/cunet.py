@@ -299,6 +299,20 @@ class CrossConditioned(Translator):
             ),
         }
 
+    def facts(self) -> dict[str, str]:
+        """How representations are sampled."""
+        return {"sampler": str(self.sampler.sampler)} if self.sampler else {}
+
+    def limits(self) -> list[str]:
+        """That an audit is no result."""
+        if not self.sampler:
+            return []
+        return [
+            "The row `oracle` is a leak: it is given an encoding of the true targets, which no "
+            "patient who lacks them has. The honest row is the one with the system's bare name.",
+            *super().limits(),
+        ]
+
 
 def synthesis_loss(
     synthesis: Float[Array, "b h w t"], truth: Float[Array, "b h w t"], kind: str

@@ -154,10 +154,10 @@ def test_it_is_stochastic_builds_on_nothing_and_has_no_audits(begun):
     assert method.depends_on == () and method.audits(4) == {}
 
 
-def test_a_run_of_an_earlier_version_does_not_know_rematerialization():
-    config = _config()
-    del config.diffusion.remat
-    assert diffusion.create(config).network == diffusion.create(_config()).network
+def test_its_card_says_how_it_is_sampled(begun):
+    method = begun[0]
+    assert method.facts() == {"sampler": f"DDIM, {method.sampler.num_steps} steps, eta 0"}
+    assert any("deviation of the samples" in limit for limit in method.limits())
 
 
 @pytest.mark.parametrize(

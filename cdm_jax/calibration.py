@@ -17,18 +17,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 from rich.progress import track
 
-from cdm_jax import checkpoint, inference, parallel
+from cdm_jax import inference, parallel
 from cdm_jax.data.dataset import Dataset
-from cdm_jax.data.intensity import brain_mask
-from cdm_jax.data.nifti import read_volume
-from cdm_jax.data.prepare import PreparedSubject
-from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import UserError
-from cdm_jax.methods import base
 from cdm_jax.metrics import conformal
+from cdm_jax.sampling import SubjectSampler, draw_beside_truth, load_stochastic
 from cdm_jax.writer import console, write_json
 
 FILE = "intervals.json"
@@ -81,95 +77,7 @@ class Intervals:
     multipliers: Mapping[str, float]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Drawn:
-    """The samples of one target of one patient beside the truth, on the native grid in [0, 1].
-
-    Attributes:
-      truth: by its own intensity rule.
-      mean: of the samples.
-      deviation: of the samples, divided by their number.
-    """
-
-    truth: Float[np.ndarray, "z y x"]
-    mean: Float[np.ndarray, "z y x"]
-    deviation: Float[np.ndarray, "z y x"]
-
-
-def slices_per_call(samples: int) -> int:
-    """Slices a call and device: fewer when each is drawn several times, to bound the memory."""
-    return max(1, 16 // samples)
-
-
-def mean_and_deviation(method: base.Translator, samples: int) -> inference.Compute:
-    """Mean over samples, and of several their standard deviation, in [0, 1]."""
-
-    def compute(model: base.Model, batch: base.Batch, key: Array) -> inference.Outputs:
-        drawn = base.to_unit_range(method.translate(model, batch["source"], key, samples))
-        mean = {"mean": drawn.mean(axis=0)}
-        return mean | {"deviation": drawn.std(axis=0)} if samples > 1 else mean
-
-    return compute
-
-
-def load_stochastic(stage_folder: pathlib.Path, samples: int) -> inference.System:
-    """Loads a stage whose samples differ.
-
-    Raises:
-      UserError: no checkpoint there, a deterministic system, or fewer than two samples.
-    """
-    if samples < 2:
-        raise UserError(f"--samples={samples} has no deviation: give 2 or more, for example 8")
-    saved = checkpoint.provenance(stage_folder)
-    # A stage that makes no images, such as mrm, does not say whether it is stochastic.
-    if saved is not None and not getattr(base.create(saved.config), "stochastic", False):
-        raise UserError(
-            f"{stage_folder.name} is deterministic: it has no samples whose deviation could say "
-            "anything of its error; calibrate a system that samples, such as cunet"
-        )
-    return inference.load_system(stage_folder, slices_per_call(samples))
-
-
-class Sampler:
-    """A system that draws samples of prepared patients, compiled once.
-
-    Args:
-      system: as `load_stochastic` returns it.
-      samples: to draw of each patient.
-    """
-
-    def __init__(self, system: inference.System, samples: int):
-        self.system, self.samples = system, samples
-        self._compiled = system.compile(mean_and_deviation(system.method, samples))
-
-    def draw(
-        self, subject: PreparedSubject, files: Subject
-    ) -> tuple[Bool[np.ndarray, "z y x"], dict[str, Drawn]]:
-        """What `synthesize` would write of a patient, beside what was acquired.
-
-        Args:
-          subject: prepared.
-          files: of the same subject, with its targets.
-
-        Returns:
-          The brain, and for each target the samples' mean and deviation and the truth.
-        """
-        brain = brain_mask({name: read_volume(files.images[name]) for name in subject.sources})
-        stored = {"source": np.asarray(subject.slices)[..., : len(subject.sources)]}
-        key = inference.subject_key(self.system.provenance.config.seed, subject.subject_id)
-        outputs = self.system.volumes(self._compiled, stored, key)
-        drawn = {}
-        for t, target in enumerate(subject.targets):
-            truth = subject.intensities[target].apply(read_volume(files.images[target]))
-            images = {
-                name: inference.to_native(subject, slices[..., t], brain)
-                for name, slices in outputs.items()
-            }
-            drawn[target] = Drawn(truth=truth, **images)
-        return brain, drawn
-
-
-def calibration_scores(sampler: Sampler, dataset: Dataset, floor: float = FLOOR) -> Scores:
+def calibration_scores(sampler: SubjectSampler, dataset: Dataset, floor: float = FLOOR) -> Scores:
     """Draws samples of every validation patient; keeps of each scan only its sorted scores.
 
     Args:
@@ -192,7 +100,7 @@ def calibration_scores(sampler: Sampler, dataset: Dataset, floor: float = FLOOR)
         )
     scores: Scores = {}
     for subject in track(dataset.validation, "calibrating", console=console):
-        brain, drawn = sampler.draw(subject, dataset.subjects[subject.subject_id])
+        brain, drawn = draw_beside_truth(sampler, subject, dataset.subjects[subject.subject_id])
         for target, images in drawn.items():
             voxels = (images.truth[brain], images.mean[brain], images.deviation[brain])
             kept = conformal.thinned(conformal.scores(*voxels, floor))
@@ -201,7 +109,7 @@ def calibration_scores(sampler: Sampler, dataset: Dataset, floor: float = FLOOR)
 
 
 def fit_intervals(
-    scores: Scores, sampler: Sampler, level: float, floor: float = FLOOR
+    scores: Scores, sampler: SubjectSampler, level: float, floor: float = FLOOR
 ) -> Intervals:
     """Calibrates each target for itself.
 
@@ -271,7 +179,7 @@ def calibrate_stage(
     system = load_stochastic(stage_folder, samples)
     with parallel.first_process_first("intervals"):
         if parallel.is_first():
-            sampler = Sampler(system, samples)
+            sampler = SubjectSampler(system, samples)
             intervals = fit_intervals(calibration_scores(sampler, dataset), sampler, level)
             save_intervals(stage_folder, intervals)
     return _read(stage_folder)

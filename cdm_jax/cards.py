@@ -1,0 +1,42 @@
+"""The model card of a trained stage, from its checkpoint."""
+
+import pathlib
+from collections.abc import Sequence
+
+from cdm_jax import checkpoint, parallel
+from cdm_jax.data.dataset import Dataset
+from cdm_jax.errors import UserError
+from cdm_jax.methods import base
+from cdm_jax.metrics.aggregate import Record
+from cdm_jax.report.card import PARTS, model_card, parameter_counts, save_card
+
+
+def write_card(
+    stage_folder: pathlib.Path, dataset: Dataset, records: Sequence[Record] = ()
+) -> None:
+    """Writes a stage's card; of several processes the first one does it.
+
+    Args:
+      stage_folder: of a checkpoint, such as `runs/brats/cunet`.
+      dataset: that it was trained on.
+      records: of an evaluation of this checkpoint, one a subject; none before there is one.
+
+    Raises:
+      UserError: no checkpoint there.
+    """
+    saved = checkpoint.provenance(stage_folder)
+    if saved is None:
+        raise UserError(f"no checkpoint in {stage_folder}: train this stage first")
+    if not parallel.is_first():
+        return
+    method = base.create(saved.config)
+    text = model_card(
+        provenance=saved.to_json(),
+        parameters=parameter_counts(saved.config.stage, checkpoint.model_shapes(stage_folder)),
+        patients={part: len(getattr(dataset, part)) for part in PARTS},
+        translates=isinstance(method, base.Translator),
+        facts=method.facts(),
+        limits=method.limits(),
+        records=records,
+    )
+    save_card(stage_folder, text)

@@ -1,0 +1,69 @@
+"""A subject on the grid of its files: images by the intensity rule, and the brain."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from cdm_jax.data.intensity import Intensity, brain_mask, measure
+from cdm_jax.data.nifti import check_same_grid, read_volume
+from cdm_jax.data.subjects import Subject
+
+
+@dataclass(frozen=True, kw_only=True)
+class NativeImages:
+    """Images of one subject on their own grid.
+
+    Attributes:
+        images: each modality in [0, 1].
+        intensities: each modality's way to [0, 1] and back.
+        brain: the union of the input modalities' voxels that are not background.
+    """
+
+    images: Mapping[str, Float[np.ndarray, "z y x"]]
+    intensities: Mapping[str, Intensity]
+    brain: Bool[np.ndarray, "z y x"]
+
+
+def scale_volumes(
+    volumes: Mapping[str, Float[np.ndarray, "z y x"]], inputs: Sequence[str], name: str
+) -> NativeImages:
+    """Applies the intensity rule to volumes on one grid, as `read_volume` returns them.
+
+    Args:
+        volumes: by modality.
+        inputs: the modalities that say where the brain is.
+        name: what to call the subject in messages.
+
+    Raises:
+        UserError: a volume has no brain.
+    """
+    intensities = {
+        modality: measure(volume, f"{name} {modality}") for modality, volume in volumes.items()
+    }
+    return NativeImages(
+        images={modality: intensities[modality].apply(v) for modality, v in volumes.items()},
+        intensities=intensities,
+        brain=brain_mask({modality: volumes[modality] for modality in inputs}),
+    )
+
+
+def read_native(
+    subject: Subject, inputs: Sequence[str], modalities: Sequence[str] | None = None
+) -> NativeImages:
+    """Reads a subject's images.
+
+    Args:
+        subject: where its files are.
+        inputs: the modalities that say where the brain is.
+        modalities: which to read, the inputs among them; all of its images where None.
+
+    Raises:
+        UserError: a file is unreadable, has no brain, or the files' grids differ.
+    """
+    names = subject.images if modalities is None else modalities
+    files = {modality: subject.images[modality] for modality in names}
+    check_same_grid(list(files.values()))
+    volumes = {modality: read_volume(path) for modality, path in files.items()}
+    return scale_volumes(volumes, inputs, subject.subject_id)
