@@ -20,11 +20,10 @@ flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, which pytest never parse
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compiled_programs(tmp_path_factory):
-    """Tests that compile the same program share it."""
-    folder = tmp_path_factory.mktemp("compiled")
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+def compiled_programs(pytestconfig):
+    """What one test has compiled, the others find, those of other workers and of later runs too."""
+    jax.config.update("jax_compilation_cache_dir", str(pytestconfig.cache.mkdir("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 @pytest.fixture(scope="session")

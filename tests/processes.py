@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from cdm_jax import parallel
 from tests.on_devices import SHARED
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -37,11 +36,13 @@ class Topology(NamedTuple):
 
 
 ALONE = Topology(1, 1, "jit")
+# Each mode and each number of processes and devices, not each pair of them: compiling is dear.
 OTHERS = [
-    Topology(p, d, mode)
-    for p, d in ((1, 1), (1, 4), (2, 2))
-    for mode in parallel.MODES
-    if (p, d, mode) != ALONE
+    Topology(1, 1, "pmap"),
+    Topology(1, 4, "jit"),
+    Topology(1, 4, "fsdp"),
+    Topology(2, 2, "pmap"),
+    Topology(2, 2, "fsdp"),
 ]
 
 

@@ -335,7 +335,7 @@ def _run(file):
         config = _get(file, f"{stage},smoke")
         method, batch = base.create(config), _images(config, 0)
         frozen = {needed: finished[needed] for needed in method.depends_on}
-        state = method.init(jax.random.key(0), batch, frozen)
+        state = jax.jit(method.init)(jax.random.key(0), batch, frozen)
         update = jax.jit(method.update)
         for step in range(2):
             state, metrics = update(state, batch, jax.random.key(step))

@@ -25,7 +25,7 @@ def slow(stage):
 
 
 @pytest.mark.parametrize(
-    "stage", ["mrm", *map(slow, ("pix2pix", "mdn", "m1", "cunet", "cyclegan", "diffusion"))]
+    "stage", ["mrm", *map(slow, ("pix2pix", "mdn", "cunet", "cyclegan", "diffusion"))]
 )
 def test_four_devices_compute_what_one_does(report, stage):
     """Losses, norms, BatchNorm, dropout, masks, noise and the pool of past images."""
@@ -56,11 +56,6 @@ EXCHANGED = {
         "pmap": {"all-reduce": (3, 60492)},
         "fsdp": {"all-reduce": (19, 61144), "all-gather": (18, 57280)},
     },
-    "m1": {
-        "jit": {"all-reduce": (1, 39676)},
-        "pmap": {"all-reduce": (3, 39684)},
-        "fsdp": {"all-reduce": (14, 39780), "all-gather": (13, 38528)},
-    },
     "cunet": {
         "jit": {"all-reduce": (1, 47612)},
         "pmap": {"all-reduce": (3, 47492)},
@@ -77,7 +72,6 @@ AT_REST = {
     "mrm": (254476, 67852),
     "pix2pix": (928296, 235944),
     "mdn": (333084, 161244),
-    "m1": (158700, 43116),
     "cunet": (340540, 203452),
     "diffusion": (779052, 212460),
 }

@@ -67,7 +67,9 @@ def start(create, images):
         name = repr((stage, changes, shape))
         if name not in begun:
             method, batch = create(stage, changes), images(0, **shape)
-            begun[name] = method, method.init(jax.random.key(0), batch, {}), batch
+            # Compiled as one program: operation by operation it takes ten times as long.
+            state = jax.jit(method.init)(jax.random.key(0), batch, {})
+            begun[name] = method, state, batch
         method, state, batch = begun[name]
         return method, state.replace(frozen=frozen or {}), dict(batch)
 
@@ -79,13 +81,12 @@ def stir():
     """Moves every parameter at random, so that nothing is hidden behind zero initial values."""
 
     def move(params, seed=0, scale=0.3):
-        leaves, tree = jax.tree.flatten(params)
-        keys = jax.random.split(jax.random.key(seed), len(leaves))
-        moved = [
-            leaf + scale * jax.random.normal(key, leaf.shape)
-            for leaf, key in zip(leaves, keys, strict=True)
-        ]
-        return jax.tree.unflatten(tree, moved)
+        draws = np.random.default_rng(seed)  # JAX would compile a program for each shape
+
+        def moved(leaf):
+            return np.float32(leaf + scale * draws.standard_normal(leaf.shape))
+
+        return jax.tree.map(moved, params)
 
     return move
 

@@ -83,7 +83,11 @@ def test_with_the_skip_the_output_layer_sees_each_pixels_own_sources(inputs, sti
     sources, y = inputs
     for skip in (True, False):
         network = _network(source_skip=skip)
-        params = {"params": stir(network.init(jax.random.key(0), sources, y)["params"], scale=0.1)}
+        params = {
+            "params": stir(
+                jax.jit(network.init)(jax.random.key(0), sources, y)["params"], scale=0.1
+            )
+        }
         body = {k: v for k, v in params["params"].items() if not k.startswith("Conv_")}
         body = jax.tree.map(jnp.zeros_like, body)  # all that is left is the way around the body
         left = {"params": params["params"] | body}
@@ -105,7 +109,7 @@ def test_m1_has_no_condition_and_is_otherwise_the_same_network():
 
 def test_m1_ignores_y(inputs, stir):
     network, (sources, y) = _network(condition="none"), inputs
-    params = {"params": stir(network.init(jax.random.key(0), sources, None)["params"])}
+    params = {"params": stir(jax.jit(network.init)(jax.random.key(0), sources, None)["params"])}
     apply = network.apply
     np.testing.assert_array_equal(apply(params, sources, y), apply(params, sources, None))
 
@@ -133,7 +137,7 @@ def test_every_fusion_gives_y_to_every_scale(inputs, stir, fusion, stage, decode
     """With y cut off at all scales but one, the output still depends on it."""
     network = _network(fusion=fusion, stage=stage, condition_decoder=decoder)
     sources, y = inputs
-    params = stir(network.init(jax.random.key(0), sources, y)["params"], scale=0.1)
+    params = stir(jax.jit(network.init)(jax.random.key(0), sources, y)["params"], scale=0.1)
     scales = [name for name in params if name.startswith("ConditionEmbedding")]
     assert len(scales) == (5 if decoder else 3)
 
@@ -160,7 +164,7 @@ def test_every_fusion_gives_y_to_every_scale(inputs, stir, fusion, stage, decode
 @pytest.mark.parametrize("fusion", ["add", "concat", "film"])
 def test_training_starts_where_no_y_changes_anything(inputs, fusion):
     network, (sources, y) = _network(fusion=fusion), inputs
-    params = network.init(jax.random.key(0), sources, y)["params"]
+    params = jax.jit(network.init)(jax.random.key(0), sources, y)["params"]
     np.testing.assert_array_equal(
         network.apply({"params": params}, sources, y),
         network.apply({"params": params}, sources, 3 - 2 * y),
@@ -171,7 +175,7 @@ def test_the_condition_reaches_every_pixel_alike_at_the_first_scale(inputs, stir
     """y is a vector a slice: it is added to all places of a feature map."""
     module, y = ConditionEmbedding("add"), inputs[1]
     x = jax.random.normal(jax.random.key(1), (2, 4, 4, 8))
-    params = stir(module.init(jax.random.key(0), x, y))
+    params = stir(jax.jit(module.init)(jax.random.key(0), x, y))
     difference = module.apply(params, x, y) - module.apply(params, x, y + 1)
     np.testing.assert_allclose(
         difference, jnp.broadcast_to(difference[:, :1, :1], x.shape), atol=1e-5
@@ -184,7 +188,7 @@ def test_without_the_residual_only_normalized_features_are_left(inputs, stir):
     y = inputs[1]
     x = jax.random.normal(jax.random.key(1), (2, 4, 4, 8))
     with_residual, without = (ConditionEmbedding("add", kept) for kept in (True, False))
-    params = stir(with_residual.init(jax.random.key(0), x, y))
+    params = stir(jax.jit(with_residual.init)(jax.random.key(0), x, y))
     np.testing.assert_allclose(
         with_residual.apply(params, x, y), x + without.apply(params, x, y), atol=1e-5
     )

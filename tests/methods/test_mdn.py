@@ -148,7 +148,7 @@ def _denoiser(decouple, *, stir=None, modalities=2, width=8):
     )
     y_t = jax.random.normal(jax.random.key(0), (3, 6 * modalities))
     t, context = jnp.asarray([0, 500, 999]), jax.random.normal(jax.random.key(2), (3, 5))
-    params = network.init(jax.random.key(1), y_t, t, context)["params"]
+    params = jax.jit(network.init)(jax.random.key(1), y_t, t, context)["params"]
     if stir:
         params = stir(params)
     return network, params, (y_t, t, context)
@@ -158,7 +158,7 @@ def _denoiser(decouple, *, stir=None, modalities=2, width=8):
 def test_a_fresh_residual_block_is_the_identity(context):
     x, time = jnp.ones((2, 8)).at[0].set(-2), jnp.linspace(-1, 1, 12).reshape(2, 6)
     block = ResidualBlock()
-    params = block.init(jax.random.key(0), x, time, context)
+    params = jax.jit(block.init)(jax.random.key(0), x, time, context)
     np.testing.assert_array_equal(block.apply(params, x, time, context), x)
 
 
@@ -366,7 +366,7 @@ def test_noise_has_the_stated_deviation_and_nothing_asked_is_nothing_done():
 def test_dropout_is_for_training_and_absolute_intensity_reaches_the_code():
     encoder = SourceEncoder(features=(8, 8), width=6, dropout=0.5)
     image = jnp.full((2, 16, 16, 2), 0.5).at[1].set(-0.5)
-    params = encoder.init(jax.random.key(0), image)
+    params = jax.jit(encoder.init)(jax.random.key(0), image)
     code = encoder.apply(params, image)
     assert (jnp.abs(code[0] - code[1]) > 1e-3).mean() > 0.5
     trained = encoder.apply(params, image, train=True, rngs={"dropout": jax.random.key(1)})

@@ -147,7 +147,7 @@ def test_pure_background_counts_only_when_asked(start, foreground_only):
 def test_no_token_depends_on_hidden_pixels_and_all_visible_pixels_count(mask_fill):
     encoder = FeatureEncoder(patch=PATCH, width=16, depth=1, heads=2, mask_fill=mask_fill)
     image = jax.random.uniform(jax.random.key(0), (1, SIZE, SIZE, 2), minval=-1.0)
-    params = encoder.init(jax.random.key(1), image)
+    params = jax.jit(encoder.init)(jax.random.key(1), image)
     hidden = random_mask(jax.random.key(2), 1, ROWS, ROWS, 2, 0.6)
     assert bool((hidden[..., 0] & ~hidden[..., 1]).any())  # hidden in one modality only
     jacobian = jax.jit(jax.jacrev(lambda x: encoder.apply(params, x, hidden)[0]))(image)

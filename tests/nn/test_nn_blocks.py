@@ -34,7 +34,7 @@ def test_upsampling_is_the_gradient_of_a_strided_convolution():
     """A transposed convolution is by definition the adjoint of the convolution with its kernel."""
     x = jax.random.normal(jax.random.key(0), (1, 3, 3, 2))
     module = UpSample(4)
-    params = module.init(jax.random.key(1), x)["params"]
+    params = jax.jit(module.init)(jax.random.key(1), x)["params"]
     kernel = params["Dense_0"]["kernel"].reshape(2, 2, 2, 4).transpose(1, 2, 3, 0)  # h w in out
 
     def convolve(image):

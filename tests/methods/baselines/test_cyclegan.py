@@ -45,7 +45,7 @@ def _known(rate, *, pool=4, number=2, **weights):
         "generator": {"to_target": _affine(0.5, 0.1), "to_source": _affine(2, -0.3)},
         "discriminator": {"target": _affine(1, 0.5), "source": _affine(-1, 0.25)},
     }
-    return system, system.init(jax.random.key(0), batch, {}).replace(params=params), batch
+    return system, jax.jit(system.init)(jax.random.key(0), batch, {}).replace(params=params), batch
 
 
 # What the affine generators make of the constant images.

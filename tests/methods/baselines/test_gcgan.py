@@ -67,7 +67,7 @@ def _known(geometry, *, rate=0.0, generator=None, source=None, **weights):
             "transformed": {"shift": jnp.float32(0.2)},
         },
     }
-    return system, system.init(jax.random.key(0), batch, {}).replace(params=params), batch
+    return system, jax.jit(system.init)(jax.random.key(0), batch, {}).replace(params=params), batch
 
 
 def _size(tree):
