@@ -97,7 +97,7 @@ def test_a_second_evaluation_reads_the_records_back(evaluated, monkeypatch):
 
     monkeypatch.setattr(inference.System, "volumes", never)
     monkeypatch.setattr(evaluate, "fit_non_learned", never)
-    monkeypatch.setattr(evaluate, "read_volume", never)
+    monkeypatch.setattr(evaluate, "read_native", never)
     assert evaluate.evaluate_run(smoke_config("cdm"), workdir, dataset) == json.loads(
         json.dumps(records)
     )
@@ -221,13 +221,6 @@ def test_an_unknown_row_is_refused_with_those_that_there_are(evaluated):
         evaluate.evaluate_run(config, workdir, dataset)
 
 
-def test_a_config_of_a_former_version_evaluates_all_rows(evaluated, asked):
-    workdir, dataset, records = evaluated
-    config = smoke_config("cdm")
-    del config.evaluate.rows
-    assert plain(evaluate.evaluate_run(config, workdir, dataset)) == plain(records)
-
-
 def test_the_mean_of_one_sample_is_no_row_of_its_own(finished_run):
     method = inference.load_system(finished_run / "cunet", 2).method
     assert rows_of("cunet", method, 1)[:2] == ("cunet", "cunet/mean_representation")
@@ -238,7 +231,7 @@ def test_slices_are_scored_without_reading_volumes(evaluated, monkeypatch):
     workdir, dataset, records = evaluated
     config = smoke_config("cdm")
     config.evaluate.update({"rows": ("copy",), "conventions": ("paper",)})
-    monkeypatch.setattr(evaluate, "read_volume", never)
+    monkeypatch.setattr(evaluate, "read_native", never)
     for record, whole in zip(
         evaluate.evaluate_run(config, workdir, dataset, "slices"), records, strict=True
     ):

@@ -117,6 +117,10 @@ class Diffusion(Translator):
 
         return jax.lax.map(one, draws.split(key, num_samples))
 
+    def facts(self) -> dict[str, str]:
+        """How it is sampled."""
+        return {"sampler": str(self.sampler)}
+
 
 def create_network(config: Any) -> ADM:
     """The UNet of `config[config.stage]` for the target modalities and size of `config.data`.
@@ -172,10 +176,6 @@ def create_sampler(config: Any) -> DDIM:
         prediction=section.prediction,
         clip=1.0,
     )
-
-    def facts(self) -> dict[str, str]:
-        """How it is sampled."""
-        return {"sampler": str(self.sampler)}
 
 
 def create(config: Any) -> Diffusion:

@@ -18,8 +18,14 @@ from cdm_jax.methods.baselines.adversarial import (
 from cdm_jax.nn.patchgan import PatchGAN
 
 
-class _Player(Adversarial):
-    """A system of which only the updates are looked at."""
+class _System(Adversarial):
+    """A system of which only single gradient steps are looked at."""
+
+    def init(self, key, batch, frozen):
+        raise NotImplementedError
+
+    def update(self, state, batch, key):
+        raise NotImplementedError
 
     def generate(self, model, sources):
         return sources
@@ -82,7 +88,7 @@ def test_even_sure_scores_give_finite_losses(loss):
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_step_changes_its_network_alone(network, same):
-    system = _Player(optimizer=optax.sgd(0.5, momentum=0.9))
+    system = _System(optimizer=optax.sgd(0.5, momentum=0.9))
     params = {"generator": {"a": jnp.float32(2)}, "discriminator": {"a": jnp.float32(-1)}}
     before = system.start(params, statistics={"mean": jnp.ones(1)}, memory={"past": jnp.ones(1)})
     after, loss, extra = system.update_network(
@@ -100,7 +106,7 @@ def test_a_step_changes_its_network_alone(network, same):
 
 def test_each_network_has_an_optimizer_state_of_its_own():
     """Adam's first step is the rate for every network, whatever the other one did before."""
-    system = _Player(optimizer=optax.adam(0.1))
+    system = _System(optimizer=optax.adam(0.1))
     state = system.start({network: {"a": jnp.float32(2)} for network in NETWORKS})
     state, _, _ = system.update_network(state, "discriminator", lambda own: (100 * own["a"], None))
     state, _, _ = system.update_network(state, "generator", lambda own: (0.01 * own["a"], None))
