@@ -105,7 +105,7 @@ def base(stage: str) -> ConfigDict:
             "cunet": cdm.cunet(),
             "m1": cdm.cunet(condition="none"),
             "m1_1x1": cdm.cunet(condition="keep_1x1"),
-            "m2": cdm.cunet(sampler="mdn_joint"),
+            "m2": cdm.cunet(mdn_stage="mdn_joint"),
             **{name: section() for name, section in baselines.SECTIONS.items()},
             "sampler": {
                 "num_steps": 30,  # N of DDIM

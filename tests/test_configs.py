@@ -112,7 +112,7 @@ def test_single_values_are_changed_on_the_command_line(monkeypatch):
     config = values.config
     assert (config.stage, config.data.size) == ("cunet", 128)
     assert config.cunet.optimizer.learning_rate == 3e-4
-    assert base.create(config).sampler.denoiser.decouple == "none"
+    assert base.create(config).mdn.denoiser.decouple == "none"
     assert base.create(config).network.features == (8, 8, 8)
     assert base.create(config).network.num_targets == 1
 
