@@ -77,10 +77,12 @@ def test_small_and_smoke_are_smaller_and_can_be_turned_off(file):
             r"unknown stage 'gan' \(did you mean gcgan\?\): allowed are mrm, .*, cdm, .*, all$",
         ),
         ("", "unknown stage ''"),
-        ("mrm,width=3", "unknown value 'width': allowed are size, seed, small, smoke"),
+        ("mrm,width=3", "unknown value 'width': allowed are size, seed, small, length, smoke"),
         ("mrm,size=big", "'size=big' should be size=<int>"),
         ("mrm,size", "'size' should be size=<int>"),
         ("mrm,seed=-1", "'seed=-1' should be seed=<int>"),
+        ("mrm,small,length=long", "unknown length 'long': allowed are small, study, demo, real"),
+        ("mrm,length=demo", "'length' is of small networks: add 'small'"),
         ("mrm,small=2", "'small=2' should be small=<bool>"),
     ],
 )
