@@ -2,12 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/demo
-CONFIG ?= configs/phantom.py:cdm
-# Shorter than the study of experiments/seeds.py, in batches of 4, which teach C-UNet more a slice.
-# XLA computes norms and activations on one core a device: hence two devices of half a batch.
-OVERRIDES ?= --config.cunet.train.num_steps=1400 --config.m1.train.num_steps=1400 \
-  --config.cunet.train.batch_size_per_device=2 --config.m1.train.batch_size_per_device=2 \
-  --config.mrm.train.batch_size_per_device=8 --config.mdn.train.batch_size_per_device=16
+CONFIG ?= configs/phantom.py:cdm,length=demo
 
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
@@ -21,7 +16,7 @@ $(READY): pyproject.toml
 
 # Phantom patients -> MRM -> MDN -> C-UNet and M1 -> evaluation -> one unseen patient as NIfTI.
 demo: $(READY)
-	JAX_NUM_CPU_DEVICES=2 $(BIN)/python -m experiments.demo --config=$(CONFIG) --workdir=$(RUN) $(OVERRIDES)
+	JAX_NUM_CPU_DEVICES=2 $(BIN)/python -m experiments.demo --config=$(CONFIG) --workdir=$(RUN)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow'

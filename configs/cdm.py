@@ -57,9 +57,9 @@ def cunet(**changes) -> ConfigDict:
     return ConfigDict(
         {
             "method": "cdm.cunet",
-            "sampler": "mdn",
+            "mdn_stage": "mdn",  # that samples y
             "features": (64, 64, 128, 256, 512, 64),
-            "stage": "hybrid",
+            "encoder": "hybrid",  # what a scale is made of; Fig. 3b: "printed"
             "condition": "on",
             "fusion": "add",
             "residual": True,  # whether features pass by the Condition Embedding; Fig. 3b: no
@@ -67,7 +67,7 @@ def cunet(**changes) -> ConfigDict:
             "groups": 8,
             "source_skip": True,
             "loss": "mse",
-            "representation": "noised",
+            "training_y": "noised",  # the y that it is trained on; Eq. 4: "encoder"
             "sampled_share": 0.5,
             "error_scale": 2.0,
             "noise": 0.0,

@@ -17,15 +17,15 @@ Systems, each trained with all its stages in order and then evaluated:
   pix2pix, cyclegan, gcgan, cut, reggan, resvit, diffusion, rcg (configs/baselines.py)
   all        every one of them
 
-Values: `size` (pixels), `seed`, `small` (networks and schedule for a CPU), `smoke` (seconds; for
-tests).
+Values: `size` (pixels), `seed`, `small` (networks and schedule for a CPU), `length` (of that
+schedule, see configs/lengths.py), `smoke` (seconds; for tests).
 """
 
 import difflib
 
 from ml_collections import ConfigDict
 
-from configs import baselines, cdm
+from configs import baselines, cdm, lengths
 
 PARTS = ("mrm", "mdn", "mdn_joint", "cunet", "resvit_cnn", "rdm")  # stages that are not systems
 SYSTEMS = {
@@ -42,10 +42,11 @@ SYSTEMS = {
 SYSTEMS["all"] = tuple(dict.fromkeys(stage for stages in SYSTEMS.values() for stage in stages))
 STAGES = (*PARTS, *SYSTEMS)
 CUNETS = ("cunet", "m1", "m1_1x1", "m2")
+Values = dict[str, int | bool | str]
 TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
 
-def parse(argument: str) -> tuple[str, dict[str, int | bool]]:
+def parse(argument: str) -> tuple[str, Values]:
     """Splits "cdm,size=64,small" into a stage and typed values.
 
     Raises:
@@ -56,8 +57,8 @@ def parse(argument: str) -> tuple[str, dict[str, int | bool]]:
         nearest = difflib.get_close_matches(stage, STAGES, n=1)
         hint = f" (did you mean {nearest[0]}?)" if nearest else ""
         raise ValueError(f"unknown stage '{stage}'{hint}: allowed are {', '.join(STAGES)}")
-    kinds = {"size": int, "seed": int, "small": bool, "smoke": bool}
-    values: dict[str, int | bool] = {}
+    kinds = {"size": int, "seed": int, "small": bool, "length": str, "smoke": bool}
+    values: Values = {}
     for pair in pairs:
         key, _, text = pair.partition("=")
         if key not in kinds:
@@ -66,6 +67,10 @@ def parse(argument: str) -> tuple[str, dict[str, int | bool]]:
             values[key] = TRUTH[(text or "true").lower()]
         elif kinds[key] is int and text.isdigit():
             values[key] = int(text)
+        elif key == "length":
+            if text not in lengths.SMALL:
+                raise ValueError(f"unknown length '{text}': allowed are {', '.join(lengths.SMALL)}")
+            values[key] = text
         else:
             raise ValueError(f"'{pair}' should be {key}=<{kinds[key].__name__}>")
     return stage, values
@@ -105,7 +110,7 @@ def base(stage: str) -> ConfigDict:
             "cunet": cdm.cunet(),
             "m1": cdm.cunet(condition="none"),
             "m1_1x1": cdm.cunet(condition="keep_1x1"),
-            "m2": cdm.cunet(sampler="mdn_joint"),
+            "m2": cdm.cunet(mdn_stage="mdn_joint"),
             **{name: section() for name, section in baselines.SECTIONS.items()},
             "sampler": {
                 "num_steps": 30,  # N of DDIM
@@ -138,7 +143,7 @@ def _translators(stage: str) -> tuple[str, ...]:
     return tuple(name for name in stages if name == "cunet" or name not in PARTS)
 
 
-def shrink(config: ConfigDict) -> ConfigDict:
+def shrink(config: ConfigDict, length: str = "small") -> ConfigDict:
     """Networks and schedules with which all stages train on two CPU cores in minutes at 64x64."""
     config.data.size = 64
     config.mrm.update({"patch": 8, "width": 128, "depth": 4, "heads": 4, "mask_cell": 8})
@@ -146,11 +151,11 @@ def shrink(config: ConfigDict) -> ConfigDict:
         config[name].update({"width": width, "blocks": 2})
         config[name].encoder.update({"features": (16, 32, 64, 64), "width": 128})
         config[name].augmentation.update({"shift": 2})
-        _lengthen(config[name], 500, 32, 1e-3)
+        _lengthen(config[name], lengths.small(length, name), 1e-3)
     for name in CUNETS:
         config[name].update({"features": (32, 32, 64, 128, 32), "average_decay": 0.99})
-        _lengthen(config[name], 1300, 8, 4e-3)
-    _lengthen(config.mrm, 400, 16, 1e-3)
+        _lengthen(config[name], lengths.small(length, name), 4e-3)
+    _lengthen(config.mrm, lengths.small(length, "mrm"), 1e-3)
     for name in baselines.SECTIONS:
         section = config[name]
         section.update(baselines.SMALL.get(name, {}))
@@ -159,14 +164,14 @@ def shrink(config: ConfigDict) -> ConfigDict:
         # zero in the second half (RegGAN's, Diffusion's and RCG's are constant), a warm-up, and
         # gradients clipped to a norm of 1 (no GAN clips).
         official = section.optimizer.learning_rate * 8**0.5
-        _lengthen(section, 1300, 8, baselines.SMALL_RATES.get(name, official))
+        rate = baselines.SMALL_RATES.get(name, official)
+        _lengthen(section, lengths.small(length, name), rate)
         section.optimizer.schedule = "linear_decay"
     return config
 
 
-def _lengthen(section: ConfigDict, steps: int, batch: int, rate: float) -> None:
-    section.train.update({"num_steps": steps, "batch_size_per_device": batch})
-    section.train.update({"validate_every": 200, "checkpoint_every": 200})
+def _lengthen(section: ConfigDict, length: dict[str, int], rate: float) -> None:
+    section.train.update(length | {"validate_every": 200, "checkpoint_every": 200})
     section.optimizer.update(
         {"learning_rate": rate, "schedule": "cosine", "warmup_steps": 20, "clip": 1.0}
     )
@@ -192,12 +197,14 @@ def smoke(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def finish(config: ConfigDict, values: dict[str, int | bool]) -> ConfigDict:
+def finish(config: ConfigDict, values: Values) -> ConfigDict:
     """Applies the values after the stage: `small` and `smoke` first, then single settings."""
     if values.get("smoke"):
         config = smoke(config)
     elif values.get("small"):
-        config = shrink(config)
+        config = shrink(config, str(values.get("length", "small")))
+    elif "length" in values:
+        raise ValueError("'length' is of small networks: add 'small'")
     config.data.size = values.get("size", config.data.size)
     config.seed = values.get("seed", config.seed)
     return config

@@ -238,7 +238,7 @@ def slice_flops(config: Any, system: str, networks: Mapping[tuple[str, str], flo
     """Operations of all that an evaluation asks of a system for one slice."""
     section, steps, samples = config[system], config.sampler.num_steps, config.evaluate.num_samples
     if system in ("cunet", "m2"):
-        mdn = section.sampler
+        mdn = section.mdn_stage
         drawn = networks[mdn, "encoder"] + steps * networks[mdn, "denoiser"]
         # K samples; again for the mean of the representations, and one of another patient.
         return (2 * samples + 1) * drawn + (samples + 5) * networks[system, "network"]

@@ -49,7 +49,7 @@ PRINTED = (
     "mrm.loss=l2norm",
     "mdn.condition=none",
     "mdn.decouple=merged",
-    "cunet.stage=literal",
+    "cunet.encoder=printed",
     "cunet.residual=false",
     "cunet.source_skip=false",
     "cunet.condition_dropout=0.0",
@@ -58,26 +58,26 @@ PRINTED = (
 VARIANTS = {
     "letter": Variant(
         title="Paper-literal condition",
-        values=("mdn.condition=none", "cunet.representation=encoder"),
+        values=("mdn.condition=none", "cunet.training_y=encoder"),
         kept=("mrm",),
     ),
     "encoder": Variant(
         title="MDN sees the sources",
-        values=("cunet.representation=encoder",),
+        values=("cunet.training_y=encoder",),
         kept=("mrm", "mdn"),
     ),
     "sampled": Variant(
         title="C-UNet trained on samples",
-        values=("cunet.representation=sampled",),
+        values=("cunet.training_y=sampled",),
         kept=("mrm", "mdn"),
     ),
     "printed": Variant(
         title="All as printed",
-        values=(*PRINTED, "cunet.representation=encoder"),
+        values=(*PRINTED, "cunet.training_y=encoder"),
     ),
     "printed_sampled": Variant(
         title="All as printed, C-UNet trained on samples",
-        values=(*PRINTED, "cunet.representation=sampled"),
+        values=(*PRINTED, "cunet.training_y=sampled"),
         base="printed",
         kept=("mrm", "mdn"),
     ),

@@ -27,14 +27,10 @@ from cdm_jax.metrics.aggregate import Record
 from cdm_jax.report.tables import ResultsTable, to_csv, to_latex, to_markdown
 from cdm_jax.rows import REFERENCE_ROWS, system_of
 from cdm_jax.writer import console
-from configs import baselines
-from configs.common import CUNETS, SYSTEMS
+from configs.common import SYSTEMS
 from experiments.records import load_records, main_values, save_results
 
 DATASETS = ("phantom", "phantom_upenn", "brats", "upenn_gbm")
-# Steps of every image network in a small study: two cores train those of Table III in half an hour.
-SMALL_STEPS = 1000
-SMALL_STAGES = (*CUNETS, *baselines.SMALL)
 FORMATS = ("png", "pdf", "svg")
 PAGE_WIDTH = 7.2  # inches of two columns of print; text is then as large as figures ask for
 # Okabe and Ito's colors, which the color-blind can tell apart.
@@ -61,7 +57,7 @@ class Study:
     def config(self, system: str) -> ConfigDict:
         """The config of a system, as the command line makes it."""
         module = importlib.import_module(f"configs.{self.dataset}")
-        config = module.get_config(f"{system},small={str(self.small).lower()}")
+        config = module.get_config(self._argument(system))
         config.data.root = self.root
         return config
 
@@ -76,18 +72,17 @@ class Study:
           system: of the config.
           rows: of the evaluation, also those of other systems; all of this one where empty.
         """
-        stage = f"{system},small={str(self.small).lower()}"
-        arguments = ["train", f"--config=configs/{self.dataset}.py:{stage}"]
+        arguments = ["train", f"--config=configs/{self.dataset}.py:{self._argument(system)}"]
         arguments += [f"--workdir={self.workdir}"]
         if self.root:
             arguments.append(f"--config.data.root={self.root}")
-        if self.small:
-            lengths = [f"--config.{s}.train.num_steps={SMALL_STEPS}" for s in SMALL_STAGES]
-            arguments += lengths
         scored = (*REFERENCE_ROWS, *self.config(system).evaluate.systems)
         if own := tuple(row for row in rows if system_of(row) in scored):
             arguments.append(f"--config.evaluate.rows={own}")
         return arguments
+
+    def _argument(self, system: str) -> str:
+        return f"{system},small,length=study" if self.small else f"{system},small=false"
 
     def command(self, name: str) -> str:
         """The command that reproduces a record."""

@@ -77,10 +77,12 @@ def test_small_and_smoke_are_smaller_and_can_be_turned_off(file):
             r"unknown stage 'gan' \(did you mean gcgan\?\): allowed are mrm, .*, cdm, .*, all$",
         ),
         ("", "unknown stage ''"),
-        ("mrm,width=3", "unknown value 'width': allowed are size, seed, small, smoke"),
+        ("mrm,width=3", "unknown value 'width': allowed are size, seed, small, length, smoke"),
         ("mrm,size=big", "'size=big' should be size=<int>"),
         ("mrm,size", "'size' should be size=<int>"),
         ("mrm,seed=-1", "'seed=-1' should be seed=<int>"),
+        ("mrm,small,length=long", "unknown length 'long': allowed are small, study, demo, real"),
+        ("mrm,length=demo", "'length' is of small networks: add 'small'"),
         ("mrm,small=2", "'small=2' should be small=<bool>"),
     ],
 )
@@ -112,7 +114,7 @@ def test_single_values_are_changed_on_the_command_line(monkeypatch):
     config = values.config
     assert (config.stage, config.data.size) == ("cunet", 128)
     assert config.cunet.optimizer.learning_rate == 3e-4
-    assert base.create(config).sampler.denoiser.decouple == "none"
+    assert base.create(config).mdn.denoiser.decouple == "none"
     assert base.create(config).network.features == (8, 8, 8)
     assert base.create(config).network.num_targets == 1
 
@@ -395,7 +397,7 @@ def test_the_smoke_variant_of_every_stage_runs(file, runs):
         ("mdn", {"mdn.condition": "age"}),
         ("mdn", {"mdn.schedule": "sigmoid"}),
         ("cunet", {"cunet.fusion": "attention"}),
-        ("m1", {"m1.stage": "residual"}),
+        ("m1", {"m1.encoder": "residual"}),
         ("m1", {"m1.optimizer.schedule": "step"}),
         ("m1", {"m1.optimizer.decay": "none"}),
     ],

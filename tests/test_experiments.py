@@ -216,13 +216,13 @@ def test_figure_5_shows_every_system_and_fits():
 
 def test_a_study_gives_the_command_line_that_makes_its_config(tmp_path):
     small = study.Study(dataset="phantom", small=True, root="", workdir=tmp_path)
-    assert small.arguments("cdm")[1] == "--config=configs/phantom.py:cdm,small=true"
-    assert "--config.rcg.train.num_steps=1000" in small.arguments("cdm")
+    assert small.arguments("cdm")[1] == "--config=configs/phantom.py:cdm,small,length=study"
+    assert small.config("rcg").rcg.train.num_steps == 1000
     assert small.config("cdm").data.size == 64
     full = study.Study(dataset="brats", small=False, root="/data", workdir=tmp_path)
     assert full.config("cdm").data.size == 256
     assert "--config.data.root=/data" in full.arguments("cdm")
-    assert not [a for a in full.arguments("cdm") if "num_steps" in a]
+    assert full.config("cdm").cunet.train.num_steps == 0  # as many as the epochs take
 
 
 def test_a_study_scores_of_each_system_the_rows_that_its_table_shows():
@@ -239,8 +239,8 @@ def test_a_study_scores_of_each_system_the_rows_that_its_table_shows():
 def test_an_evaluation_may_sample_with_other_steps_than_training_did(finished_run):
     steps = ConfigDict({"num_steps": 2, "eta": 0.0, "grid": "ends"})
     system = inference.load_system(finished_run / "cunet", 2, steps)
-    assert system.method.sampler.sampler.num_steps == 2
-    assert inference.load_system(finished_run / "cunet", 2).method.sampler.sampler.num_steps == 4
+    assert system.method.mdn.sampler.num_steps == 2
+    assert inference.load_system(finished_run / "cunet", 2).method.mdn.sampler.num_steps == 4
 
 
 def test_a_record_that_is_missing_is_one_line(tmp_path, monkeypatch):
@@ -374,13 +374,13 @@ def test_the_printed_variant_departs_from_the_paper_in_nothing_that_it_prints(na
         config.update_from_flattened_dict({key: yaml.safe_load(text)})
     config.stage = "cunet"
     cunet = base.create(config)
-    mdn = cunet.sampler
+    mdn = cunet.mdn_stage
     assert mdn.encoder is None and mdn.denoiser.decouple == "merged"
     assert mdn.representation.loss == "l2norm" and cunet.loss == "l2norm"
     network = cunet.network
     assert (network.stage, network.residual, network.source_skip) == ("literal", False, False)
     assert cunet.condition_dropout == 0
-    assert cunet.representation in ("encoder", "sampled")
+    assert cunet.training_y in ("encoder", "sampled")
 
 
 def test_seeds_answer_over_all_seeds_and_seed_by_seed():

@@ -99,7 +99,7 @@ def test_what_is_drawn_for_a_slice_does_not_depend_on_its_batch(finished_run):
     drawn = []
     for batch_size in (2, 5):
         system = inference.load_system(finished_run / "cunet", batch_size)
-        mdn = system.method.sampler
+        mdn = system.method.mdn
 
         def represent(model, batch, key, mdn=mdn):
             y = mdn.sample(model["frozen"]["mdn"], batch["source"], key)

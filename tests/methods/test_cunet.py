@@ -14,7 +14,7 @@ def _network(**changes):
     settings = {
         "features": (8, 8, 16, 8),
         "num_targets": 2,
-        "stage": "hybrid",
+        "encoder": "hybrid",
         "condition": "on",
         "fusion": "add",
         "residual": True,
@@ -68,11 +68,11 @@ def certain(frozen):
 # The network.
 
 
-@pytest.mark.parametrize("stage", ["hybrid", "literal"])
+@pytest.mark.parametrize("encoder", ["hybrid", "printed"])
 @pytest.mark.parametrize("features", [(8, 8, 8), (4, 8, 16, 32, 8), (4, 4, 8, 8, 16, 4)])
 @pytest.mark.parametrize(("sources", "targets"), [(2, 2), (1, 3)])
-def test_images_of_the_same_size_come_out(stage, features, sources, targets):
-    network = _network(stage=stage, features=features, num_targets=targets)
+def test_images_of_the_same_size_come_out(encoder, features, sources, targets):
+    network = _network(encoder=encoder, features=features, num_targets=targets)
     _, output = _shapes(network, (3, 32, 16, sources))
     assert output.shape == (3, 32, 16, targets)
 
@@ -125,17 +125,17 @@ def test_the_capacity_control_keeps_everything_but_the_path_of_y():
 
 
 @pytest.mark.parametrize(
-    ("fusion", "stage", "decoder"),
+    ("fusion", "encoder", "decoder"),
     [
         ("add", "hybrid", False),
         ("concat", "hybrid", False),
         ("film", "hybrid", True),
-        ("add", "literal", True),
+        ("add", "printed", True),
     ],
 )
-def test_every_fusion_gives_y_to_every_scale(inputs, stir, fusion, stage, decoder):
+def test_every_fusion_gives_y_to_every_scale(inputs, stir, fusion, encoder, decoder):
     """With y cut off at all scales but one, the output still depends on it."""
-    network = _network(fusion=fusion, stage=stage, condition_decoder=decoder)
+    network = _network(fusion=fusion, encoder=encoder, condition_decoder=decoder)
     sources, y = inputs
     params = stir(jax.jit(network.init)(jax.random.key(0), sources, y)["params"], scale=0.1)
     scales = [name for name in params if name.startswith("ConditionEmbedding")]
@@ -217,14 +217,14 @@ def _training_y(method, frozen, batch, keys):
 
 
 def _truth(method, frozen, batch):
-    representation = method.sampler.representation
+    representation = method.mdn.representation
     return np.asarray(representation.represent(frozen["mrm"], batch["target"]))
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 def test_the_encoders_recipe_is_the_true_representation_with_white_noise(start, frozen, noise):
     changes = {
-        "cunet.representation": "encoder",
+        "cunet.training_y": "encoder",
         "cunet.noise": noise,
         "cunet.condition_dropout": 0.0,
     }
@@ -239,7 +239,7 @@ def test_the_encoders_recipe_is_the_true_representation_with_white_noise(start, 
 def test_the_noised_recipe_errs_as_mdn_errs(start, frozen, scale):
     """Around the true y with covariance F F^T, F being what MDN's `finish` measured, scaled."""
     changes = {
-        "cunet.representation": "noised",
+        "cunet.training_y": "noised",
         "cunet.condition_dropout": 0.0,
     }
     method, _, batch = start("cunet", changes | {"cunet.error_scale": scale})
@@ -254,25 +254,25 @@ def test_the_noised_recipe_errs_as_mdn_errs(start, frozen, scale):
 
 def test_the_sampled_recipe_is_mdns_answer_to_the_sources(start, certain):
     changes = {
-        "cunet.representation": "sampled",
+        "cunet.training_y": "sampled",
         "cunet.condition_dropout": 0.0,
     }
     method, _, batch = start("cunet", changes)
     y = _training_y(method, certain, batch, 2)
-    expected = method.sampler.sample(certain["mdn"], batch["source"], jax.random.key(77))
+    expected = method.mdn.sample(certain["mdn"], batch["source"], jax.random.key(77))
     np.testing.assert_allclose(y, np.stack([expected] * 2), atol=1e-4)
 
 
 def test_the_mix_takes_samples_at_the_stated_share_slice_by_slice(start, certain):
     changes = {
-        "cunet.representation": "mix",
+        "cunet.training_y": "mix",
         "cunet.sampled_share": 0.25,
         "cunet.condition_dropout": 0.0,
     }
     method, _, batch = start("cunet", changes)
     y = _training_y(method, certain, batch, 2000)
     truth = _truth(method, certain, batch)
-    sampled = np.asarray(method.sampler.sample(certain["mdn"], batch["source"], jax.random.key(1)))
+    sampled = np.asarray(method.mdn.sample(certain["mdn"], batch["source"], jax.random.key(1)))
     is_truth, is_sampled = (np.isclose(y, x, atol=1e-3).all(axis=-1) for x in (truth, sampled))
     assert (is_truth ^ is_sampled).all()
     np.testing.assert_allclose(is_sampled.mean(axis=0), 0.25, atol=5 * np.sqrt(0.1875 / 2000))
@@ -295,7 +295,7 @@ def test_the_null_replaces_y_at_the_stated_share(start, frozen):
 def test_the_loss_is_the_mean_distance_to_the_targets(start, frozen, stir, kind, distance):
     changes = {
         "cunet.loss": kind,
-        "cunet.representation": "encoder",
+        "cunet.training_y": "encoder",
         "cunet.condition_dropout": 0.0,
     }
     method, state, batch = start("cunet", changes, frozen)
@@ -323,9 +323,9 @@ def test_one_source_three_targets_and_every_other_option_train(start, train, sam
     changes = {
         "data.sources": ("t2",),
         "data.targets": ("a", "b", "c"),
-        "cunet.representation": "mix",
+        "cunet.training_y": "mix",
         "cunet.fusion": "film",
-        "cunet.stage": "literal",
+        "cunet.encoder": "printed",
         "cunet.condition_decoder": True,
     }
     shape = {"sources": 1, "targets": 3}
@@ -444,7 +444,7 @@ def test_shuffled_is_the_translation_with_the_representation_of_the_other(painte
     method, model, batch = painter
     model = model | {"frozen": certain}
     key, translate = jax.random.key(0), jax.jit(method.translate, static_argnums=3)
-    y = method.sampler.sample(certain["mdn"], batch["other"], key)
+    y = method.mdn.sample(certain["mdn"], batch["other"], key)
     expected = method.network.apply({"params": model["params"]["network"]}, batch["source"], y)
     found = audits["shuffled"](model, batch, key)
     np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -512,10 +512,10 @@ def test_validation_sees_what_inference_gives_outside_the_brain(painter):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"cunet.stage": "plain"},
+        {"cunet.encoder": "plain"},
         {"cunet.condition": "off"},
         {"cunet.fusion": "multiply"},
-        {"cunet.representation": "target"},
+        {"cunet.training_y": "target"},
         {"cunet.loss": "huber"},
         {"cunet.features": (8, 8, 8, 8, 8, 8, 8)},  # six scales need a multiple of 32
         {"mdn.decouple": "split"},

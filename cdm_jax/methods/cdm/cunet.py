@@ -28,15 +28,16 @@ from cdm_jax.methods.base import (
     gradient_step,
     new_state,
 )
-from cdm_jax.methods.cdm import mdn
+from cdm_jax.methods.cdm.mdn import MDN
+from cdm_jax.methods.cdm.mdn import create as create_mdn
 from cdm_jax.nn.unet import NEGATIVE_SLOPE, ConvBlock, UpSample
 from cdm_jax.optim import average_decay, make_optimizer
 
 OPTIONS = {
-    "stage": ("hybrid", "literal"),
+    "encoder": ("hybrid", "printed"),
     "condition": ("on", "none", "keep_1x1"),
     "fusion": ("add", "concat", "film"),
-    "representation": ("noised", "encoder", "sampled", "mix"),
+    "training_y": ("noised", "encoder", "sampled", "mix"),
     "loss": ("mse", "l1", "l2norm"),
 }
 
@@ -86,7 +87,7 @@ class CUNet(nn.Module):
     Attributes:
       features: channels of the five (or any number of) scales, then of the last decoder stage.
       num_targets: output modalities.
-      stage: "hybrid": a convolution block, then the Condition Embedding; "literal": the Condition
+      encoder: "hybrid": a convolution block, then the Condition Embedding; "printed": the Condition
         Embedding alone between 3x3 stride-2 convolutions, as section II-B reads.
       condition: "on", "none" (M1) or "keep_1x1" (M1 with the first branch kept: the same capacity).
       fusion: see `ConditionEmbedding`.
@@ -100,7 +101,7 @@ class CUNet(nn.Module):
 
     features: tuple[int, ...]
     num_targets: int
-    stage: str
+    encoder: str
     condition: str
     fusion: str
     residual: bool
@@ -139,7 +140,7 @@ class CUNet(nn.Module):
 
     def _down(self, x: Array, channels: int, *, first: bool) -> Array:
         """The part of an encoder scale before its Condition Embedding."""
-        if self.stage == "literal":
+        if self.encoder == "printed":
             strides = (1, 1) if first else (2, 2)
             return nn.Conv(channels, (3, 3), strides=strides, padding=((1, 1), (1, 1)))(x)
         if not first:
@@ -153,13 +154,13 @@ class CrossConditioned(Translator):
 
     Attributes:
       network: the UNet.
-      sampler: the MDN stage that makes representations, or None without a condition.
-      sampler_stage: its name in the config, such as "mdn".
+      mdn: the MDN stage that makes representations, or None without a condition.
+      mdn_stage: its name in the config, such as "mdn".
       optimizer: of all parameters.
       average_decay: decay of the moving average of parameters, 0 for none.
       loss: "mse" (the text), "l2norm" (the unsquared norm that Eq. 4 prints, of each slice's
         targets) or "l1".
-      representation: what C-UNet is given in training: the "encoder"'s y of the true targets (which
+      training_y: what C-UNet is given in training: the "encoder"'s y of the true targets (which
         no patient with missing targets has), the MDN's "sampled" y, a "mix" of both, or "noised":
         the encoder's y with noise of the error that MDN makes on patients it never saw.
       sampled_share: probability of an MDN sample in a mix.
@@ -171,12 +172,12 @@ class CrossConditioned(Translator):
     """
 
     network: CUNet
-    sampler: mdn.MDN | None
-    sampler_stage: str
+    mdn: MDN | None
+    mdn_stage: str
     optimizer: optax.GradientTransformation
     average_decay: float
     loss: str
-    representation: str
+    training_y: str
     sampled_share: float
     error_scale: float
     noise: float
@@ -185,18 +186,18 @@ class CrossConditioned(Translator):
     @property
     def depends_on(self) -> tuple[str, ...]:
         """MRM and MDN, or nothing without the condition."""
-        return ("mrm", self.sampler_stage) if self.sampler else ()
+        return ("mrm", self.mdn_stage) if self.mdn else ()
 
     @property
     def stochastic(self) -> bool:
         """Whether two keys give two results."""
-        return self.sampler is not None
+        return self.mdn is not None
 
     def init(self, key: Key[Array, ""], batch: Batch, frozen: Model) -> State:
         """Fresh parameters beside the frozen MRM and MDN."""
         params, y = {}, None
-        if self.sampler:
-            width = self.sampler.representation.representation_width
+        if self.mdn:
+            width = self.mdn.representation.representation_width
             params["null"] = jnp.zeros(width)
             y = jnp.zeros((batch["source"].shape[0], width))
         params["network"] = self.network.init(key, batch["source"], y)["params"]
@@ -206,19 +207,19 @@ class CrossConditioned(Translator):
         self, frozen: Model, params: Any, batch: Batch, key: Key[Array, ""]
     ) -> Float[Array, "b d"] | None:
         """The representation of one training batch, by the chosen recipe."""
-        if self.sampler is None:
+        if self.mdn is None:
             return None
         sample_key, mix_key, noise_key, null_key = jax.random.split(key, 4)
         b = batch["source"].shape[0]
-        truth = self.sampler.representation.represent(frozen["mrm"], batch["target"])
+        truth = self.mdn.representation.represent(frozen["mrm"], batch["target"])
         noise = draws.normal(noise_key, truth.shape)
         y = truth + self.noise * noise
-        if self.representation == "noised":
-            factor = frozen[self.sampler_stage]["statistics"]["error_factor"]
+        if self.training_y == "noised":
+            factor = frozen[self.mdn_stage]["statistics"]["error_factor"]
             y = truth + self.error_scale * noise @ factor.T
-        if self.representation in ("sampled", "mix"):
-            sampled = self.sampler.sample(frozen[self.sampler_stage], batch["source"], sample_key)
-            share = self.sampled_share if self.representation == "mix" else 1.0
+        if self.training_y in ("sampled", "mix"):
+            sampled = self.mdn.sample(frozen[self.mdn_stage], batch["source"], sample_key)
+            share = self.sampled_share if self.training_y == "mix" else 1.0
             mixed = functools.partial(jax.random.bernoulli, p=share)
             chosen = draws.draw(mix_key, (b, 1), mixed)
             y = jnp.where(chosen, jax.lax.stop_gradient(sampled), y)
@@ -254,9 +255,9 @@ class CrossConditioned(Translator):
           key: drives the samples, of all sources or of each.
           num_samples: k; without a condition all results are the same one (k = 1).
         """
-        if self.sampler is None:
+        if self.mdn is None:
             return self._paint(model, sources, None)[None]
-        y = self.sampler.samples(model["frozen"][self.sampler_stage], sources, key, num_samples)
+        y = self.mdn.samples(model["frozen"][self.mdn_stage], sources, key, num_samples)
         return jax.lax.map(lambda one: self._paint(model, sources, one), y)
 
     def audits(self, num_samples: int) -> dict[str, Translate]:
@@ -267,9 +268,9 @@ class CrossConditioned(Translator):
         for a standardized y); `shuffled`: sampled for the sources of another patient, which the
         batch holds under "other".
         """
-        if self.sampler is None:
+        if self.mdn is None:
             return {}
-        sampler, stage = self.sampler, self.sampler_stage
+        mdn, stage = self.mdn, self.mdn_stage
 
         def given(represent: Callable[[Model, Batch, Array], Array]) -> Translate:
             return lambda model, batch, key: self._paint(
@@ -277,7 +278,7 @@ class CrossConditioned(Translator):
             )
 
         def sampled_mean(model: Model, batch: Batch, key: Array) -> Array:
-            drawn = sampler.samples(model["frozen"][stage], batch["source"], key, num_samples)
+            drawn = mdn.samples(model["frozen"][stage], batch["source"], key, num_samples)
             return drawn.mean(axis=0)
 
         def repeated(batch: Batch, value: Array) -> Array:
@@ -286,26 +287,24 @@ class CrossConditioned(Translator):
         return {
             "mean_representation": given(sampled_mean),
             "oracle": given(
-                lambda model, batch, key: sampler.representation.represent(
+                lambda model, batch, key: mdn.representation.represent(
                     model["frozen"]["mrm"], batch["target"]
                 )
             ),
             "null": given(lambda model, batch, key: repeated(batch, model["params"]["null"])),
             "mean": given(lambda model, batch, key: repeated(batch, 0 * model["params"]["null"])),
             "shuffled": given(
-                lambda model, batch, key: sampler.sample(
-                    model["frozen"][stage], batch["other"], key
-                )
+                lambda model, batch, key: mdn.sample(model["frozen"][stage], batch["other"], key)
             ),
         }
 
     def facts(self) -> dict[str, str]:
         """How representations are sampled."""
-        return {"sampler": str(self.sampler.sampler)} if self.sampler else {}
+        return {"sampler": str(self.mdn.sampler)} if self.mdn else {}
 
     def limits(self) -> list[str]:
         """That an audit is no result."""
-        if not self.sampler:
+        if not self.mdn:
             return []
         return [
             "The row `oracle` is a leak: it is given an encoding of the true targets, which no "
@@ -358,7 +357,7 @@ def create(config: Any) -> CrossConditioned:
     network = CUNet(
         features=tuple(section.features),
         num_targets=len(config.data.targets),
-        stage=section.stage,
+        encoder=section.encoder,
         condition=section.condition,
         fusion=section.fusion,
         residual=section.residual,
@@ -368,12 +367,12 @@ def create(config: Any) -> CrossConditioned:
     )
     return CrossConditioned(
         network=network,
-        sampler=mdn.create(config, section.sampler) if section.condition == "on" else None,
-        sampler_stage=section.sampler,
+        mdn=create_mdn(config, section.mdn_stage) if section.condition == "on" else None,
+        mdn_stage=section.mdn_stage,
         optimizer=make_optimizer(section.optimizer, section.train.num_steps),
         average_decay=average_decay(section),
         loss=section.loss,
-        representation=section.representation,
+        training_y=section.training_y,
         sampled_share=section.sampled_share,
         error_scale=section.error_scale,
         noise=section.noise,
