@@ -142,7 +142,7 @@ def test_scoring_loads_no_jax_at_all():
         "for package in (cdm_jax.metrics, cdm_jax.report):\n"
         "    for m in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
         "        importlib.import_module(m.name)\n"
-        "import cdm_jax.data.prepare, cdm_jax.data.splits, cdm_jax.data.phantom.cohort\n"
+        "import cdm_jax.data.prepare, cdm_jax.data.splits, cdm_jax.phantom.cohort\n"
         "print(sorted(m for m in sys.modules if m in ('jax', 'flax', 'optax')))"
     )
     result = subprocess.run(
@@ -158,8 +158,8 @@ def test_scoring_loads_no_jax_at_all():
         ("orbax", {"cdm_jax.checkpoint"}),
         ("tensorboardX", {"cdm_jax.writer"}),
         ("grain", {"cdm_jax.data.pipeline"}),
-        ("nibabel", {"cdm_jax.data.nifti", "cdm_jax.data.phantom.cohort"}),
-        ("nilearn", {"cdm_jax.data.phantom.templates"}),
+        ("nibabel", {"cdm_jax.data.nifti", "cdm_jax.phantom.cohort"}),
+        ("nilearn", {"cdm_jax.phantom.templates"}),
         ("clu", {"cdm_jax.train"}),
         (
             "optax",

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
+from benchmarks import day_one, scaling
 from configs import brats, phantom
-from experiments import day_one, real, scaling, seeds
+from experiments import real, seeds
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"

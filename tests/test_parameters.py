@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
+from benchmarks import networks, parameters, records
 from cdm_jax.nn.patchgan import PatchGAN
 from cdm_jax.shapes import example, start
 from configs import brats, common
 from configs.common import SYSTEMS
-from experiments import networks, parameters, records
 
 CONFIG = brats.get_config("all")
 RESNET, SINGLE, PAIR = 11_371_906, 2_763_713, 2_766_657

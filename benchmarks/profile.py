@@ -1,13 +1,13 @@
 """Where the time of a training step and of the sampler goes, operation by operation.
 
-  python -m experiments.profile [--dataset=phantom] [--small] [--stages=mdn,cunet] [--steps=3]
+  python -m benchmarks.profile [--dataset=phantom] [--small] [--stages=mdn,cunet] [--steps=3]
       [--workdir=runs/profile/<dataset>] [--show]
 
 Needs no data: random slices of the config's shapes and fresh parameters cost what trained ones do.
 The step is compiled as the loop compiles it, the sampler (of CDM: every DDIM step of MDN, then
 C-UNet) as the evaluation does. Each is compiled, run until it is warm, timed, and run once more
 under XLA's profiler. Prints the dearest operations, says how to open the traces, and writes
-`experiments/results/<dataset>/profile.json`. Time is this machine's: nothing else should run.
+`benchmarks/results/<dataset>/profile.json`. Time is this machine's: nothing else should run.
 """
 
 import argparse
@@ -26,14 +26,14 @@ from ml_collections import ConfigDict
 from rich.table import Table
 from rich.text import Text
 
+from benchmarks.networks import flops_of, key
+from benchmarks.records import load_results, save_results
+from benchmarks.traces import by_kind, operations
 from cdm_jax import checkpoint, inference, parallel
 from cdm_jax.methods import base
 from cdm_jax.shapes import create, example
 from cdm_jax.train import make_step, stored_shapes
 from cdm_jax.writer import console
-from experiments.networks import flops_of, key
-from experiments.records import load_results, save_results
-from experiments.traces import by_kind, operations
 
 DATASETS = ("phantom", "brats", "upenn_gbm")
 STAGES = ("mdn", "cunet")
@@ -295,7 +295,7 @@ def show(content: Row) -> None:
 
 def _command(options: argparse.Namespace, values: Sequence[str]) -> str:
     """What makes the record again."""
-    words = ["python -m experiments.profile", f"--dataset={options.dataset}"]
+    words = ["python -m benchmarks.profile", f"--dataset={options.dataset}"]
     words += [f"--{value}" for value in values]
     return " ".join([*words, f"--stages={options.stages}", f"--steps={options.steps}"])
 

@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from scipy import special
 
-from cdm_jax.data.phantom.fields import FieldSampler
-from cdm_jax.data.phantom.templates import Templates
+from cdm_jax.phantom.fields import FieldSampler
+from cdm_jax.phantom.templates import Templates
 
 _NO_TUMOR = 0.12  # Share of patients.
 _LOW_GRADE = 0.15

@@ -4,7 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from cdm_jax.data.phantom.fields import Grid, smooth_field
+from cdm_jax.phantom.fields import Grid, smooth_field
 
 
 def test_a_field_has_unit_variance_and_the_stated_correlation():

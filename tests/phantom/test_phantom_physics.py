@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from cdm_jax.data.phantom import physics
-from cdm_jax.data.phantom.physics import SCANNERS, TISSUES, Sequence
+from cdm_jax.phantom import physics
+from cdm_jax.phantom.physics import SCANNERS, TISSUES, Sequence
 
 
 def relax(start, duration, t1):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cdm_jax.data.phantom import PhantomSettings, patient, physics, simulate_patient
-from cdm_jax.data.phantom.fields import Grid
-from cdm_jax.data.phantom.patient import draw_body, scan
 from cdm_jax.errors import UserError
+from cdm_jax.phantom import PhantomSettings, patient, physics, simulate_patient
+from cdm_jax.phantom.fields import Grid
+from cdm_jax.phantom.patient import draw_body, scan
 
 SETTINGS = PhantomSettings(num_patients=6)
 MIXED = physics.SCANNERS["mixed"]

@@ -1,6 +1,6 @@
 """How large every network of every system is, and how much it computes, at the paper's scale.
 
-  JAX_PLATFORMS=cpu python -m experiments.parameters [--size=256] [--stages=pix2pix,cunet] [--peak]
+  JAX_PLATFORMS=cpu python -m benchmarks.parameters [--size=256] [--stages=pix2pix,cunet] [--peak]
       [--show]
 
 Nothing is trained and no parameter is made: stages are traced for shapes alone. Operations are
@@ -8,7 +8,7 @@ counted in the programs before XLA optimizes them, a multiplication and an addit
 (twice the "MACs" of publications); the body of a loop counts once, so that sampling costs as many
 passes as it has steps. `--peak` also compiles every training step for the device at hand and adds
 the memory that it takes there: minutes each, kept in `runs/parameters` should it be interrupted.
-Writes `experiments/results/parameters.json` and `docs/results/parameters.md`.
+Writes `benchmarks/results/parameters.json` and `docs/results/parameters.md`.
 """
 
 import argparse
@@ -20,13 +20,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from cdm_jax import memory, parallel
-from cdm_jax.methods import base
-from cdm_jax.shapes import create, example, start
-from cdm_jax.writer import console
-from configs import brats
-from configs.common import SYSTEMS
-from experiments.networks import (
+from benchmarks.networks import (
     Network,
     flops_of,
     inference_parameters,
@@ -34,11 +28,17 @@ from experiments.networks import (
     networks,
     size_of,
 )
-from experiments.records import load_results, save_results
+from benchmarks.records import load_results, save_results
+from cdm_jax import memory, parallel
+from cdm_jax.methods import base
+from cdm_jax.shapes import create, example, start
+from cdm_jax.writer import console
+from configs import brats
+from configs.common import SYSTEMS
 from experiments.study import DOCS, write
 
 NAME = "parameters"
-COMMAND = "JAX_PLATFORMS=cpu python -m experiments.parameters --peak"
+COMMAND = "JAX_PLATFORMS=cpu python -m benchmarks.parameters --peak"
 COMPILED = pathlib.Path("runs/parameters")
 # The guided-diffusion UNets that the baseline `diffusion` can be.
 VARIANTS: dict[str, dict[str, Any]] = {

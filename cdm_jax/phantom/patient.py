@@ -6,10 +6,10 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from cdm_jax.data.phantom import anatomy, physics, tumor
-from cdm_jax.data.phantom.fields import FieldSampler, Grid, smooth_field
-from cdm_jax.data.phantom.templates import Templates, load_templates
 from cdm_jax.errors import UserError
+from cdm_jax.phantom import anatomy, physics, tumor
+from cdm_jax.phantom.fields import FieldSampler, Grid, smooth_field
+from cdm_jax.phantom.templates import Templates, load_templates
 
 LAYOUTS = ("brats2023", "upenn_gbm")
 

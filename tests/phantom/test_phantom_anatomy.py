@@ -5,10 +5,10 @@ import sys
 import numpy as np
 import pytest
 
-from cdm_jax.data.phantom import anatomy
-from cdm_jax.data.phantom.fields import Grid, smooth_field
-from cdm_jax.data.phantom.templates import load_templates
 from cdm_jax.errors import UserError
+from cdm_jax.phantom import anatomy
+from cdm_jax.phantom.fields import Grid, smooth_field
+from cdm_jax.phantom.templates import load_templates
 
 GRID = Grid(shape=(64, 64, 48), voxel_mm=3.0)
 

@@ -1,13 +1,13 @@
 """How long a patient's evaluation takes, now and before evaluations chose their rows.
 
-  python -m experiments.evaluation_time [--workdir=runs/evaluation_time] [--show]
+  python -m benchmarks.evaluation_time [--workdir=runs/evaluation_time] [--show]
 
 The version before is taken from git and evaluates the same checkpoints (one training step, since
 quality does not matter here) on the same simulated patients, in turns with this one. A patient's
 time is the difference between an evaluation of several patients and of one, divided by how many
 more they are: what is done once (loading, compiling) is not in it. Where other programs use the
 same cores, compare processor times. To keep two rows of CDM, a sweep of N scored eleven: all of
-those shown but M1's. Writes `experiments/results/evaluation_time.json`.
+those shown but M1's. Writes `benchmarks/results/evaluation_time.json`.
 """
 
 import argparse
@@ -27,15 +27,15 @@ from absl import flags
 from ml_collections import ConfigDict
 from rich.table import Table
 
+from benchmarks.records import load_results, save_results
 from cdm_jax import checkpoint
 from cdm_jax.data.dataset import load_dataset
 from cdm_jax.train import train_stage
 from cdm_jax.writer import console
 from configs import phantom
-from experiments.records import load_results, save_results
 
 NAME = "evaluation_time"
-COMMAND = "python -m experiments.evaluation_time"
+COMMAND = "python -m benchmarks.evaluation_time"
 BEFORE = "a4c5f40"  # the last commit whose evaluations scored every row, one subject after another
 ROOT = pathlib.Path(__file__).parents[1]
 STAGES = ("mrm", "mdn", "cunet", "m1")

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy import spatial, special
 
-from cdm_jax.data.phantom.fields import FieldSampler, Grid, smooth_field
-from cdm_jax.data.phantom.templates import Templates
+from cdm_jax.phantom.fields import FieldSampler, Grid, smooth_field
+from cdm_jax.phantom.templates import Templates
 
 _BRAIN_CENTER_MM = (0.0, -17.0, 5.0)
 # The MNI152 brain is larger than the average brain (Allen et al. 2002).

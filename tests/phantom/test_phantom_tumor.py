@@ -5,8 +5,8 @@ import collections
 import numpy as np
 import pytest
 
-from cdm_jax.data.phantom import tumor
-from cdm_jax.data.phantom.templates import load_templates
+from cdm_jax.phantom import tumor
+from cdm_jax.phantom.templates import load_templates
 
 AXIS = np.linspace(-60, 60, 61)
 POSITIONS = np.stack(np.meshgrid(AXIS, AXIS, AXIS[20:41], indexing="ij"), -1).reshape(-1, 3)

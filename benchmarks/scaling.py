@@ -1,12 +1,12 @@
 """What a training step costs on many devices: operations, memory, and what the devices exchange.
 
-  JAX_NUM_CPU_DEVICES=8 python -m experiments.scaling [--stages=cunet,diffusion] [--modes=jit,fsdp]
+  JAX_NUM_CPU_DEVICES=8 python -m benchmarks.scaling [--stages=cunet,diffusion] [--modes=jit,fsdp]
       [--size=256] [--show]
 
 Every step is compiled for all devices that JAX shows (here as many parts of a CPU), with the batch
 of the paper on each, and never run. The collectives are counted in the compiled program: what it
 exchanges does not depend on the kind of device, what it keeps in memory does to some degree. Writes
-`experiments/results/scaling.json` and, from it, `docs/results/scaling.md`, with times of A100s.
+`benchmarks/results/scaling.json` and, from it, `docs/results/scaling.md`, with times of A100s.
 """
 
 import argparse
@@ -18,15 +18,15 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from benchmarks.networks import flops_of, key, size_of
+from benchmarks.records import load_results, save_results
 from cdm_jax import memory, parallel, shapes
 from cdm_jax.writer import console
 from configs import brats
-from experiments.networks import flops_of, key, size_of
-from experiments.records import load_results, save_results
 from experiments.study import DOCS, write
 
 NAME = "scaling"
-COMMAND = "JAX_NUM_CPU_DEVICES=8 python -m experiments.scaling"
+COMMAND = "JAX_NUM_CPU_DEVICES=8 python -m benchmarks.scaling"
 STAGES = ("mrm", "mdn", "cunet", "pix2pix", "diffusion")
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 COLLECTIVE = re.compile(rf"= (?P<shapes>.*?) (?P<kind>{'|'.join(KINDS)})(-start)?\(")

@@ -13,8 +13,8 @@ import nibabel as nib
 import numpy as np
 from rich import progress
 
-from cdm_jax.data.phantom.patient import PhantomPatient, PhantomSettings, simulate_patient
 from cdm_jax.errors import UserError
+from cdm_jax.phantom.patient import PhantomPatient, PhantomSettings, simulate_patient
 
 _SETTINGS_FILE = "phantom.json"
 _STARTED_FILE = "phantom.json.partial"  # The settings of a cohort that is not finished.

@@ -1,11 +1,11 @@
 """What BraTS2023 takes at the paper's size: disk, steps, hours and memory on 1 and 8 A100s.
 
-  python -m experiments.day_one [--show]
+  python -m benchmarks.day_one [--show]
 
-No GPU is needed: operations, parameters and peaks come from the records of `experiments.parameters`
-and `experiments.scaling`, lengths from `configs/brats.py`. What is measured here is how long one
+No GPU is needed: operations, parameters and peaks come from the records of `benchmarks.parameters`
+and `benchmarks.scaling`, lengths from `configs/brats.py`. What is measured here is how long one
 core takes to prepare and to score a patient of BraTS' grid, and how large every state is. Writes
-`experiments/results/day_one.json` and, from it, `docs/results/day_one.md`.
+`benchmarks/results/day_one.json` and, from it, `docs/results/day_one.md`.
 """
 
 import argparse
@@ -19,28 +19,28 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.records import load_results, save_results
+from benchmarks.scaling import NVLINK, PEAK, SHARE
 from cdm_jax.data.intensity import brain_mask
 from cdm_jax.data.nifti import read_volume
-from cdm_jax.data.phantom import PhantomSettings, write_cohort
 from cdm_jax.data.prepare import PrepareSettings, prepare_subject
 from cdm_jax.data.subjects import Subject, find_subjects
 from cdm_jax.metrics.conventions import Case, get_convention
+from cdm_jax.phantom import PhantomSettings, write_cohort
 from cdm_jax.shapes import example, start
 from cdm_jax.writer import console
 from configs import brats
 from configs.common import SYSTEMS
-from experiments.records import load_results, save_results
-from experiments.scaling import NVLINK, PEAK, SHARE
 from experiments.study import DOCS, write
 
 NAME = "day_one"
-COMMAND = "python -m experiments.day_one"
+COMMAND = "python -m benchmarks.day_one"
 SUBJECTS = 1251  # of BraTS2023's training set
 # Slices with any brain, and those of them that are trained on, of BraTS-GLI-00001-000 at 1 mm.
 STORED, TRAINED = 137, 129
 DEVICES = (1, 8)
 CORES = 16  # of the machine that prepares and scores
-GPU = PEAK * SHARE  # operations a second of one device, as in experiments.scaling
+GPU = PEAK * SHARE  # operations a second of one device, as in benchmarks.scaling
 GRID = PhantomSettings(num_patients=1, shape=(240, 240, 155), voxel_mm=1.0)  # BraTS' own
 
 Rows = Sequence[Mapping[str, Any]]
@@ -273,7 +273,7 @@ def show() -> None:
         "Steps: epochs x (slices // (batch x devices)). Hours: steps x (operations / "
         f"({PEAK / 1e12:.0f} TFLOP/s x {SHARE:.0%}) + exchange of the gradient by NVLink). "
         "Slices/s a GPU: what the input has to deliver if that speed is reached. Peak: of one "
-        "compiled step (`experiments.scaling`). A checkpoint is the whole state, frozen stages "
+        "compiled step (`benchmarks.scaling`). A checkpoint is the whole state, frozen stages "
         "included.",
         "",
         "## Evaluation",

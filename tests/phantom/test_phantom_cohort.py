@@ -7,8 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from cdm_jax.data.phantom import PhantomSettings, cohort, simulate_patient, write_cohort
 from cdm_jax.errors import UserError
+from cdm_jax.phantom import PhantomSettings, cohort, simulate_patient, write_cohort
 
 SMALL = PhantomSettings(num_patients=4, shape=(32, 32, 24), voxel_mm=6.0)
 
