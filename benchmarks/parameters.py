@@ -20,18 +20,11 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from benchmarks.networks import (
-    Network,
-    flops_of,
-    inference_parameters,
-    key,
-    networks,
-    size_of,
-)
+from benchmarks.networks import Network, flops_of, key, networks, size_of
 from benchmarks.records import load_results, save_results
 from cdm_jax import memory, parallel
 from cdm_jax.methods import base
-from cdm_jax.shapes import create, example, start
+from cdm_jax.shapes import create, example, inference_parameters, start
 from cdm_jax.writer import console
 from configs import brats
 from configs.common import SYSTEMS

@@ -31,8 +31,8 @@ from benchmarks.records import load_results, save_results
 from benchmarks.traces import by_kind, operations
 from cdm_jax import checkpoint, inference, parallel
 from cdm_jax.methods import base
-from cdm_jax.shapes import create, example
-from cdm_jax.train import make_step, stored_shapes
+from cdm_jax.shapes import create, example, stored_shapes
+from cdm_jax.train import make_step
 from cdm_jax.writer import console
 
 DATASETS = ("phantom", "brats", "upenn_gbm")

@@ -14,10 +14,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from benchmarks.networks import inference_parameters
 from cdm_jax.methods import base
 from cdm_jax.report.tables import AVERAGE, results_table
-from cdm_jax.shapes import create, example, start
+from cdm_jax.shapes import create, example, inference_parameters, start
 from experiments.records import load_results, save_results
 from experiments.study import COLORS, PAGE_WIDTH, Study, main
 from experiments.sweep import STEPS, sweep
