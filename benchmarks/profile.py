@@ -76,23 +76,11 @@ def fresh_state(config: ConfigDict, stage: str, devices: parallel.Devices) -> ba
     return devices.init_sharded(method.init, key(), batch, frozen)
 
 
-def random_slices(config: ConfigDict, number: int) -> dict[str, np.ndarray]:
-    """Slices as the cache stores them, (number, size, size, modalities) of uint16."""
-    draws = np.random.default_rng(0)
-    return {
-        name: draws.integers(1, 2**16, leaf.shape, np.uint16)
-        for name, leaf in example(config, number).items()
-    }
-
-
 def random_batch(config: ConfigDict, number: int) -> dict[str, np.ndarray]:
     """A stored training batch, as the input pipeline gives it."""
-    shapes = stored_shapes(config, number)
-    draws = np.random.default_rng(0)
-    return {
-        "images": draws.integers(1, 2**16, shapes["images"].shape, np.uint16),
-        "mirrored": draws.random(number) < 0.5,
-    }
+    shape, draws = stored_shapes(config, number)["images"].shape, np.random.default_rng(0)
+    images = draws.integers(1, 2**16, shape, np.uint16)
+    return {"images": images, "mirrored": draws.random(number) < 0.5}
 
 
 def training_step(config: ConfigDict, stage: str) -> Program:
@@ -130,7 +118,8 @@ def sampler(config: ConfigDict, stage: str) -> Program:
         images = method.translate(model, batch["source"], draw, 1)[0]
         return {stage: base.to_unit_range(images)}
 
-    slices = devices.put({"source": random_slices(config, number)["source"]})
+    images = random_batch(config, number)["images"]
+    slices = devices.put({"source": images[..., : len(config.data.sources)]})
     return Program(
         stage=stage,
         part="sampler",
