@@ -83,10 +83,9 @@ def networks(config: ConfigDict, stage: str) -> list[Network]:
 
     with mock.patch.object(nn.Module, "init", noted):
         jax.eval_shape(method.init, key(), batch, models)
-    modules = {name: getattr(method, name) for name in method.__dataclass_fields__}
     return [
         Network(name=name, module=module, copies=len(calls), **calls[0])
-        for name, module in modules.items()
+        for name, module in vars(method).items()
         if (calls := found.get(id(module)))
     ]
 
