@@ -19,14 +19,7 @@ from cdm_jax import checkpoint, parallel, shapes
 from cdm_jax.data.dataset import Dataset
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
-from cdm_jax.train import (
-    empty_totals,
-    make_step,
-    resolve,
-    stage_keys,
-    stored_shapes,
-    training_slices,
-)
+from cdm_jax.train import empty_totals, make_step, resolve, stage_keys, training_slices
 from cdm_jax.writer import console
 
 GIB = 2**30
@@ -48,7 +41,7 @@ def lowered_step(config: ConfigDict, devices: parallel.Devices, key: Array) -> j
     lead = (number, each) if devices.mode == "pmap" else (number * each,)
     stored = {
         name: jax.ShapeDtypeStruct((*lead, *part.shape[1:]), part.dtype)
-        for name, part in stored_shapes(config, each * number).items()
+        for name, part in shapes.stored_shapes(config, each * number).items()
     }
     step: Any = make_step(method, key, devices, state, len(config.data.sources))
     return step.lower(

@@ -1,5 +1,6 @@
 """Stages before any array is made: the shapes of their batches and states, by tracing alone."""
 
+import functools
 from typing import Any
 
 import jax
@@ -17,6 +18,16 @@ def example(config: ConfigDict, number: int) -> Shapes:
     return {
         name: jax.ShapeDtypeStruct((number, data.size, data.size, len(modalities)), jnp.float32)
         for name, modalities in (("source", data.sources), ("target", data.targets))
+    }
+
+
+def stored_shapes(config: ConfigDict, number: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a stored batch of this many slices is made of, as the input pipeline gives it."""
+    data = config.data
+    modalities = len(data.sources) + len(data.targets)
+    return {
+        "images": jax.ShapeDtypeStruct((number, data.size, data.size, modalities), jnp.uint16),
+        "mirrored": jax.ShapeDtypeStruct((number,), jnp.bool_),
     }
 
 
@@ -40,3 +51,17 @@ def frozen(config: ConfigDict, method: base.Method, batch: Shapes) -> dict[str, 
         stage: {name: model[name] for name in ("params", "statistics")}
         for stage, model in models.items()
     }
+
+
+def inference_parameters(method: base.Translator, state: base.State, batch: Shapes) -> int:
+    """Parameters, of this stage and of those that it builds on, that a translation uses."""
+    model = base.model_of(state)
+    translate = functools.partial(method.translate, num_samples=1)
+    closed = jax.make_jaxpr(translate)(model, batch["source"], jax.random.key(0))
+    used = {id(variable) for equation in closed.jaxpr.eqns for variable in equation.invars}
+    leaves = jax.tree_util.tree_leaves_with_path(model)  # the first of the program's inputs
+    return sum(
+        leaf.size
+        for (path, leaf), variable in zip(leaves, closed.jaxpr.invars, strict=False)
+        if jax.tree_util.DictKey("params") in path and id(variable) in used
+    )

@@ -117,16 +117,6 @@ def _check_same(
         )
 
 
-def stored_shapes(config: ConfigDict, number: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """What a stored batch of this many slices is made of, as the input pipeline gives it."""
-    data = config.data
-    modalities = len(data.sources) + len(data.targets)
-    return {
-        "images": jax.ShapeDtypeStruct((number, data.size, data.size, modalities), np.uint16),
-        "mirrored": jax.ShapeDtypeStruct((number,), np.bool_),
-    }
-
-
 def make_step(
     method: base.Method,
     root: Array,

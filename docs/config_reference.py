@@ -19,7 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import configs
-from cdm_jax.data.phantom import PhantomSettings
+from cdm_jax.phantom import PhantomSettings
 from configs import baselines, brats, phantom
 from configs.common import SYSTEMS
 

@@ -46,22 +46,21 @@ class Box:
         return self.x + across, self.y + up
 
 
+def rounded(
+    axes: Axes, corner: tuple[float, float], size: tuple[float, float], radius: float, **look
+) -> None:
+    """A rectangle with round corners, the first of them at the lower left."""
+    style = f"round,pad=0,rounding_size={radius}"
+    axes.add_patch(FancyBboxPatch(corner, *size, boxstyle=style, **look))
+
+
 def box(
     axes: Axes, x: float, y: float, text: str, kind: tuple[str, str], size: tuple[float, float]
 ) -> Box:
     """A labeled box around (x, y)."""
-    width, height = size
-    axes.add_patch(
-        FancyBboxPatch(
-            (x - width / 2, y - height / 2),
-            width,
-            height,
-            boxstyle="round,pad=0,rounding_size=0.09",
-            facecolor=kind[0],
-            edgecolor=kind[1],
-            linewidth=1.2,
-        )
-    )
+    (width, height), (fill, edge) = size, kind
+    corner = (x - width / 2, y - height / 2)
+    rounded(axes, corner, size, 0.09, facecolor=fill, edgecolor=edge, linewidth=1.2)
     axes.text(x, y, text, ha="center", va="center", fontsize=8.5, color=INK, linespacing=1.25)
     return Box(x, y, width / 2, height / 2)
 
@@ -99,18 +98,8 @@ def note(axes: Axes, x: float, y: float, text: str, *, color: str = FAINT, **opt
 
 def panel(axes: Axes, title: str, x: tuple[float, float], y: tuple[float, float]) -> None:
     """A frame with a title."""
-    axes.add_patch(
-        FancyBboxPatch(
-            (x[0], y[0]),
-            x[1] - x[0],
-            y[1] - y[0],
-            boxstyle="round,pad=0,rounding_size=0.12",
-            facecolor="#fafafa",
-            edgecolor="#cccccc",
-            linewidth=1,
-            zorder=0,
-        )
-    )
+    look = {"facecolor": "#fafafa", "edgecolor": "#cccccc", "linewidth": 1, "zorder": 0}
+    rounded(axes, (x[0], y[0]), (x[1] - x[0], y[1] - y[0]), 0.12, **look)
     axes.text(x[0] + 0.15, y[1] - 0.14, title, fontsize=9.5, weight="bold", va="top", color=INK)
 
 

@@ -19,10 +19,10 @@ ROOMS = {
     CORE: "The package",
     "data": "Data: NIfTI, splits, cache, batches",
     "diffusion": "Diffusion: schedules, forward process, DDIM",
-    "losses": "Losses that several systems share",
     "methods": "Methods: CDM and the systems it is compared with",
     "metrics": "Metrics, conventions and statistics over patients",
     "nn": "Network blocks that several systems share",
+    "phantom": "The phantom: simulated patients",
     "report": "Reports: tables, figures, pages, model cards",
 }
 

@@ -16,8 +16,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from cdm_jax.methods import base
 from cdm_jax.report.tables import AVERAGE, results_table
-from cdm_jax.shapes import create, example, start
-from experiments.networks import inference_parameters
+from cdm_jax.shapes import create, example, inference_parameters, start
 from experiments.records import load_results, save_results
 from experiments.study import COLORS, PAGE_WIDTH, Study, main
 from experiments.sweep import STEPS, sweep

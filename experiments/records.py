@@ -34,14 +34,17 @@ def main_values(record: Record) -> Record:
     return {**record, "rows": rows}
 
 
-def save_results(name: str, content: Mapping[str, Any]) -> pathlib.Path:
-    """Writes `experiments/results/<name>.json`, numbers rounded to what they mean."""
-    path = RESULTS / f"{name}.json"
+def save_results(name: str, content: Mapping[str, Any]) -> None:
+    """Writes `experiments/results/<name>.json`."""
+    write_rounded(RESULTS / f"{name}.json", content)
+
+
+def write_rounded(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file as a whole or not at all, its numbers rounded to what they mean."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".partial")
     temporary.write_text(json.dumps(rounded(content), separators=(",", ":")) + "\n")
     os.replace(temporary, path)
-    return path
 
 
 def load_results(name: str) -> dict[str, Any]:

@@ -21,11 +21,12 @@ from clu.metrics import Average
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from benchmarks import scaling
+from benchmarks.networks import size_of
 from cdm_jax import checkpoint, inference, parallel, train
 from cdm_jax.methods import base
 from cdm_jax.shapes import create, example, start
-from experiments import scaling, study, sweep
-from experiments.networks import size_of
+from experiments import study, sweep
 from tests.helpers import smoke_config
 
 BATCH = 8

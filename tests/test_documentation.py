@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
+from benchmarks import day_one, scaling
 from configs import brats, phantom
-from experiments import day_one, real, scaling, seeds
+from experiments import real, seeds
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -61,11 +62,12 @@ def test_config_values_that_are_named_exist():
                 found = found[part]
 
 
-def test_experiments_that_are_named_exist():
-    named = {name for text in TEXT.values() for name in re.findall(r"-m experiments\.(\w+)", text)}
-    assert named
-    for name in named:
-        assert (ROOT / f"experiments/{name}.py").exists(), name
+def test_experiments_and_benchmarks_that_are_named_exist():
+    modules = r"-m (experiments|benchmarks)\.(\w+)"
+    named = {found for text in TEXT.values() for found in re.findall(modules, text)}
+    assert {room for room, _ in named} == {"experiments", "benchmarks"}
+    for room, name in named:
+        assert (ROOT / room / f"{name}.py").exists(), name
 
 
 def test_the_readme_is_short():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments import evaluation_time
+from benchmarks import evaluation_time
 from tests.helpers import STAGES, copy_run
 
 

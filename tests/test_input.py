@@ -6,16 +6,17 @@ import sys
 
 import pytest
 
-from experiments import input as study
-from experiments.records import load_results
+from benchmarks import input as study
+from benchmarks import input_worker
+from benchmarks.records import load_results
 
 
 def test_a_worker_times_the_pipeline_and_its_parts(tmp_path, monkeypatch, capsys):
     for name, value in {"SIZE": 8, "SUBJECTS": 2, "SLICES": 12, "SECONDS": 0.05}.items():
-        monkeypatch.setattr(study, name, value)
-    study.make_cache(tmp_path)
+        monkeypatch.setattr(input_worker, name, value)
+    input_worker.make_cache(tmp_path)
     monkeypatch.setattr(sys, "stdin", io.StringIO('["rate", 6, 2]\n["parts", 6]\n'))
-    study.worker(tmp_path)
+    input_worker.worker(tmp_path)
     rate, parts = map(json.loads, capsys.readouterr().out.splitlines())
     assert rate["slices_a_second"] > 0 and rate["processor_us_a_slice"] > 0
     assert list(parts) == ["plan", "read", "put", "to floats in the step"]

@@ -7,9 +7,9 @@ import importlib.metadata
 import numpy as np
 import pytest
 
+from benchmarks import scaling
 from cdm_jax import parallel
 from cdm_jax.errors import UserError
-from experiments import scaling
 from tests.helpers import smoke_config
 from tests.processes import BATCH, Process, child, free_port, report_of
 

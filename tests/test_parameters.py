@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
+from benchmarks import networks, parameters, records
 from cdm_jax.nn.patchgan import PatchGAN
 from cdm_jax.shapes import example, start
 from configs import brats, common
 from configs.common import SYSTEMS
-from experiments import networks, parameters, records
 
 CONFIG = brats.get_config("all")
 RESNET, SINGLE, PAIR = 11_371_906, 2_763_713, 2_766_657
@@ -66,10 +66,15 @@ def test_the_rdm_is_the_published_one_at_the_width_of_our_representation(traced)
     assert network.parameters() == 62_721_280 + 128 * 1536 + 128 * (1536 + 1)
 
 
+def network_of(module, *shape):
+    """A network of one input."""
+    inputs = jax.ShapeDtypeStruct(shape, jnp.float32)
+    variables = jax.eval_shape(module.init, networks.key(), inputs)
+    return networks.Network(name="", module=module, inputs=((inputs,), {}), variables=variables)
+
+
 def test_a_patchgan_over_four_channels_is_the_published_one():
-    image = jax.ShapeDtypeStruct((1, 256, 256, 4), jnp.float32)
-    network = networks.Network(name="pair", module=PatchGAN(64), inputs=((image,), {}))
-    assert network.parameters() == 2_765_761
+    assert network_of(PatchGAN(64), 1, 256, 256, 4).parameters() == 2_765_761
 
 
 # Multiplications, as counted there by hooks on layers, padding included, in thousands of millions.
@@ -89,9 +94,7 @@ def test_operations_are_twice_the_published_multiplications(traced, stage, name,
 
 
 def test_a_linear_layer_is_counted_as_by_hand():
-    module = nn.Dense(8)
-    inputs = (jax.ShapeDtypeStruct((3, 4), jnp.float32),), {}
-    network = networks.Network(name="linear", module=module, inputs=inputs)
+    network = network_of(nn.Dense(8), 3, 4)
     assert network.parameters() == 4 * 8 + 8
     assert network.flops() == 2 * 3 * 4 * 8 + 3 * 8  # products and sums, and the bias
 
@@ -128,16 +131,6 @@ def test_inference_leaves_out_what_only_training_needs(stage, used, kept):
     null = row["trained"] - total((stage,))
     assert null == (0 if stage == "m1" else config.mrm.width)
     assert row["total"] == total(kept) + null
-
-
-def test_equal_networks_of_a_stage_are_told_apart_by_their_order():
-    module, other = PatchGAN(width=4), PatchGAN(width=8)
-    calls = [(PatchGAN(width=4), ((number,), {})) for number in range(3)]
-    found = networks._assign({"one": module, "two": module, "three": other}, calls)
-    assert [(n.name, n.copies, n.inputs[0]) for n in found] == [
-        ("one", 2, (0,)),
-        ("two", 1, (1,)),
-    ]
 
 
 @pytest.mark.slow

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from benchmarks import profile, records, traces
 from cdm_jax.errors import UserError
 from cdm_jax.writer import ProfilerWindow
-from experiments import profile, records, traces
 from tests.helpers import smoke_config, train
 
 # What XLA's compiler prints for a CPU and for a GPU, shortened.

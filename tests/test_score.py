@@ -12,9 +12,9 @@ from skimage.metrics import peak_signal_noise_ratio
 from cdm_jax import main
 from cdm_jax.data.intensity import brain_mask, measure
 from cdm_jax.data.nifti import read_volume, write_like
-from cdm_jax.data.phantom import PhantomSettings, write_cohort
 from cdm_jax.errors import UserError
 from cdm_jax.metrics.conventions import CONVENTIONS, fingerprint
+from cdm_jax.phantom import PhantomSettings, write_cohort
 from cdm_jax.score import score_folders
 
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cdm_jax.data.phantom import PhantomSettings, write_cohort
 from cdm_jax.data.prepare import PreparedSubject, PrepareSettings, prepare
 from cdm_jax.data.splits import load_or_make
 from cdm_jax.data.subjects import Subject, find_subjects
 from cdm_jax.errors import UserError
+from cdm_jax.phantom import PhantomSettings, write_cohort
 
 SAME_WEIGHTING = {"t1c": "t1", "t1": "t1c", "t2f": "t2", "t2": "t2f"}
 

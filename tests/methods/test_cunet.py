@@ -5,7 +5,8 @@ import pytest
 
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
-from cdm_jax.methods.cdm.cunet import ConditionEmbedding, CUNet, synthesis_loss
+from cdm_jax.methods.cdm.cunet import synthesis_loss
+from cdm_jax.methods.cdm.cunet_network import ConditionEmbedding, CUNet, UpSample
 
 WIDTH = 16  # of the tiny y
 
@@ -524,3 +525,20 @@ def test_validation_sees_what_inference_gives_outside_the_brain(painter):
 def test_what_does_not_fit_is_refused(create, changes):
     with pytest.raises(UserError, match=r"allowed are|cannot be halved|mrm\.joint=false"):
         create("cunet", changes)
+
+
+def test_upsampling_is_the_gradient_of_a_strided_convolution():
+    """A transposed convolution is by definition the adjoint of the convolution with its kernel."""
+    x = jax.random.normal(jax.random.key(0), (1, 3, 3, 2))
+    module = UpSample(4)
+    params = module.init(jax.random.key(1), x)["params"]
+    kernel = params["Dense_0"]["kernel"].reshape(2, 2, 2, 4).transpose(1, 2, 3, 0)  # h w in out
+
+    def convolve(image):
+        return jax.lax.conv_general_dilated(
+            image, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    _, adjoint = jax.vjp(convolve, jnp.zeros((1, 6, 6, 4)))
+    assert float(jnp.abs(params["Dense_0"]["bias"]).max()) == 0
+    np.testing.assert_allclose(module.apply({"params": params}, x), adjoint(x)[0], atol=1e-5)

@@ -7,8 +7,8 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from cdm_jax.data.intensity import brain_mask, measure
-from cdm_jax.data.phantom import PhantomSettings, simulate_patient
 from cdm_jax.metrics.conventions import Case
+from cdm_jax.phantom import PhantomSettings, simulate_patient
 
 PATIENTS = {
     "BraTS-GLI-00001-000": ("brats2023", "t1n", "t1c"),

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cdm_jax.methods.baselines.reggan_network import warp
 from cdm_jax.nn.adm import GroupNorm, Linear
 from cdm_jax.nn.blur import blur_pool, blur_upsample
 from cdm_jax.nn.convolution import Conv, ConvTranspose, Norm
 from cdm_jax.nn.vit import Transformer, TransformerBlock
-from cdm_jax.nn.warp import warp
 
 torch = pytest.importorskip("torch", reason="PyTorch is missing: pip install -e '.[dev,parity]'")
 

@@ -14,10 +14,13 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from cdm_jax.errors import UserError
-from cdm_jax.losses.adversarial import discriminator_loss, least_squares
-from cdm_jax.losses.contrastive import patch_nce
 from cdm_jax.methods.base import Batch, Metrics, Model, State, apply
-from cdm_jax.methods.baselines.adversarial import Adversarial, score
+from cdm_jax.methods.baselines.adversarial import (
+    Adversarial,
+    discriminator_loss,
+    least_squares,
+    score,
+)
 from cdm_jax.methods.baselines.options import check_size
 from cdm_jax.nn.patchgan import PatchGAN
 from cdm_jax.nn.resnet import NCE_LAYERS, ResNetGenerator
@@ -180,6 +183,21 @@ class CUT(Adversarial):
     def generate(self, model: Model, sources: Float[Array, "b h w s"]) -> Float[Array, "b h w t"]:
         """Source images to target images, both in [-1, 1]."""
         return apply(self.network, model["params"]["generator"]["network"], sources)
+
+
+def patch_nce(
+    queries: Float[Array, "b n f"], keys: Float[Array, "b n f"], temperature: float
+) -> Float[Array, ""]:
+    """Cross-entropy of finding each query's own key among all of its image (Park et al. 2020).
+
+    Args:
+      queries: codes of places of synthesized images, of unit length.
+      keys: codes of the same places of the inputs, of unit length; no gradient reaches them.
+      temperature: divides the similarities.
+    """
+    similarity = jnp.einsum("bnf,bmf->bnm", queries, jax.lax.stop_gradient(keys)) / temperature
+    own = jnp.diagonal(similarity, axis1=1, axis2=2)
+    return jnp.mean(jax.nn.logsumexp(similarity, axis=2) - own)
 
 
 def _mirror(images: Float[Array, "b h w _"], flip: Bool[Array, ""] | None) -> Array:

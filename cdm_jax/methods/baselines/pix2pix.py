@@ -9,9 +9,13 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key, PyTree
 
 from cdm_jax.errors import UserError
-from cdm_jax.losses.adversarial import cross_entropy, discriminator_loss
 from cdm_jax.methods.base import Batch, Metrics, Model, State
-from cdm_jax.methods.baselines.adversarial import Adversarial, score
+from cdm_jax.methods.baselines.adversarial import (
+    Adversarial,
+    cross_entropy,
+    discriminator_loss,
+    score,
+)
 from cdm_jax.methods.baselines.options import check_size
 from cdm_jax.nn.convolution import Conv, ConvTranspose, Norm
 from cdm_jax.nn.dropout import Dropout

@@ -7,9 +7,15 @@ import jax
 from flax import linen as nn
 from jaxtyping import Array, Float, Key, PyTree
 
-from cdm_jax.losses.adversarial import discriminator_loss, least_squares
 from cdm_jax.methods.base import State
-from cdm_jax.methods.baselines.adversarial import Adversarial, empty_pool, exchange, score
+from cdm_jax.methods.baselines.adversarial import (
+    Adversarial,
+    discriminator_loss,
+    empty_pool,
+    exchange,
+    least_squares,
+    score,
+)
 
 Images = Mapping[str, Float[Array, "b _ _ _"]]  # by kind, such as the two domains of CycleGAN
 

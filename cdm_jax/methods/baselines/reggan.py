@@ -14,15 +14,23 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key, PyTree
 
 from cdm_jax.errors import UserError
-from cdm_jax.losses.adversarial import least_squares
-from cdm_jax.losses.smoothness import smoothness
 from cdm_jax.methods.base import Batch, Metrics, Model, State, apply
-from cdm_jax.methods.baselines.adversarial import Adversarial, empty_pool, exchange, score
+from cdm_jax.methods.baselines.adversarial import (
+    Adversarial,
+    empty_pool,
+    exchange,
+    least_squares,
+    score,
+)
 from cdm_jax.methods.baselines.options import check_size
+from cdm_jax.methods.baselines.reggan_network import (
+    RandomAffine,
+    RegistrationNetwork,
+    smoothness,
+    warp,
+)
 from cdm_jax.nn.patchgan import PatchGAN
-from cdm_jax.nn.registration import RegistrationNetwork
 from cdm_jax.nn.resnet import ResNetGenerator
-from cdm_jax.nn.warp import RandomAffine, warp
 from cdm_jax.optim import make_optimizer
 
 KINDS = ("source", "target")

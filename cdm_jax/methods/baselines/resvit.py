@@ -14,9 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from cdm_jax.errors import UserError
-from cdm_jax.losses.adversarial import discriminator_loss, least_squares
 from cdm_jax.methods.base import Batch, Metrics, Model, State
-from cdm_jax.methods.baselines.adversarial import Adversarial, score
+from cdm_jax.methods.baselines.adversarial import (
+    Adversarial,
+    discriminator_loss,
+    least_squares,
+    score,
+)
 from cdm_jax.methods.baselines.options import check_size
 from cdm_jax.methods.baselines.resvit_network import TOKEN_SIZE, ResViTGenerator
 from cdm_jax.methods.baselines.resvit_pretrained import with_pretrained

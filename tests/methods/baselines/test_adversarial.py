@@ -6,13 +6,15 @@ import numpy as np
 import optax
 import pytest
 
-from cdm_jax.losses.adversarial import cross_entropy, discriminator_loss, least_squares
 from cdm_jax.methods.baselines.adversarial import (
     NETWORKS,
     Adversarial,
     Pool,
+    cross_entropy,
+    discriminator_loss,
     empty_pool,
     exchange,
+    least_squares,
     score,
 )
 from cdm_jax.nn.patchgan import PatchGAN

@@ -8,9 +8,8 @@ import pytest
 from flax import linen as nn
 
 from cdm_jax.errors import UserError
-from cdm_jax.losses.contrastive import patch_nce
 from cdm_jax.methods import base
-from cdm_jax.methods.baselines.cut import ProjectionHeads
+from cdm_jax.methods.baselines.cut import ProjectionHeads, patch_nce
 from configs import common
 
 EVERYWHERE = {"cut.patches": 10_000}  # more places than any layer here has

@@ -8,9 +8,8 @@ import pytest
 from flax import linen as nn
 
 from cdm_jax.errors import UserError
-from cdm_jax.losses.adversarial import cross_entropy, discriminator_loss
 from cdm_jax.methods import base
-from cdm_jax.methods.baselines.adversarial import score
+from cdm_jax.methods.baselines.adversarial import cross_entropy, discriminator_loss, score
 from cdm_jax.methods.baselines.pix2pix import HalvingUNet
 from cdm_jax.nn.dropout import Dropout
 from configs import common

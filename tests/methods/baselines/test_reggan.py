@@ -5,10 +5,14 @@ import pytest
 from scipy import ndimage
 
 from cdm_jax.errors import UserError
-from cdm_jax.losses.smoothness import smoothness
 from cdm_jax.methods import base
-from cdm_jax.nn.registration import RegistrationNetwork
-from cdm_jax.nn.warp import RandomAffine, affine, warp
+from cdm_jax.methods.baselines.reggan_network import (
+    RandomAffine,
+    RegistrationNetwork,
+    affine,
+    smoothness,
+    warp,
+)
 from configs import common
 
 STILL = {f"reggan.misalignment.{name}": 0.0 for name in ("degrees", "shift", "scale")}

@@ -1,0 +1,1 @@
+"""What the package costs: times, operations, memory and sizes, each runnable as a module."""

@@ -1,1 +1,0 @@
-"""Losses that several systems share."""

@@ -1,0 +1,152 @@
+"""Writes a cohort of simulated patients as NIfTI files, in the layout of a public data set."""
+
+import dataclasses
+import functools
+import json
+import multiprocessing
+import os
+import shutil
+from concurrent import futures
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from rich import progress
+
+from cdm_jax.errors import UserError
+from cdm_jax.phantom.patient import PhantomPatient, PhantomSettings, simulate_patient
+
+_SETTINGS_FILE = "phantom.json"
+_STARTED_FILE = "phantom.json.partial"  # The settings of a cohort that is not finished.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Where a patient's files lie, relative to the cohort's folder."""
+
+    folder: Path
+    images: dict[str, str]
+    segmentation: Path
+
+
+def write_cohort(root: Path, settings: PhantomSettings, num_workers: int = 0) -> None:
+    """Simulates a cohort and writes it below `root`, several patients at once.
+
+    An interrupted run leaves whole patients only; the next run skips them. `phantom.json` holds
+    the settings and is written last: where it lies, the cohort is complete.
+
+    Args:
+        root: Folder of the cohort; made if it does not exist.
+        settings: What to simulate.
+        num_workers: Processes; 0 for one a CPU core, 1 to stay in this process.
+
+    Raises:
+        UserError: If `root` holds a cohort of other settings, or other files.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    _check_root(root, settings)
+    if (root / _SETTINGS_FILE).exists():
+        return
+    text = json.dumps(dataclasses.asdict(settings), indent=2) + "\n"
+    (root / _STARTED_FILE).write_text(text)
+    _write_missing(root, settings, num_workers or os.cpu_count() or 1)
+    os.replace(root / _STARTED_FILE, root / _SETTINGS_FILE)
+
+
+def write_patient(root: Path, settings: PhantomSettings, index: int) -> None:
+    """Simulates one patient and writes the files; the folder appears under its name when whole."""
+    place = _place(settings.layout, index)
+    patient = simulate_patient(settings, index)
+    partial = root / f".{place.folder.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for modality, name in place.images.items():
+        _save(partial / name, np.rint(patient.images[modality]).astype(np.int16), patient)
+    _save(partial / place.segmentation.name, _labels(patient, settings.layout), patient)
+    if place.segmentation.parent != place.folder:
+        (root / place.segmentation).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(partial / place.segmentation.name, root / place.segmentation)
+    (root / place.folder).parent.mkdir(parents=True, exist_ok=True)
+    os.replace(partial, root / place.folder)
+
+
+def _write_missing(root: Path, settings: PhantomSettings, num_workers: int) -> None:
+    """Writes the patients that are not there yet, with a progress bar."""
+    missing = [
+        index
+        for index in range(settings.num_patients)
+        if not (root / _place(settings.layout, index).folder).exists()
+    ]
+    write = functools.partial(write_patient, root, settings)
+    track = functools.partial(progress.track, description="simulating patients", total=len(missing))
+    if min(num_workers, len(missing)) <= 1:
+        for index in track(missing):
+            write(index)
+        return
+    # A forked copy of a process that runs JAX's threads can hang, so each worker starts afresh.
+    with futures.ProcessPoolExecutor(
+        min(num_workers, len(missing)), mp_context=multiprocessing.get_context("spawn")
+    ) as pool:
+        jobs = [pool.submit(write, index) for index in missing]
+        try:
+            for job in track(futures.as_completed(jobs)):
+                job.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _check_root(root: Path, settings: PhantomSettings) -> None:
+    """Refuses a folder that holds anything but a cohort of these settings."""
+    found = [root / name for name in (_SETTINGS_FILE, _STARTED_FILE) if (root / name).exists()]
+    if not found:
+        if any(root.iterdir()):
+            raise UserError(f"{root} holds files that are no phantom cohort: give an empty folder")
+        return
+    # Through JSON, so that tuples compare equal to the lists that were read.
+    wanted = json.loads(json.dumps(dataclasses.asdict(settings)))
+    # A setting that a cohort's file lacks is younger than the cohort, which had the default.
+    held = dataclasses.asdict(PhantomSettings()) | json.loads(found[0].read_text())
+    differing = [
+        f"{name} {held[name]} instead of {value}"
+        for name, value in wanted.items()
+        if held[name] != value
+    ]
+    if differing:
+        raise UserError(
+            f"{root} holds a phantom cohort with {', '.join(differing)}: "
+            "give another folder, or remove this one"
+        )
+
+
+def _place(layout: str, index: int) -> _Place:
+    if layout == "brats2023":
+        name = f"BraTS-GLI-{index:05d}-000"
+        suffixes = {"t1": "t1n", "t1c": "t1c", "t2": "t2w", "t2f": "t2f"}
+        return _Place(
+            folder=Path(name),
+            images={modality: f"{name}-{end}.nii.gz" for modality, end in suffixes.items()},
+            segmentation=Path(name, f"{name}-seg.nii.gz"),
+        )
+    name = f"UPENN-GBM-{index + 1:05d}_11"
+    suffixes = {"t1": "T1", "t1c": "T1GD", "t2": "T2", "t2f": "FLAIR"}
+    return _Place(
+        folder=Path("images_structural", name),
+        images={modality: f"{name}_{end}.nii.gz" for modality, end in suffixes.items()},
+        segmentation=Path("automated_segm", f"{name}_automated_approx_segm.nii.gz"),
+    )
+
+
+def _labels(patient: PhantomPatient, layout: str) -> np.ndarray:
+    """The segmentation in the labels of the layout: UPenn-GBM marks enhancing tumor by 4."""
+    if layout == "brats2023":
+        return patient.segmentation
+    return np.where(patient.segmentation == 3, 4, patient.segmentation).astype(np.uint8)
+
+
+def _save(path: Path, volume: np.ndarray, patient: PhantomPatient) -> None:
+    image = nib.Nifti1Image(volume, patient.affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(patient.affine, code="scanner")
+    image.set_qform(patient.affine, code="scanner")
+    nib.save(image, path)

@@ -1,0 +1,78 @@
+"""The healthy brain: templates, deformation and tissue shares."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from cdm_jax.errors import UserError
+from cdm_jax.phantom import anatomy
+from cdm_jax.phantom.fields import Grid, smooth_field
+from cdm_jax.phantom.templates import load_templates
+
+GRID = Grid(shape=(64, 64, 48), voxel_mm=3.0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_deformation_never_folds_the_brain(seed):
+    positions = anatomy.deform(np.random.default_rng(seed), GRID)
+    gradients = np.gradient(positions, GRID.voxel_mm, axis=(0, 1, 2))
+    determinant = np.linalg.det(np.stack(gradients, axis=-1))
+    assert determinant.min() > 0.4  # Patient to template: above 1 for a smaller brain.
+    assert 0.85 < determinant.mean() < 1.9
+
+
+def test_positions_run_from_right_to_left_and_from_front_to_back():
+    positions = anatomy.deform(np.random.default_rng(0), GRID)
+    right, front, head = np.moveaxis(positions, -1, 0)
+    assert right[0].mean() > 50 > -50 > right[-1].mean()
+    assert front[:, 0].mean() > 40 > -80 > front[:, -1].mean()
+    assert head[..., -1].mean() > 50 > -30 > head[..., 0].mean()
+
+
+def test_tissue_shares_fill_every_voxel_and_lie_where_they_belong():
+    templates = load_templates(3.0)
+    rng = np.random.default_rng(0)
+    places = {
+        "white": [26, -20, 32],
+        "gray": [46, 16, -19],
+        "deep_gray": [11, -18, 8],
+        "csf": [6, 16, 9],
+        "blood": [0, -23, 73],
+    }
+    positions = np.array(list(places.values()), dtype=float)
+    tissues = anatomy.tissue_fractions(
+        rng, lambda length_mm: np.zeros(len(positions)) + 1.0, templates, positions
+    )
+    np.testing.assert_allclose(sum(tissues.values()), 1, atol=1e-12)
+    for row, name in enumerate(places):
+        assert max(tissues, key=lambda key: tissues[key][row]) == name
+
+
+def test_a_brain_has_the_volumes_of_an_adult_brain():
+    templates = load_templates(3.0)
+    rng = np.random.default_rng(5)
+    positions = anatomy.deform(rng, GRID)
+    brain = templates.sample(templates.brain, positions) > 0.5
+    field = lambda length_mm: smooth_field(rng, GRID, length_mm)[brain]  # noqa: E731
+    tissues = anatomy.tissue_fractions(rng, field, templates, positions[brain])
+    litres = {name: share.sum() * 27e-6 for name, share in tissues.items()}
+    assert 1.1 < sum(litres.values()) < 1.9
+    assert 0.35 < litres["white"] < 0.8
+    assert 0.45 < litres["gray"] + litres["deep_gray"] < 1.0
+    assert 0.05 < litres["csf"] < 0.5
+    assert litres["blood"] < 0.06
+
+
+def test_insert_takes_room_from_all_tissues_alike():
+    tissues = {"white": np.array([0.6, 1.0]), "gray": np.array([0.4, 0.0])}
+    mixed = anatomy.insert(tissues, {"blood": np.array([0.5, 0.0])})
+    np.testing.assert_allclose(mixed["white"], [0.3, 1.0])
+    np.testing.assert_allclose(mixed["gray"], [0.2, 0.0])
+    np.testing.assert_allclose(mixed["blood"], [0.5, 0.0])
+
+
+def test_without_nilearn_the_error_names_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nilearn", None)
+    with pytest.raises(UserError, match=r"pip install cdm_jax\[demo\]"):
+        load_templates(99.0)  # A size that no other test has loaded.

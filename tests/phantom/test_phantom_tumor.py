@@ -1,0 +1,80 @@
+"""The tumor, its mass effect and its labels."""
+
+import collections
+
+import numpy as np
+import pytest
+
+from cdm_jax.phantom import tumor
+from cdm_jax.phantom.templates import load_templates
+
+AXIS = np.linspace(-60, 60, 61)
+POSITIONS = np.stack(np.meshgrid(AXIS, AXIS, AXIS[20:41], indexing="ij"), -1).reshape(-1, 3)
+
+
+def make_tumor(**changes):
+    values = {"center_mm": np.zeros(3), "radius_mm": 20.0, "necrotic_part": 0.6, "reach_mm": 15.0}
+    return tumor.Tumor(**(values | {"push": 0.4, "low_grade": False} | changes))
+
+
+def flat_field(length_mm):
+    return np.zeros(len(POSITIONS))
+
+
+def lesions_in(white, **changes):
+    tissues = {"white": np.full(len(POSITIONS), white), "csf": np.zeros(len(POSITIONS))}
+    return tumor.lesion_fractions(flat_field, make_tumor(**changes), POSITIONS, tissues, 2.0)
+
+
+def test_some_have_no_tumor_and_some_a_low_grade_one():
+    templates = load_templates(3.0)
+    rng = np.random.default_rng(0)
+    drawn = [tumor.draw_tumor(rng, templates) for _ in range(1000)]
+    kinds = collections.Counter("none" if t is None else t.low_grade for t in drawn)
+    assert kinds["none"] == pytest.approx(120, abs=40)
+    assert kinds[True] == pytest.approx(150, abs=45)
+
+
+def test_mass_effect_pushes_outwards_without_folding_and_fades():
+    growth = make_tumor()
+    radii = np.linspace(0, 120, 500)
+    line = np.stack([radii, 0 * radii, 0 * radii], axis=-1)
+    before = tumor.displace(line, growth)
+    assert (before[:, 0] <= radii + 1e-9).all()  # The tissue came from nearer the center ...
+    assert (np.diff(before[:, 0]) > 0).all()  # ... in the same order.
+    np.testing.assert_allclose(before[0], 0, atol=1e-12)
+    np.testing.assert_allclose(before[-1], line[-1], atol=0.01)
+
+
+def test_without_noise_the_core_is_a_ball_with_a_ball_of_necrosis():
+    lesions = lesions_in(1.0)
+    radius = np.linalg.norm(POSITIONS, axis=-1)
+    core = lesions["necrosis"] + lesions["enhancing"]
+    np.testing.assert_array_equal(core > 0.5, radius < 20)
+    np.testing.assert_array_equal(lesions["necrosis"] > 0.5, radius < 12)
+    assert all((share >= 0).all() and (share <= 1).all() for share in lesions.values())
+
+
+def test_edema_spreads_farther_in_white_matter_and_spares_csf():
+    reaches = {}
+    for white in (0.0, 1.0):
+        edema = lesions_in(white)["edema"] > 0.5
+        reaches[white] = np.linalg.norm(POSITIONS[edema], axis=-1).max() - 20
+    assert reaches[1.0] == pytest.approx(15, abs=2)
+    assert 0 < reaches[0.0] < 5
+    fluid = {"white": np.zeros(len(POSITIONS)), "csf": np.ones(len(POSITIONS))}
+    lesions = tumor.lesion_fractions(flat_field, make_tumor(), POSITIONS, fluid, 2.0)
+    assert lesions["edema"].max() == 0
+
+
+def test_labels_follow_the_tissue_that_fills_a_voxel():
+    shares = {
+        "white": np.array([1.0, 0.4, 0.3, 0.1, 0.6]),
+        "edema": np.array([0.0, 0.6, 0.1, 0.0, 0.2]),
+        "enhancing": np.array([0.0, 0.0, 0.6, 0.3, 0.2]),
+        "necrosis": np.array([0.0, 0.0, 0.0, 0.6, 0.0]),
+    }
+    assert tumor.segment(shares).tolist() == [0, 2, 3, 1, 0]
+    low_grade = {"white": shares["white"], "low_grade": 1 - shares["white"]}
+    assert tumor.segment(low_grade).tolist() == [0, 1, 1, 1, 0]
+    assert tumor.segment({"white": shares["white"]}).tolist() == [0] * 5
