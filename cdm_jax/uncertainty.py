@@ -27,9 +27,10 @@ from cdm_jax.data.nifti import read_volume
 from cdm_jax.data.prepare import PreparedSubject
 from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import UserError
+from cdm_jax.files import write_json
 from cdm_jax.methods import base
 from cdm_jax.metrics import conformal
-from cdm_jax.writer import console, write_json
+from cdm_jax.writer import console
 
 FILE = "intervals.json"
 # Added to the deviation, in units of [0, 1], so that samples that agree have an interval too. It is
