@@ -121,13 +121,13 @@ def results_table(
         statistics = _statistics(values[row, target, region, metric], compared)
         lines.append((convention, row, target, metric, *statistics))
     return ResultsTable(
-        numbers=pd.DataFrame(lines, columns=COLUMNS),
+        numbers=pd.DataFrame(lines, columns=COLUMNS).astype(dict.fromkeys(COLUMNS[5:], float)),
         patients=len(values),
         footer=_footer(records, convention, region, reference),
     )
 
 
-def _statistics(values: Values, reference: Values | None) -> tuple[float | None, ...]:
+def _statistics(values: Values, reference: Values | None) -> tuple[int | float | None, ...]:
     """Of one metric of a row, in the order of `COLUMNS`."""
     found = summarize(values)
     low, high = found.interval or (None, None)
