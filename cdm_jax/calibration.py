@@ -23,9 +23,10 @@ from rich.progress import track
 from cdm_jax import inference, parallel
 from cdm_jax.data.dataset import Dataset
 from cdm_jax.errors import UserError
+from cdm_jax.files import write_json
 from cdm_jax.metrics import conformal
 from cdm_jax.sampling import SubjectSampler, draw_beside_truth, load_stochastic
-from cdm_jax.writer import console, write_json
+from cdm_jax.writer import console
 
 FILE = "intervals.json"
 # Added to the deviation, in units of [0, 1], so that samples that agree have an interval too. It is

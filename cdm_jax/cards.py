@@ -7,7 +7,7 @@ from cdm_jax import checkpoint, parallel
 from cdm_jax.data.dataset import Dataset
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
-from cdm_jax.metrics.aggregate import Record
+from cdm_jax.records import Record
 from cdm_jax.report.card import PARTS, model_card, parameter_counts, save_card
 
 

@@ -27,14 +27,14 @@ from cdm_jax.data.nifti import read_labels
 from cdm_jax.data.prepare import FULL_SCALE, PreparedSubject
 from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import UserError
-from cdm_jax.metrics.aggregate import Record
-from cdm_jax.metrics.conventions import Case, fingerprint, get_convention, json_ready
+from cdm_jax.metrics.conventions import Case, fingerprint, get_convention
 from cdm_jax.metrics.regions import region_masks
 from cdm_jax.non_learned import NonLearned, fit_non_learned
+from cdm_jax.records import Identity, Record, read_record, write_record
 from cdm_jax.report.rows import CEILING, NON_LEARNED
-from cdm_jax.report.tables import results_table, to_markdown, to_rich
+from cdm_jax.report.tables import results_table
 from cdm_jax.rows import REFERENCE_ROWS, chosen_rows, images_of, num_samples, rows_of, system_of
-from cdm_jax.writer import console, write_json
+from cdm_jax.writer import console
 
 Images = Mapping[str, Float[np.ndarray, "slice h w t"]]
 """Row to the synthetic targets of all slices of a subject, in [0, 1]."""
@@ -76,7 +76,7 @@ def evaluate_run(
         evaluation.score,
     )
     parallel.wait_for_all("records")
-    records = [json.loads((folder / f"{s.subject_id}.json").read_text()) for s in part]
+    records = [read_record(folder / f"{s.subject_id}.json") for s in part]
     if parallel.is_first():
         reference = settings.reference if settings.reference in records[0]["rows"] else None
         show_tables(records, settings.conventions, reference, folder)
@@ -155,7 +155,7 @@ class _Evaluation:
     def _non_learned(self) -> NonLearned:
         return fit_non_learned(self._dataset.train, self._dataset.copies)
 
-    def _identity(self, subject: PreparedSubject) -> dict[str, Any]:
+    def _identity(self, subject: PreparedSubject) -> Identity:
         """What all rows of a record have in common."""
         settings = checkpoint.plain(self._config.sampler) | {
             "num_samples": self._config.evaluate.num_samples,
@@ -178,7 +178,7 @@ class _Evaluation:
         """The subject's record as far as it is up to date, and images of the rows it lacks."""
         path = folder / f"{subject.subject_id}.json"
         identity = self._identity(subject)
-        known = json.loads(path.read_text()) if path.exists() else {}
+        known: Mapping[str, Any] = read_record(path) if path.exists() else {}
         if {name: known.get(name) for name in identity} != identity:
             known = {}
         done = known.get("checkpoint", {})
@@ -186,7 +186,7 @@ class _Evaluation:
         changed = {name for name in wanted if done.get(name) != wanted[name]}
         kept = {r: s for r, s in known.get("rows", {}).items() if system_of(r) not in changed}
         lacking = [row for row in self._rows if row not in kept]
-        record = identity | {"checkpoint": done | wanted, "rows": kept}
+        record: Record = {**identity, "checkpoint": done | wanted, "rows": kept}
         return _Pending(subject, path, record, self._images(subject, other, lacking))
 
     def score(self, pending: _Pending) -> None:
@@ -194,7 +194,7 @@ class _Evaluation:
         if pending.images:
             scores = self._scores(pending.subject, pending.images)
             rows = pending.record["rows"] | scores
-            write_json(pending.path, json_ready({**pending.record, "rows": rows}))
+            write_record(pending.path, {**pending.record, "rows": rows})
 
     def save_cards(self, records: Sequence[Record], workdir: pathlib.Path) -> None:
         """Writes the numbers into the card of each system, unless it was sampled in another way."""
@@ -321,5 +321,5 @@ def show_tables(
     """
     tables = [results_table(records, name, reference=reference) for name in conventions]
     for table in tables:
-        console.print(to_rich(table))
-    (folder / "tables.md").write_text("\n\n".join(to_markdown(table) for table in tables) + "\n")
+        console.print(table.rich())
+    (folder / "tables.md").write_text("\n\n".join(table.markdown() for table in tables) + "\n")

@@ -16,8 +16,8 @@ from cdm_jax.data.native import read_native
 from cdm_jax.data.nifti import read_geometry, read_labels, read_volume, write_like
 from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import UserError
-from cdm_jax.metrics.aggregate import Record
 from cdm_jax.metrics.regions import ENHANCING_TUMOR
+from cdm_jax.records import Record, read_records
 from cdm_jax.report import patients, rows
 from cdm_jax.report.curves import final_values
 from cdm_jax.report.gallery import DEVIATION_LIMIT, ERROR_LIMIT, Case, Image
@@ -89,9 +89,7 @@ def publish_run(
 
 
 def _records(folder: pathlib.Path, dataset: Dataset) -> list[Record]:
-    paths = sorted(folder.glob("*.json"))
-    records = [json.loads(path.read_text()) for path in paths]
-    records = [record for record in records if record.get("subject") in dataset.subjects]
+    records = [r for r in read_records(folder) if r["subject"] in dataset.subjects]
     if not records:
         raise UserError(
             f"nothing has been evaluated in {folder}: run the command evaluate with this --workdir"

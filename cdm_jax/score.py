@@ -25,9 +25,9 @@ from cdm_jax.data.subjects import (
 )
 from cdm_jax.errors import UserError
 from cdm_jax.evaluate import show_tables, usable_segmentation
-from cdm_jax.metrics.aggregate import Record
-from cdm_jax.metrics.conventions import CONVENTIONS, Case, fingerprint, get_convention, json_ready
-from cdm_jax.writer import console, write_json
+from cdm_jax.metrics.conventions import CONVENTIONS, Case, fingerprint, get_convention
+from cdm_jax.records import Record, read_record, write_record
+from cdm_jax.writer import console
 
 MODALITIES = tuple(
     dict.fromkeys(n for names in LAYOUTS.values() for n in names if n != SEGMENTATION)
@@ -65,11 +65,10 @@ def score_folders(
     pairs = _pairs(predictions, truth)
     records = []
     for predicted, real in track(pairs, "scoring", console=console):
-        record = _record(predicted, real)
         path = output / f"{real.subject_id}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, record)
-        records.append(record)
+        write_record(path, _record(predicted, real))
+        records.append(read_record(path))
     show_tables(records, tuple(CONVENTIONS), None, output)
     return records
 
@@ -148,16 +147,14 @@ def _record(predicted: Subject, real: Subject) -> Record:
         )
         for name in CONVENTIONS:
             scores[name][target] = get_convention(name).score(case)
-    return json_ready(
-        {
-            "subject": real.subject_id,
-            "patient": real.patient_id,
-            "split": "none",
-            "conventions": {name: _tag(name) for name in CONVENTIONS},
-            "scales": scales,
-            "rows": {ROW: scores},
-        }
-    )
+    return {
+        "subject": real.subject_id,
+        "patient": real.patient_id,
+        "split": "none",
+        "conventions": {name: _tag(name) for name in CONVENTIONS},
+        "scales": scales,
+        "rows": {ROW: scores},
+    }
 
 
 def _tag(name: str) -> str:

@@ -14,8 +14,9 @@ from cdm_jax.data.native import read_native
 from cdm_jax.data.nifti import read_volume, write_like
 from cdm_jax.data.subjects import Subject, find_subjects
 from cdm_jax.errors import UserError
+from cdm_jax.files import write_json
 from cdm_jax.report.overview import Panel, save_overview
-from cdm_jax.writer import console, write_json
+from cdm_jax.writer import console
 
 NOTICE = "Synthetic image made by a neural network for research. Not for clinical use."
 SCALE_RULE = (

@@ -24,13 +24,6 @@ from cdm_jax import parallel
 console = Console(width=None if sys.stdout.isatty() else 120)
 
 
-def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file as a whole or not at all."""
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)
-
-
 class Writer:
     """Scalars to `metrics.jsonl` and TensorBoard, pictures to `pictures/` and TensorBoard.
 

@@ -9,13 +9,15 @@ that CDM has a smaller parameter scale: at 256x256 it has 19.3 million, fewer th
 and Diffusion, but more than the 11.4 million of the ResNet-9 systems.
 """
 
+from collections.abc import Sequence
+
 import matplotlib.figure
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from cdm_jax.methods import base
-from cdm_jax.report.tables import AVERAGE, results_table
+from cdm_jax.records import AVERAGE, WHOLE, Record, per_patient
 from cdm_jax.shapes import create, example, inference_parameters, start
 from experiments.records import load_results, save_results
 from experiments.study import COLORS, PAGE_WIDTH, Study, main
@@ -54,7 +56,9 @@ def show(study: Study) -> None:
     study.save_figure("figure5", figure)
 
 
-def draw(sampling: dict, counts: dict[str, int], records: list) -> matplotlib.figure.Figure:
+def draw(
+    sampling: dict, counts: dict[str, int], records: Sequence[Record]
+) -> matplotlib.figure.Figure:
     """The three panels, from the sweep, the parameters of each stage and the systems' records."""
     figure = matplotlib.figure.Figure(figsize=(PAGE_WIDTH, 3), layout="constrained")
     speed, psnr, ssim = figure.subplots(1, 3)
@@ -66,11 +70,9 @@ def draw(sampling: dict, counts: dict[str, int], records: list) -> matplotlib.fi
     return figure
 
 
-def mean_of(records: list, row: str, metric: str) -> float:
+def mean_of(records: Sequence[Record], row: str, metric: str) -> float:
     """Mean over patients, targets averaged."""
-    table = results_table(records, CONVENTION)
-    cells = next(r.cells for r in table.rows if r.name == row)
-    return cells[AVERAGE, metric].summary.mean
+    return per_patient(records, CONVENTION)[row, AVERAGE, WHOLE, metric].mean()
 
 
 def draw_speed(axis: Axes, content: dict) -> None:
@@ -109,7 +111,7 @@ def draw_speed(axis: Axes, content: dict) -> None:
 
 
 def draw_parameters(
-    axis: Axes, records: list, counts: dict[str, int], metric: str, label: str
+    axis: Axes, records: Sequence[Record], counts: dict[str, int], metric: str, label: str
 ) -> None:
     """(b), (c) A metric against the parameters that a translation uses."""
     for place, (stage, row) in enumerate(HEADLINES.items()):

@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Sequence
 
 from cdm_jax import main as command_line
-from cdm_jax.metrics.aggregate import Record
+from cdm_jax.records import Record, per_patient
 from cdm_jax.report.tables import results_table
 from cdm_jax.writer import console
 from experiments.records import load_records, load_results, main_values, save_results
@@ -145,12 +145,13 @@ def _explained(study: Study) -> dict[str, float]:
 
 def findings(records: Sequence[Record], explained: dict[str, dict[str, float]]) -> list[str]:
     """What each variant is worth without and with the leak, and what MDN knows of y."""
+    values = per_patient(records, "volume")
     targets = list(records[0]["rows"][REFERENCE]["volume"])
     lines = []
     for title, shares in explained.items():
         rows = [f"{title}, {name}" for name in (ROWS["cunet/mean_of_8"], ROWS["cunet/oracle"])]
         honest, leak = (
-            "; ".join(f"{t} {difference(records, row, REFERENCE, t)}" for t in targets)
+            "; ".join(f"{t} {difference(values, row, REFERENCE, t)}" for t in targets)
             for row in rows
         )
         lines.append(

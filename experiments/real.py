@@ -11,14 +11,14 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-import numpy as np
-from jaxtyping import Float
+import pandas as pd
 
 from cdm_jax import main as command_line
 from cdm_jax.data.nifti import changed_fields
 from cdm_jax.data.subjects import Subject, find_subjects
-from cdm_jax.metrics.aggregate import Record
-from cdm_jax.report.tables import results_table, to_markdown
+from cdm_jax.records import WHOLE, Record, per_patient
+from cdm_jax.report.render import to_markdown
+from cdm_jax.report.tables import results_table
 from cdm_jax.synthesize import synthesize_subjects
 from cdm_jax.writer import console
 from configs import real
@@ -64,35 +64,26 @@ def leave_out(
     return [main_values(record) for record in load_records(folder)]
 
 
-def by_patient(records: Sequence[Record], convention: str) -> str:
-    """A Markdown table: PSNR of each target, a line a patient and one of their means."""
-    values = {row: per_patient_psnr(records, row, convention) for row in SHOWN}
-    names = [*(record["patient"] for record in records), "mean"]
-    targets = " / ".join(real.get_config().data.targets)
-    lines = [
-        f"| PSNR ({convention}), {targets} | {' | '.join(SHOWN)} |",
-        f"| --- |{' ---: |' * len(SHOWN)}",
-    ]
-    for n, name in enumerate(names):
-        cells = [" / ".join(f"{value:.2f}" for value in rows[n]) for rows in values.values()]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def per_patient_psnr(
-    records: Sequence[Record], row: str, convention: str
-) -> Float[np.ndarray, "patients targets"]:
-    """PSNR of a row for each patient and target; the last patient is the mean of the others."""
-    targets = real.get_config().data.targets
-    values = [[r["rows"][row][convention][t]["psnr"] for t in targets] for r in records]
-    return np.vstack([values, np.mean(values, axis=0)])
+def by_patient(records: Sequence[Record], convention: str) -> pd.DataFrame:
+    """Texts: PSNR of each target, a line a patient and one of their means."""
+    values, targets = per_patient(records, convention), real.get_config().data.targets
+    values.loc["mean"] = values.mean()
+    cells = {
+        row: [
+            " / ".join(f"{values.at[name, (row, target, WHOLE, 'psnr')]:.2f}" for target in targets)
+            for name in values.index
+        ]
+        for row in SHOWN
+    }
+    heading = f"PSNR ({convention}), {' / '.join(targets)}"
+    return pd.DataFrame(cells, index=values.index.rename(heading))
 
 
 def show() -> None:
     """Prints and writes what the committed record says."""
     records = load_results(NAME)["records"]
-    tables = [by_patient(records, "volume")]
-    tables += [to_markdown(results_table(records, name)) for name in ("volume", "paper")]
+    tables = [to_markdown(by_patient(records, "volume"))]
+    tables += [results_table(records, name).markdown() for name in ("volume", "paper")]
     text = "\n\n".join(tables)
     console.print(text, soft_wrap=True)
     write(DOCS / "real_leave_one_out.md", text + "\n")

@@ -6,7 +6,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cdm_jax.metrics.aggregate import Record
+from cdm_jax.files import read_json
+from cdm_jax.records import Record, check_record, read_records
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 DIGITS = 5
@@ -14,8 +15,7 @@ DIGITS = 5
 
 def load_records(workdir: pathlib.Path, part: str = "test") -> list[Record]:
     """Records that `evaluate` left in a workdir, in order of subjects."""
-    folder = workdir / "evaluation" / part
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    return read_records(workdir / "evaluation" / part)
 
 
 def main_values(record: Record) -> Record:
@@ -48,8 +48,15 @@ def write_rounded(path: pathlib.Path, content: Mapping[str, Any]) -> None:
 
 
 def load_results(name: str) -> dict[str, Any]:
-    """Reads a committed file of results."""
-    return json.loads((RESULTS / f"{name}.json").read_text())
+    """Reads a committed file of results.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    content = read_json(RESULTS / f"{name}.json")
+    for record in content.get("records", ()):
+        check_record(record, f"{name}.json")
+    return content
 
 
 def rounded(tree: Any) -> Any:

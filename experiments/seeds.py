@@ -10,13 +10,15 @@ patients. What is trained already is not trained again. Writes
 
 import argparse
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-import numpy as np
-from jaxtyping import Float
+import pandas as pd
 
 from cdm_jax import main as command_line
-from cdm_jax.metrics.aggregate import Record, compare, per_patient, summarize
+from cdm_jax.metrics.aggregate import summarize
+from cdm_jax.records import AVERAGE, WHOLE, Record, per_patient
+from cdm_jax.report.render import to_markdown
+from cdm_jax.report.tables import with_interval
 from cdm_jax.writer import console
 from experiments.records import load_records, load_results, main_values, save_results
 from experiments.study import DOCS, write
@@ -47,69 +49,55 @@ def run_seed(seed: int, workdir: pathlib.Path) -> list[Record]:
     return [main_values(record) for record in load_records(folder)]
 
 
-def over_seeds(
-    runs: Sequence[Sequence[Record]], row: str, convention: str, target: str, metric: str
-) -> Float[np.ndarray, "patients"]:
-    """Each patient's mean over seeds."""
-    values = [per_patient(records, row, convention, target, metric)[1] for records in runs]
-    return np.mean(values, axis=0)
+def psnr(runs: Mapping[str, Sequence[Record]], convention: str) -> pd.DataFrame:
+    """PSNR: a line for each seed and patient, a column for each (row, target)."""
+    values = pd.concat({n: per_patient(records, convention) for n, records in runs.items()})
+    return values.xs((WHOLE, "psnr"), axis=1, level=("region", "metric"))
 
 
-def table(runs: Sequence[Sequence[Record]], convention: str, metric: str) -> list[str]:
-    """Markdown lines: mean of each row and its paired difference from M1, for each target."""
-    first = runs[0][0]["rows"]
-    targets = list(first["copy"][convention])
-    lines = [
-        f"| {convention}, {metric.upper()} | "
-        + " | ".join(f"{target} | difference from {REFERENCE}" for target in targets)
-        + " | seeds |",
-        "| --- |" + " ---: | :---: |" * len(targets) + " ---: |",
-    ]
-    for row in first:
-        cells = []
-        for target in targets:
-            values = over_seeds(runs, row, convention, target, metric)
-            base = over_seeds(runs, REFERENCE, convention, target, metric)
-            cells += [f"{summarize(values).mean:.2f}", _difference(values, base)]
-        spread = [
-            np.nanmean([per_patient(r, row, convention, t, metric)[1] for t in targets])
-            for r in runs
-        ]
-        cells.append(", ".join(f"{value:.2f}" for value in spread))
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
-    return lines
-
-
-def _difference(values: np.ndarray, base: np.ndarray) -> str:
-    result = compare(values, base)
-    if result.interval is None or not np.any(values - base):
-        return ""
-    low, high = result.interval
-    return f"{result.difference:+.2f} [{low:+.2f}, {high:+.2f}]"
-
-
-def findings(runs: Sequence[Sequence[Record]]) -> list[str]:
-    """Markdown lines: the answer to each question, over the seeds and seed by seed."""
+def table(runs: Mapping[str, Sequence[Record]], convention: str) -> pd.DataFrame:
+    """Texts: mean of each row and its paired difference from M1, for each target."""
+    first, *_ = runs.values()
+    rows = first[0]["rows"]
+    values = psnr(runs, convention)
+    over_seeds = values.groupby("patient").mean()
     lines = []
+    for row in rows:
+        cells = []
+        for target in rows["copy"][convention]:
+            own, base = over_seeds[row, target], over_seeds[REFERENCE, target]
+            cells += [f"{own.mean():.2f}", "" if row == REFERENCE else difference(own - base)]
+        spread = values[row, AVERAGE].groupby(level=0, sort=False).mean()
+        lines.append([*cells, ", ".join(f"{value:.2f}" for value in spread)])
+    headings = [h for t in rows["copy"][convention] for h in (t, f"difference from {REFERENCE}")]
+    index = pd.Index(rows, name=f"{convention}, PSNR")
+    return pd.DataFrame(lines, index=index, columns=[*headings, "seeds"])
+
+
+def difference(values: pd.Series) -> str:
+    """A mean of paired differences with its interval."""
+    return with_interval(summarize(values), "+.2f")
+
+
+def findings(runs: Mapping[str, Sequence[Record]]) -> list[str]:
+    """Markdown lines: the answer to each question, over the seeds and seed by seed."""
+    values, lines = psnr(runs, "volume"), []
     for question, row, other in QUESTIONS:
         answers = []
-        for target in runs[0][0]["rows"][REFERENCE]["volume"]:
-            pairs = [
-                [over_seeds([run], name, "volume", target, "psnr") for name in (row, other)]
-                for run in runs
-            ]
-            seeds = ", ".join(f"{np.mean(mine - theirs):+.2f}" for mine, theirs in pairs)
-            over_all = _difference(*np.mean(pairs, axis=0))
-            answers.append(f"{target} {over_all} dB (seeds: {seeds})")
+        for target in values.columns.unique("target").drop(AVERAGE):
+            paired = values[row, target] - values[other, target]
+            seeds = ", ".join(f"{m:+.2f}" for m in paired.groupby(level=0, sort=False).mean())
+            over_seeds = difference(paired.groupby("patient").mean())
+            answers.append(f"{target} {over_seeds} dB (seeds: {seeds})")
         lines.append(f"- {question} {row} against {other}: {'; '.join(answers)}.")
     return lines
 
 
 def show() -> None:
     """Prints and writes what the committed record says."""
-    runs = list(load_results(NAME)["runs"].values())
-    tables = [table(runs, convention, "psnr") for convention in ("volume", "paper")]
-    text = "\n\n".join("\n".join(lines) for lines in [findings(runs), *tables])
+    runs = load_results(NAME)["runs"]
+    tables = [to_markdown(table(runs, convention)) for convention in ("volume", "paper")]
+    text = "\n\n".join(["\n".join(findings(runs)), *tables])
     console.print(text, soft_wrap=True)
     write(DOCS / "phantom/seeds.md", text + "\n")
 

@@ -23,8 +23,8 @@ from cdm_jax import checkpoint
 from cdm_jax import main as command_line
 from cdm_jax.data.dataset import Dataset, load_dataset
 from cdm_jax.errors import UserError
-from cdm_jax.metrics.aggregate import Record
-from cdm_jax.report.tables import ResultsTable, to_csv, to_latex, to_markdown
+from cdm_jax.records import Record
+from cdm_jax.report.tables import ResultsTable
 from cdm_jax.rows import REFERENCE_ROWS, system_of
 from cdm_jax.writer import console
 from configs.common import SYSTEMS
@@ -133,12 +133,12 @@ class Study:
           tables: a file's further name, such as the convention's, to the table.
           findings: sentences to put above them.
         """
-        text = "\n\n".join([*findings, *(to_markdown(table) for table in tables.values())])
+        text = "\n\n".join([*findings, *(table.markdown() for table in tables.values())])
         console.print(text, soft_wrap=True)
         write(self._docs(f"{name}.md"), text)
         for part, table in tables.items():
-            write(self._docs(f"{name}_{part}.csv"), to_csv(table))
-            write(self._docs(f"{name}_{part}.tex"), to_latex(table))
+            write(self._docs(f"{name}_{part}.csv"), table.csv())
+            write(self._docs(f"{name}_{part}.tex"), table.latex())
 
     def save_figure(self, name: str, figure: Figure) -> None:
         """Writes a figure in each of `FORMATS`, the same bytes for the same numbers.

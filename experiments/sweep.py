@@ -16,7 +16,7 @@ import numpy as np
 from cdm_jax import inference
 from cdm_jax.data.pipeline import SliceSource, plain_plans
 from cdm_jax.evaluate import evaluate_run
-from cdm_jax.metrics.aggregate import Record
+from cdm_jax.records import Record
 from cdm_jax.rows import num_samples, sample_rows
 from cdm_jax.writer import console
 from experiments.records import load_results, main_values, save_results

@@ -52,9 +52,8 @@ def tables(
     records = chosen(load_results(f"{study.dataset}/systems")["records"], ROWS)
     found = {name: results_table(records, name, reference=REFERENCE) for name in CONVENTIONS}
     for place, heading in enumerate(published.HEADINGS):
-        found["paper"].printed[f"{heading} printed in {title}"] = {
-            system: published.text(row[place]) for system, row in numbers.items()
-        }
+        texts = {system: published.text(row[place]) for system, row in numbers.items()}
+        found["paper"].print_beside(f"{heading} printed in {title}", texts)
     return found
 
 

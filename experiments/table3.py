@@ -10,8 +10,11 @@ another patient's sample. M1 with the 1x1 branch has the capacity of C-UNet and 
 
 from collections.abc import Sequence
 
-from cdm_jax.metrics.aggregate import Record, compare, per_patient
-from cdm_jax.report.tables import ResultsTable, results_table
+import pandas as pd
+
+from cdm_jax.metrics.aggregate import summarize
+from cdm_jax.records import WHOLE, Record, per_patient
+from cdm_jax.report.tables import ResultsTable, results_table, with_interval
 from experiments import published
 from experiments.records import load_results
 from experiments.study import Study, chosen, main
@@ -58,33 +61,40 @@ def measure(study: Study) -> None:
 def tables(records: Sequence[Record]) -> dict[str, ResultsTable]:
     """A table a convention; the paper's numbers stand in that which is nearest to them."""
     found = {name: results_table(records, name, reference=REFERENCE) for name in CONVENTIONS}
-    found["paper"].printed["Avg printed in Table III"] = {
-        system: published.text(row) for system, row in published.TABLE_3.items()
-    }
+    texts = {system: published.text(row) for system, row in published.TABLE_3.items()}
+    found["paper"].print_beside("Avg printed in Table III", texts)
     return found
 
 
 def findings(records: Sequence[Record]) -> list[str]:
     """An answer to each question: paired differences of PSNR over patients, a target at a time."""
+    values = per_patient(records, "volume")
     targets = list(records[0]["rows"]["Copy of a source"]["volume"])
     lines = []
     for question, row, other in QUESTIONS:
         if not {row, other} <= records[0]["rows"].keys():
             continue
-        answers = [f"{target} {difference(records, row, other, target)}" for target in targets]
+        answers = [f"{target} {difference(values, row, other, target)}" for target in targets]
         lines.append(f"- {question} {row} against {other}, PSNR (volume): {'; '.join(answers)}.")
     return ["\n".join(lines)]
 
 
-def difference(records: Sequence[Record], row: str, other: str, target: str) -> str:
-    """A paired difference of PSNR (volume) with its interval, and its side of zero, in words."""
-    pair = (per_patient(records, name, "volume", target, "psnr")[1] for name in (row, other))
-    result = compare(*pair)
-    if result.interval is None:
-        return f"{result.difference:+.2f} dB ({result.n} patients: too few for an interval)"
-    low, high = result.interval
+def difference(values: pd.DataFrame, row: str, other: str, target: str) -> str:
+    """A paired difference of PSNR with its interval, and its side of zero, in words.
+
+    Args:
+      values: as `records.per_patient` gives them.
+      row: of the first system.
+      other: of the system that is subtracted.
+      target: modality.
+    """
+    found = summarize(values[row, target, WHOLE, "psnr"] - values[other, target, WHOLE, "psnr"])
+    text = with_interval(found, "+.2f", " dB")
+    if found.interval is None:
+        return f"{text} ({found.n} patients: too few for an interval)"
+    low, high = found.interval
     verdict = "more" if low > 0 else "less" if high < 0 else "no difference seen"
-    return f"{result.difference:+.2f} dB [{low:+.2f}, {high:+.2f}], {verdict}"
+    return f"{text}, {verdict}"
 
 
 def show(study: Study) -> None:

@@ -4,10 +4,9 @@ python -m experiments.table4 --dataset=phantom --small
 python -m experiments.table4 --dataset=brats --root=<folder>
 """
 
-import numpy as np
-
-from cdm_jax.metrics.aggregate import compare, per_patient
-from cdm_jax.report.tables import AVERAGE, ResultsTable, results_table
+from cdm_jax.metrics.aggregate import summarize
+from cdm_jax.records import AVERAGE, WHOLE, Record, per_patient
+from cdm_jax.report.tables import ResultsTable, results_table, with_interval
 from experiments import published
 from experiments.records import load_results
 from experiments.study import Study, chosen, main
@@ -24,10 +23,10 @@ def measure(study: Study) -> None:
     sweep(study, ("cunet",), study.command("table4"))
 
 
-def joined(study: Study) -> list[dict]:
+def joined(study: Study) -> list[Record]:
     """One record a subject: rows without N, then for every N one sample and the mean of eight."""
     content = load_results(f"{study.dataset}/sampling")
-    records = [dict(r) for r in chosen(content["beside"], {row: ROWS[row] for row in BESIDE})]
+    records = chosen(content["beside"], {row: ROWS[row] for row in BESIDE})
     for steps in map(str, STEPS):
         renamed = chosen(
             content["systems"]["cunet"][steps]["records"],
@@ -48,27 +47,20 @@ def tables(study: Study) -> dict[str, ResultsTable]:
     found = {}
     for name in CONVENTIONS:
         found[name] = results_table(records, name, reference=REFERENCE)
-        found[name].printed["ms a slice"] = times
-    found["paper"].printed["Avg printed in Table IV"] = {
-        f"N = {steps}": published.text(row) for steps, row in published.TABLE_4.items()
-    }
+        found[name].print_beside("ms a slice", times)
+    texts = {f"N = {steps}": published.text(row) for steps, row in published.TABLE_4.items()}
+    found["paper"].print_beside("Avg printed in Table IV", texts)
     return found
 
 
 def finding(study: Study) -> str:
     """What more steps buy, in a sentence."""
-    records, parts = joined(study), []
-    targets = list(records[0]["rows"][REFERENCE]["volume"])
+    values = per_patient(joined(study), "volume")
+    psnr = {n: values[f"N = {n}", AVERAGE, WHOLE, "psnr"] for n in STEPS}
+    parts = []
     for few, many in ((1, 10), (10, 30), (30, 40)):
-        pairs = []
-        for steps in (many, few):
-            rows = [per_patient(records, f"N = {steps}", "volume", t, "psnr")[1] for t in targets]
-            pairs.append(np.mean(rows, axis=0))
-        result = compare(*pairs)
-        low, high = result.interval or (float("nan"), float("nan"))
-        parts.append(
-            f"from N = {few} to {many} {result.difference:+.2f} dB [{low:+.2f}, {high:+.2f}]"
-        )
+        difference = with_interval(summarize(psnr[many] - psnr[few]), "+.2f", " dB")
+        parts.append(f"from N = {few} to {many} {difference}")
     return f"- One sample's PSNR ({AVERAGE}, volume): {', '.join(parts)}."
 
 

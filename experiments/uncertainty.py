@@ -11,11 +11,12 @@ intervals of one width, which know nothing of the samples' deviation.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.progress import track
@@ -30,10 +31,13 @@ from cdm_jax.calibration import (
     save_intervals,
 )
 from cdm_jax.evaluate import usable_segmentation
-from cdm_jax.metrics.aggregate import Comparison, Record, Summary, compare, per_patient, summarize
+from cdm_jax.metrics.aggregate import Summary, summarize
 from cdm_jax.metrics.conformal import coverage_by_region, risk_coverage
 from cdm_jax.metrics.regions import region_masks
+from cdm_jax.records import WHOLE, per_patient
+from cdm_jax.report.render import to_markdown
 from cdm_jax.report.rows import MEAN_OF
+from cdm_jax.report.tables import with_interval
 from cdm_jax.sampling import Drawn, SubjectSampler, draw_beside_truth, load_stochastic
 from cdm_jax.writer import console
 from experiments.records import load_results, save_results
@@ -54,7 +58,7 @@ REGIONS = {
     "tumor_core": "tumor core",
     "enhancing_tumor": "enhancing tumor",
 }
-METRICS = {"coverage": 3, "width": 3, "mae": 4, "deviation": 4}  # decimals
+METRICS = {"coverage": ".3f", "width": ".3f", "mae": ".4f", "deviation": ".4f"}  # formats
 
 
 # What is measured
@@ -136,103 +140,70 @@ def kept(images: Drawn, brain: np.ndarray, order: str) -> dict[str, float]:
 # What it says
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Widening:
-    """Enhancing tumor against healthy brain, over the patients that have both.
-
-    Attributes:
-      width: ratio of the intervals' widths: logarithm, over patients.
-      error: ratio of the mean absolute errors, likewise.
-      difference: of the two logarithms, paired.
-    """
-
-    width: Summary
-    error: Summary
-    difference: Comparison
-
-
-def widening(records: Sequence[Record], row: str, target: str) -> Widening:
-    """Whether intervals widen in enhancing tumor as the error grows there."""
-    logs = {}
-    for metric in ("width", "mae"):
-        tumor, healthy = (
-            values(records, row, target, metric, region)
-            for region in ("enhancing_tumor", "healthy")
-        )
-        logs[metric] = np.log(tumor) - np.log(healthy)
-    return Widening(
-        width=summarize(logs["width"]),
-        error=summarize(logs["mae"]),
-        difference=compare(logs["width"], logs["mae"]),
-    )
-
-
 def values(
-    records: Sequence[Record], row: str, target: str, metric: str, region: str | None = None
-) -> Float[np.ndarray, " patients"]:
-    """One number a patient."""
-    return per_patient(records, row, CONVENTION, target, metric, region)[1]
+    patients: pd.DataFrame, row: str, target: str, metric: str, region: str = WHOLE
+) -> pd.Series:
+    """One number a patient, from what `per_patient` gives; NaN where no patient has one."""
+    return patients.get((row, target, region, metric), pd.Series(np.nan, patients.index))
 
 
-def widening_sentence(records: Sequence[Record], target: str) -> str:
-    """The answer for one target, whichever way it falls."""
-    found = widening(records, MAIN, target)
-    if not found.width.n:
+def widening_sentence(patients: pd.DataFrame, target: str) -> str:
+    """Whether intervals widen in enhancing tumor as the error grows there, beside healthy brain."""
+    logs = [
+        np.log(values(patients, MAIN, target, metric, "enhancing_tumor"))
+        - np.log(values(patients, MAIN, target, metric, "healthy"))
+        for metric in ("mae", "width")
+    ]
+    error, width, more = summarize(logs[0]), summarize(logs[1]), summarize(logs[1] - logs[0])
+    if not width.n:
         return f"{target}: no patient has an enhancing tumor."
-    missed = _side(found.error.interval)
     head = (
-        f"{target}: in enhancing tumor the error is {_ratio(found.error)} times that of healthy "
-        f"brain and the interval {_ratio(found.width)} times as wide ({found.width.n} patients)."
+        f"{target}: in enhancing tumor the error is {_ratio(error)} times that of healthy "
+        f"brain and the interval {_ratio(width)} times as wide ({width.n} patients)."
     )
     covered = [
-        summarize(values(records, MAIN, target, "coverage", region)).mean
+        values(patients, MAIN, target, "coverage", region).mean()
         for region in ("enhancing_tumor", "healthy")
     ]
     tail = f"It covers {covered[0]:.1%} of enhancing tumor, {covered[1]:.1%} of healthy brain."
-    if missed != "more":
+    if _side(error) != "more":
         return f"{head} The truth is not missed more there. {tail}"
-    width = {
+    widens = {
         "more": "It widens where the truth is missed",
         "less": "It does NOT widen where the truth is missed, it narrows",
         "alike": "It does NOT widen noticeably where the truth is missed",
-    }[_side(found.width.interval)]
+    }[_side(width)]
     against = {
         "more": "and by more than the error grows",
         "less": "and by less than the error grows",
         "alike": "as the error grows",
-    }[_side(found.difference.interval)]
-    widens = _side(found.width.interval) == "more"
-    return f"{head} {width}{', ' + against if widens else ''}. {tail}"
+    }[_side(more)]
+    return f"{head} {widens}{', ' + against if _side(width) == 'more' else ''}. {tail}"
 
 
-def _side(interval: tuple[float, float] | None) -> str:
+def _side(found: Summary) -> str:
     """Where zero lies: "more" if the whole interval is above it, "less" if below."""
-    low, high = interval or (0.0, 0.0)
+    low, high = found.interval or (0.0, 0.0)
     return "more" if low > 0 else "less" if high < 0 else "alike"
 
 
 def _ratio(logs: Summary) -> str:
     """A ratio with its interval, from its logarithm's."""
-    text = f"{np.exp(logs.mean):.2f}"
-    if logs.interval is None:
-        return text
-    low, high = np.exp(logs.interval)
-    return f"{text} [{low:.2f}, {high:.2f}]"
+    ends = logs.interval and (math.exp(logs.interval[0]), math.exp(logs.interval[1]))
+    return with_interval(dataclasses.replace(logs, mean=math.exp(logs.mean), interval=ends), ".2f")
 
 
-def order_sentence(records: Sequence[Record], target: str) -> str:
+def order_sentence(patients: pd.DataFrame, target: str) -> str:
     """Whether the deviation tells where the error is."""
-    areas = {order: values(records, order, target, "area") for order in ORDERS}
-    means = {order: float(np.mean(area)) for order, area in areas.items()}
+    areas = {order: values(patients, order, target, "area") for order in ORDERS}
+    means = {order: area.mean() for order, area in areas.items()}
     gain = (means["random"] - means["deviation"]) / (means["random"] - means["best possible"])
-    side = _side(compare(areas["deviation"], areas["random"]).interval)
     verdict = {
         "less": "tells where the error is better than chance",
         "more": "tells where the error is WORSE than chance",
         "alike": "does NOT tell where the error is better than chance",
-    }[side]
-    half = summarize(values(records, "deviation", target, "0.50")).mean
-    every = summarize(values(records, "deviation", target, "1.00")).mean
+    }[_side(summarize(areas["deviation"] - areas["random"]))]
+    half, every = (values(patients, "deviation", target, n).mean() for n in ("0.50", "1.00"))
     return (
         f"{target}: the samples' deviation {verdict}: kept by it, the most certain half of a brain "
         f"has an error of {half:.4f}, the whole {every:.4f}; of the area that the best possible "
@@ -240,31 +211,29 @@ def order_sentence(records: Sequence[Record], target: str) -> str:
     )
 
 
-def flat_sentence(records: Sequence[Record], target: str) -> str:
+def flat_sentence(patients: pd.DataFrame, target: str) -> str:
     """What the deviation does for the width, beside intervals that are as wide everywhere."""
-    ours, flat = (values(records, row, target, "width", "brain") for row in (MAIN, FLAT))
-    covered = [
-        summarize(values(records, row, target, "coverage", "brain")).mean for row in (MAIN, FLAT)
-    ]
+    ours, flat = (values(patients, row, target, "width", "brain") for row in (MAIN, FLAT))
+    covered = [values(patients, row, target, "coverage", "brain").mean() for row in (MAIN, FLAT)]
     word = {
         "more": "wider than intervals of one width, so that the deviation costs more than it helps",
         "less": "narrower than intervals of one width, so that the deviation helps",
         "alike": "as wide as intervals of one width",
-    }[_side(compare(ours, flat).interval)]
+    }[_side(summarize(ours - flat))]
     return (
-        f"{target}: by the deviation intervals are {word} ({np.mean(ours):.3f} against "
-        f"{np.mean(flat):.3f}; they cover {covered[0]:.1%} and {covered[1]:.1%})."
+        f"{target}: by the deviation intervals are {word} ({ours.mean():.3f} against "
+        f"{flat.mean():.3f}; they cover {covered[0]:.1%} and {covered[1]:.1%})."
     )
 
 
-def coverage_sentence(records: Sequence[Record], row: str, intervals: Intervals) -> str:
+def coverage_sentence(patients: pd.DataFrame, row: str, intervals: Intervals) -> str:
     """What was promised and what was met."""
     words = {"more": "above the level", "less": "BELOW the level", "alike": "as the level says"}
     found = []
     for target in intervals.multipliers:
-        coverage = values(records, row, target, "coverage", "brain")
-        side = _side(summarize(coverage - intervals.level).interval)
-        found.append(f"{target} {_interval(summarize(coverage), 3)}, {words[side]}")
+        coverage = values(patients, row, target, "coverage", "brain")
+        word = words[_side(summarize(coverage - intervals.level))]
+        found.append(f"{target} {with_interval(summarize(coverage), '.3f')}, {word}")
     covered = f"{row}: unseen patients' brains are covered {'; '.join(found)}."
     return f"{covered} {intervals.guarantee[:1].upper()}{intervals.guarantee[1:]}."
 
@@ -272,89 +241,75 @@ def coverage_sentence(records: Sequence[Record], row: str, intervals: Intervals)
 # How it is shown
 
 
-def _interval(summary: Summary, decimals: int) -> str:
-    """A mean with its 95 % interval over patients."""
-    if not summary.n:
-        return "–"
-    text = f"{summary.mean:.{decimals}f}"
-    if summary.interval is None:
-        return text
-    low, high = summary.interval
-    return f"{text} [{low:.{decimals}f}, {high:.{decimals}f}]"
+def coverage_table(patients: pd.DataFrame, row: str, target: str) -> pd.DataFrame:
+    """Texts: a region each, means over patients with 95 % intervals."""
+    lines = []
+    for region in REGIONS:
+        found = {m: summarize(values(patients, row, target, m, region)) for m in METRICS}
+        texts = {metric: with_interval(found[metric], form) for metric, form in METRICS.items()}
+        lines.append(texts | {"patients": str(found["coverage"].n)})
+    table = pd.DataFrame(lines, index=pd.Index(REGIONS.values(), name=f"{target}, {row}"))
+    return table.rename(columns={"mae": "error (MAE)"})
 
 
-def coverage_table(records: Sequence[Record], row: str, target: str) -> list[str]:
-    """Markdown lines: a region each, means over patients with 95 % intervals."""
-    lines = [
-        f"| {target}, {row} | coverage | width | error (MAE) | deviation | patients |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for region, name in REGIONS.items():
-        cells = {m: summarize(values(records, row, target, m, region)) for m in METRICS}
-        texts = [_interval(cells[m], decimals) for m, decimals in METRICS.items()]
-        lines.append(f"| {name} | {' | '.join(texts)} | {cells['coverage'].n} |")
-    return lines
-
-
-def order_table(records: Sequence[Record], targets: Sequence[str]) -> list[str]:
-    """Markdown lines: the error of what is kept, for each order of the voxels."""
-    shares = ("0.25", "0.50", "0.75", "1.00")
-    lines = [
-        f"| kept by | {' | '.join(f'{float(s):.0%} kept' for s in shares)} | area |",
-        f"| --- |{' ---: |' * (len(shares) + 1)}",
-    ]
-    for target in targets:
-        for order in ORDERS:
-            cells = [summarize(values(records, order, target, name)) for name in (*shares, "area")]
-            texts = [_interval(cell, 4) for cell in cells]
-            lines.append(f"| {target}, {order} | {' | '.join(texts)} |")
-    return lines
+def order_table(patients: pd.DataFrame, targets: Sequence[str]) -> pd.DataFrame:
+    """Texts: the error of what is kept, for each order of the voxels."""
+    shares = {f"{float(s):.0%} kept": s for s in ("0.25", "0.50", "0.75", "1.00")}
+    rows = [(target, order) for target in targets for order in ORDERS]
+    cells = {
+        heading: [
+            with_interval(summarize(values(patients, order, target, name)), ".4f")
+            for target, order in rows
+        ]
+        for heading, name in {**shares, "area": "area"}.items()
+    }
+    return pd.DataFrame(cells, index=pd.Index(map(", ".join, rows), name="kept by"))
 
 
 def report(content: Mapping[str, Any]) -> str:
     """The whole Markdown text, from the record alone."""
-    records = content["records"]
+    patients = per_patient(content["records"], CONVENTION)
     fitted = {row: Intervals(**one) for row, one in content["intervals"].items()}
     targets = list(fitted[MAIN].multipliers)
-    parts = [["# What the samples' deviation is worth"], [f"Made by `{content['command']}`."]]
-    parts += [["## Does the interval widen where the truth is missed?"]]
-    parts += [[widening_sentence(records, target)] for target in targets]
-    parts += [["## Do they cover what they should?"]]
-    parts += [[coverage_sentence(records, row, one)] for row, one in fitted.items()]
-    parts += [[f"{PREMISE}."]]
-    parts += [coverage_table(records, row, target) for row in ROWS for target in targets]
-    parts += [["## Does the deviation tell where the error is?"]]
-    parts += [
-        [sentence(records, t)] for t in targets for sentence in (order_sentence, flat_sentence)
-    ]
-    parts += [order_table(records, targets)]
-    parts += [["![Coverage by region, and risk-coverage curves](uncertainty.png)"]]
-    note = (
+    parts = [
+        "# What the samples' deviation is worth",
+        f"Made by `{content['command']}`.",
+        "## Does the interval widen where the truth is missed?",
+        *(widening_sentence(patients, target) for target in targets),
+        "## Do they cover what they should?",
+        *(coverage_sentence(patients, row, one) for row, one in fitted.items()),
+        f"{PREMISE}.",
+        *(to_markdown(coverage_table(patients, row, t)) for row in ROWS for t in targets),
+        "## Does the deviation tell where the error is?",
+        *(say(patients, t) for t in targets for say in (order_sentence, flat_sentence)),
+        to_markdown(order_table(patients, targets)),
+        "![Coverage by region, and risk-coverage curves](uncertainty.png)",
         "Means over test patients, 95 % bootstrap intervals over patients in brackets. Units of "
         "[0, 1], where a truth's own 99.5th percentile is 1. Ratios are geometric means. Area: the "
-        "error of what is kept, averaged over all shares."
-    )
-    return "\n\n".join("\n".join(part) for part in [*parts, [note]]) + "\n"
+        "error of what is kept, averaged over all shares.",
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def draw(content: Mapping[str, Any]) -> Figure:
     """Coverage by region above, risk-coverage curves below, a column for each target."""
+    patients = per_patient(content["records"], CONVENTION)
     targets = list(content["intervals"][MAIN]["multipliers"])
     figure = Figure(figsize=(PAGE_WIDTH, 6), layout="constrained")
     axes = figure.subplots(2, len(targets), squeeze=False, sharey="row")
     for column, target in enumerate(targets):
-        _draw_coverage(axes[0, column], content["records"], target)
-        _draw_risk(axes[1, column], content["records"], target)
+        _draw_coverage(axes[0, column], patients, target)
+        _draw_risk(axes[1, column], patients, target)
     axes[0, 0].set_ylabel("share of voxels within the interval")
     axes[1, 0].set_ylabel("mean absolute error of what is kept")
     axes[1, 0].set_ylim(bottom=0)  # shared, so only once all curves are there
     return figure
 
 
-def _draw_coverage(axis: Axes, records: Sequence[Record], target: str) -> None:
+def _draw_coverage(axis: Axes, patients: pd.DataFrame, target: str) -> None:
     """A point a region with its 95 % interval over patients."""
     for shift, row, color in ((-0.12, MAIN, COLORS[5]), (0.12, FLAT, COLORS[1])):
-        cells = [summarize(values(records, row, target, "coverage", r)) for r in REGIONS]
+        cells = [summarize(values(patients, row, target, "coverage", r)) for r in REGIONS]
         present = [(place, cell) for place, cell in enumerate(cells) if cell.n]
         for place, cell in present:
             axis.plot([place + shift] * 2, cell.interval or [cell.mean] * 2, color=color, lw=1.5)
@@ -368,11 +323,11 @@ def _draw_coverage(axis: Axes, records: Sequence[Record], target: str) -> None:
     axis.legend(fontsize=8, loc="lower left")
 
 
-def _draw_risk(axis: Axes, records: Sequence[Record], target: str) -> None:
+def _draw_risk(axis: Axes, patients: pd.DataFrame, target: str) -> None:
     """The error of the kept share in each order."""
     styles = {"deviation": "-", "best possible": "--", "random": ":"}
     for (order, style), color in zip(styles.items(), (5, 3, 0), strict=True):
-        risks = [summarize(values(records, order, target, f"{s:.2f}")).mean for s in SHARES]
+        risks = [values(patients, order, target, f"{share:.2f}").mean() for share in SHARES]
         label = f"kept by {order}" if style == "-" else order
         axis.plot(SHARES, risks, style, color=COLORS[color], label=label)
     axis.set_xlabel("share of the brain that is kept")

@@ -30,7 +30,9 @@ ALLOWED = {
         "methods",
     },
     "non_learned": {"errors", "data"},
-    "report": {"errors", "metrics"},
+    "files": {"errors"},
+    "records": {"errors", "files", "metrics"},
+    "report": {"errors", "metrics", "records"},
 }
 
 

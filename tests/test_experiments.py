@@ -78,8 +78,8 @@ def test_chosen_rows_come_in_the_asked_order_under_their_new_names():
 
 def test_csv_holds_the_tables_numbers_at_full_precision():
     table = tables.results_table(records({"a": 20, "b": 21}), "volume", reference="a")
-    table.printed["ms a slice"] = {"b": "3.1"}
-    lines = list(csv.DictReader(io.StringIO(tables.to_csv(table))))
+    table.print_beside("ms a slice", {"b": "3.1"})
+    lines = list(csv.DictReader(io.StringIO(table.csv())))
     assert len(lines) == 2 * 3 * 3  # systems, modalities with their average, metrics
     line = next(
         li for li in lines if (li["system"], li["modality"], li["metric"]) == ("b", "Avg", "psnr")
@@ -94,12 +94,12 @@ def test_csv_holds_the_tables_numbers_at_full_precision():
 
 def test_latex_has_a_cell_for_every_heading_and_escapes_what_it_would_read():
     table = tables.results_table(records({"a_b": 20, "c": 21}), "volume", reference="c")
-    table.printed["50 % & more"] = {"c": "x"}
-    lines = tables.to_latex(table).splitlines()
+    table.print_beside("50 % & more", {"c": "x"})
+    lines = table.latex().splitlines()
     body = [line for line in lines if line.endswith(r"\\")]
     assert len(body) == 3
     plain = [line.replace(r"\&", "") for line in body]
-    assert {line.count("&") for line in plain} == {len(tables.headings(table)) - 1}
+    assert {line.count("&") for line in plain} == {len(table.texts().columns)}
     assert lines[0] == r"\begin{tabular}{l" + "r" * 10 + "}"
     assert r"50 \% \& more" in body[0]
     assert r"a\_b" in body[1]
@@ -108,11 +108,8 @@ def test_latex_has_a_cell_for_every_heading_and_escapes_what_it_would_read():
 
 def test_printed_columns_stand_in_their_rows_and_nowhere_else():
     table = tables.results_table(records({"a": 20, "b": 21}), "volume")
-    table.printed["printed"] = {"b": "31.92"}
-    text = tables.to_markdown(table).splitlines()
-    assert text[0].endswith("| printed |")
-    assert text[2].endswith(f"| {tables.ABSENT} |")
-    assert text[3].endswith("| 31.92 |")
+    table.print_beside("printed", {"b": "31.92"})
+    assert table.texts()["printed"].to_dict() == {"a": tables.ABSENT, "b": "31.92"}
 
 
 def test_findings_follow_the_numbers():
@@ -350,8 +347,8 @@ def test_table_4_shows_the_untrained_rows_and_m1_beside_every_n(swept):
     assert names[:4] == [table1.ROWS[row] for row in sweep.BESIDE]
     assert names[4:6] == ["N = 1", "N = 1, mean of 8"]
     table = table4.tables(SMALL)["volume"]
-    assert table.printed["ms a slice"]["N = 30"] == "30.0"
-    assert table.rows[0].cells["t1c", "psnr"].summary.mean == pytest.approx(10.55)
+    assert table.texts().at["N = 30", "ms a slice"] == "30.0"
+    assert table.numbers["mean"][0] == pytest.approx(10.55)  # copy, T1c, PSNR
 
 
 def test_the_patient_left_out_is_synthesized_and_his_grid_checked(finished_run, tmp_path):
@@ -388,7 +385,7 @@ def test_seeds_answer_over_all_seeds_and_seed_by_seed():
         rows = {"m1": 20, "m1_1x1": 20 + control, "cunet/mean_of_8": 20 + cdm}
         return records(rows | {"cunet": 20.5, "cunet/shuffled": 20.25})
 
-    lines = seeds.findings([run(0.4, 0.1), run(0.6, 0.4)])
+    lines = seeds.findings({"0": run(0.4, 0.1), "1": run(0.6, 0.4)})
     assert len(lines) == len(seeds.QUESTIONS)
     helps, capacity, more, shuffled = (line.split(": ", 1)[1] for line in lines)
     assert helps.startswith("t1c +0.25 [+0.25, +0.25] dB (seeds: +0.10, +0.40); t2f +0.25 ")

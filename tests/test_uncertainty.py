@@ -12,6 +12,7 @@ from cdm_jax.data.dataset import load_dataset
 from cdm_jax.data.intensity import brain_mask
 from cdm_jax.data.nifti import read_volume
 from cdm_jax.errors import UserError
+from cdm_jax.records import per_patient
 from cdm_jax.synthesize import synthesize_subjects
 from experiments import uncertainty as study
 from experiments.records import load_results
@@ -203,6 +204,11 @@ def records(width, mae, coverage=0.9, areas=(0.03, 0.01, 0.04), patients=12):
     return made
 
 
+def patients(*arguments, **changes):
+    """What is gathered from such records."""
+    return per_patient(records(*arguments, **changes), study.CONVENTION)
+
+
 @pytest.mark.parametrize(
     ("width", "mae", "said"),
     [
@@ -215,7 +221,7 @@ def records(width, mae, coverage=0.9, areas=(0.03, 0.01, 0.04), patients=12):
     ],
 )
 def test_the_answer_follows_the_numbers_either_way(width, mae, said):
-    sentence = study.widening_sentence(records(width, mae, coverage=0.25), "t1c")
+    sentence = study.widening_sentence(patients(width, mae, coverage=0.25), "t1c")
     assert said in sentence
     assert "covers 25.0% of enhancing tumor, 90.0% of healthy brain" in sentence
     assert f"the error is {mae / 0.1:.2f} [" in sentence
@@ -229,8 +235,10 @@ def test_without_enhancing_tumor_there_is_no_answer():
         for row in study.ROWS:
             regions = record["rows"][row][study.CONVENTION]["t1c"]["regions"]
             regions.pop("enhancing_tumor", None)  # rows share it
+    made = per_patient(made, study.CONVENTION)
     assert "no patient has an enhancing tumor" in study.widening_sentence(made, "t1c")
-    assert study.coverage_table(made, study.MAIN, "t1c")[-1].endswith("| – | 0 |")
+    cells = study.coverage_table(made, study.MAIN, "t1c").loc["enhancing tumor"]
+    assert list(cells) == ["–", "–", "–", "–", "0"]
 
 
 @pytest.mark.parametrize(
@@ -238,18 +246,22 @@ def test_without_enhancing_tumor_there_is_no_answer():
     [(0.02, "better than chance", "67%"), (0.05, "WORSE than chance", "-33%")],
 )
 def test_the_order_sentence_follows_the_numbers_either_way(deviation, said, gain):
-    sentence = study.order_sentence(records(0.1, 0.1, areas=(deviation, 0.01, 0.04)), "t1c")
+    sentence = study.order_sentence(patients(0.1, 0.1, areas=(deviation, 0.01, 0.04)), "t1c")
     assert said in sentence
     assert f"it gains {gain}" in sentence
 
 
 def test_a_coverage_table_has_the_means_of_what_was_built_in():
-    lines = study.coverage_table(records(0.2, 0.3, coverage=0.5), study.MAIN, "t1c")
-    assert lines[2] == (
-        "| whole brain | 0.900 [0.900, 0.900] | 0.100 [0.100, 0.100] | 0.1000 [0.1000, 0.1000] "
-        "| 0.0100 [0.0100, 0.0100] | 12 |"
-    )
-    assert lines[-1].startswith("| enhancing tumor | 0.500 [0.500, 0.500] | 0.200 [")
+    table = study.coverage_table(patients(0.2, 0.3, coverage=0.5), study.MAIN, "t1c")
+    assert table.loc["whole brain"].to_dict() == {
+        "coverage": "0.900 [0.900, 0.900]",
+        "width": "0.100 [0.100, 0.100]",
+        "error (MAE)": "0.1000 [0.1000, 0.1000]",
+        "deviation": "0.0100 [0.0100, 0.0100]",
+        "patients": "12",
+    }
+    assert table.loc["enhancing tumor", "coverage"].startswith("0.500 [0.500")
+    assert table.loc["enhancing tumor", "width"].startswith("0.200 [")
 
 
 def test_a_constructed_patient_is_scored_by_the_intervals(intervals):

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import cdm_jax
-from cdm_jax.metrics.aggregate import Record
-from cdm_jax.report.tables import results_table, to_markdown
+from cdm_jax.records import Record
+from cdm_jax.report.tables import results_table
 
 FILE = "MODEL_CARD.md"
 PARTS = ("train", "validation", "test")
@@ -193,7 +193,7 @@ def _numbers(stage: str, translates: bool, records: Sequence[Record]) -> list[st
     reference = REFERENCE if stage != REFERENCE and REFERENCE in kept[0]["rows"] else None
     tables = [
         f"### Convention `{name}`\n\n"
-        + to_markdown(results_table(kept, name, reference=reference)).rstrip()
+        + results_table(kept, name, reference=reference).markdown().rstrip()
         for name in kept[0]["conventions"]
     ]
     return [

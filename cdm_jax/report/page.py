@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import jinja2
+import pandas as pd
 
 from cdm_jax.errors import UserError
-from cdm_jax.metrics.aggregate import Record
+from cdm_jax.records import Record
 from cdm_jax.report import gallery, patients, rows, viewer
 from cdm_jax.report.curves import Line, curves
 from cdm_jax.report.gallery import Case, Gallery
 from cdm_jax.report.site import Site
-from cdm_jax.report.tables import ResultsTable, headings, results_table, texts
+from cdm_jax.report.tables import ResultsTable, heading, results_table
 
 ASSETS = ("report.css", "report.js", "viewer.js")
 OWN_FOLDERS = ("assets", "curves", "patients", "sprites", "viewer", "volumes")
@@ -83,8 +84,7 @@ def save_report(folder: pathlib.Path, report: Report, cases: Iterable[Case]) -> 
     site = Site(folder)
     templates = _templates()
     niivue, no_viewer = _niivue()
-    tables = _tables(report)
-    headline = _headline(report)  # all tables first: records that cannot be compared write nothing
+    tables = _tables(report)  # first: records that cannot be compared write nothing
     for name in ASSETS:
         site.write(f"assets/{name}", _asset(name))
     if niivue is not None:
@@ -105,7 +105,7 @@ def save_report(folder: pathlib.Path, report: Report, cases: Iterable[Case]) -> 
     page = templates.get_template("index.html").render(
         common,
         root="",
-        headline=headline,
+        headline=_headline(report, tables[report.convention]),
         galleries=galleries.values(),
         tables=tables,
         stages=_stages(site, report),
@@ -152,45 +152,22 @@ def _legend() -> dict[str, Any]:
     }
 
 
-def _laid_out(table: ResultsTable, names: Iterable[str]) -> dict[str, Any]:
-    """A table as texts, with these rows in this order."""
-    found = {row.name: row for row in table.rows}
-    return {
-        "headings": headings(table)[1:],
-        "lines": [(name, texts(table, found[name], " ")) for name in names],
-        "footer": table.footer,
-    }
-
-
-def _without(table: dict[str, Any], word: str) -> dict[str, Any]:
-    """A table without the columns whose heading holds a word."""
-    kept = [n for n, heading in enumerate(table["headings"]) if word not in heading]
-    return table | {
-        "headings": [table["headings"][n] for n in kept],
-        "lines": [(name, [cells[n] for n in kept]) for name, cells in table["lines"]],
-    }
-
-
-def _tables(report: Report) -> list[tuple[str, dict[str, Any]]]:
+def _tables(report: Report) -> dict[str, ResultsTable]:
     """A table for each convention, with every row."""
-    tables = []
-    for name in dict.fromkeys(name for r in report.records for name in r["conventions"]):
-        table = results_table(report.records, name, reference=report.reference)
-        tables.append((name, _laid_out(table, [row.name for row in table.rows])))
-    return tables
+    names = dict.fromkeys(name for r in report.records for name in r["conventions"])
+    return {name: results_table(report.records, name, reference=report.reference) for name in names}
 
 
-def _headline(report: Report) -> dict[str, Any]:
+def _headline(report: Report, table: ResultsTable) -> pd.DataFrame:
     """The rows by which a run is judged: those without training, and one for each system.
 
     PSNR and SSIM only, which a laptop's width holds; MAE is in the full tables.
     """
-    table = results_table(report.records, report.convention, reference=report.reference)
-    names = [row.name for row in table.rows]
+    texts = table.texts()
     trained = rows.headline_rows(report.records).values()
-    kept = [name for name in names if name in rows.NON_LEARNED]
-    kept += trained or [name for name in names if name not in kept]
-    return _without(_laid_out(table, kept), "MAE")
+    kept = [name for name in texts.index if name in rows.NON_LEARNED]
+    kept += trained or [name for name in texts.index if name not in kept]
+    return texts.loc[kept, ~texts.columns.str.contains("MAE")]
 
 
 def _stages(site: Site, report: Report) -> list[dict[str, Any]]:
@@ -214,7 +191,7 @@ def _subjects(report: Report, galleries: Mapping[str, Gallery]) -> dict[str, Any
     trained = list(rows.headline_rows(report.records).values())
     names = list(next(iter(values["values"].values())))
     return {
-        "columns": [patients.heading(target, metric) for target, metric, _ in values["columns"]],
+        "columns": [heading(target, metric) for target, metric, _ in values["columns"]],
         "names": [record["subject"] for record in report.records],
         "shown": set(galleries),
         "rows": names,

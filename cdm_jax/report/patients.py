@@ -1,10 +1,12 @@
 """Single patients: which of them to show, and their numbers for tables that can be sorted."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from cdm_jax.metrics.aggregate import Record
-from cdm_jax.report.tables import ABSENT, DECIMALS
+import pandas as pd
+
+from cdm_jax.records import WHOLE, Record, tidy
+from cdm_jax.report.tables import ABSENT, DECIMALS, grid, heading
 
 CONTRAST = "t1c"  # where an enhancing tumor shows, if it is a target
 ENHANCING = "enhancing_tumor"
@@ -12,21 +14,15 @@ ENHANCING = "enhancing_tumor"
 
 def targets_of(records: Sequence[Record]) -> list[str]:
     """The target modalities of the records, in their order."""
-    scored = (
-        row.get(name, {})
-        for r in records
-        for row in r["rows"].values()
-        for name in r["conventions"]
-    )
-    return list(dict.fromkeys(target for scores in scored for target in scores))
+    return tidy(records)["target"].unique().tolist()
 
 
 def value(
-    record: Record, row: str, convention: str, target: str, metric: str, region: str | None = None
+    record: Record, row: str, convention: str, target: str, metric: str, region: str = WHOLE
 ) -> float | None:
     """One number of a record; None where there is none."""
     scores = record["rows"].get(row, {}).get(convention, {}).get(target, {})
-    if region is not None:
+    if region != WHOLE:
         scores = scores.get("regions", {}).get(region, {})
     return scores.get(metric)
 
@@ -77,18 +73,19 @@ def _mean_psnr(record: Record, row: str, convention: str, targets: Sequence[str]
     return sum(present) / len(present) if present else None
 
 
-def places(records: Sequence[Record]) -> dict[str, tuple[str, str | None]]:
-    """Where numbers were measured: a label to (convention, region or None)."""
-    found: dict[str, tuple[str, str | None]] = {}
-    for name in dict.fromkeys(name for record in records for name in record["conventions"]):
-        found[name] = (name, None)
-        scored = (row.get(name, {}) for r in records for row in r["rows"].values())
-        regions = dict.fromkeys(
-            region for s in scored for t in s.values() for region in t.get("regions", {})
-        )
-        for region in regions:
-            found[f"{name}, {region.replace('_', ' ')}"] = (name, region)
-    return found
+def places(records: Sequence[Record]) -> dict[str, tuple[str, str]]:
+    """Where numbers were measured: a label to (convention, region)."""
+    pairs = tidy(records)[["convention", "region"]].drop_duplicates()
+    by_convention = pairs.groupby("convention", sort=False)["region"]
+    return {
+        _label(name, region): (name, region)
+        for name, regions in by_convention
+        for region in regions
+    }
+
+
+def _label(convention: str, region: str) -> str:
+    return convention if region == WHOLE else f"{convention}, {region.replace('_', ' ')}"
 
 
 def subject_values(records: Sequence[Record]) -> dict[str, Any]:
@@ -119,34 +116,23 @@ def subject_values(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def subject_tables(record: Record) -> list[Mapping[str, Any]]:
-    """One subject's tables, a place each.
-
-    Returns:
-        `label`, `headings` and `lines`: (row, texts).
-    """
-    columns = [(t, metric) for t in targets_of([record]) for metric in DECIMALS]
-    return [
-        {
-            "label": label,
-            "headings": [heading(target, metric) for target, metric in columns],
-            "lines": [
-                (row, [text(value(record, row, name, t, m, region), m) for t, m in columns])
-                for row in record["rows"]
-            ],
-        }
-        for label, (name, region) in places([record]).items()
-    ]
-
-
-def heading(target: str, metric: str) -> str:
-    """Head of a column."""
-    return f"{target[:1].upper()}{target[1:]} {metric.upper()}"
+def subject_tables(record: Record) -> dict[str, pd.DataFrame]:
+    """One subject's numbers as texts: a place's label to its table, a line a row."""
+    numbers = tidy([record])
+    numbers = numbers[numbers["metric"].isin(DECIMALS)]
+    columns = [heading(t, metric) for t in targets_of([record]) for metric in DECIMALS]
+    tables = {}
+    for place, own in numbers.groupby(["convention", "region"], sort=False):
+        texts = map(text, own["value"], own["metric"])
+        table = grid(own["row"], map(heading, own["target"], own["metric"]), texts)
+        table = table.reindex(index=record["rows"], columns=columns, fill_value=ABSENT)
+        tables[_label(*place)] = table
+    return tables
 
 
 def text(number: float | None, metric: str) -> str:
     """A number with its metric's decimals, or a dash."""
-    return ABSENT if number is None else f"{number:.{DECIMALS[metric]}f}"
+    return ABSENT if pd.isna(number) else f"{number:.{DECIMALS[metric]}f}"
 
 
 def _rounded(number: float | None, metric: str) -> float | None:

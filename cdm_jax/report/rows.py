@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from cdm_jax.metrics.aggregate import Record
+from cdm_jax.records import Record
 
 NON_LEARNED: Mapping[str, str] = {
     "copy": "a source image, unchanged; no training",

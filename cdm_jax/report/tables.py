@@ -1,72 +1,25 @@
 """Tables of results: pure functions of the records of single subjects."""
 
-import csv
 import dataclasses
-import io
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-import numpy as np
-from jaxtyping import Float
+import pandas as pd
 from rich.table import Table
-from rich.text import Text
 
 from cdm_jax.errors import UserError
-from cdm_jax.metrics.aggregate import (
-    Comparison,
-    Record,
-    Summary,
-    check_comparable,
-    compare,
-    per_patient,
-    summarize,
-)
+from cdm_jax.metrics.aggregate import Summary, Values, compare, summarize
+from cdm_jax.records import AVERAGE, WHOLE, Record, per_patient, tidy
+from cdm_jax.report import render
 
 DECIMALS = {"psnr": 2, "ssim": 3, "mae": 4}
-AVERAGE = "Avg"
 SIGNIFICANT = 0.05
-FIRST_HEADING = "System"
 MARK = "†"
 ABSENT = "–"
-LATEX = {"\\": r"\textbackslash ", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#"} | {
-    "±": r"$\pm$",
-    MARK: r"$^\dagger$",
-    ABSENT: "--",
-    "<": "$<$",
-}
-CSV_COLUMNS = (
+COLUMNS = (
     *("convention", "system", "modality", "metric", "patients", "mean", "low", "high"),
     *("standard_deviation", "median", "difference", "p_value"),
 )
-
-Columns: TypeAlias = dict[tuple[str, str], Float[np.ndarray, " patients"]]
-"""The values of one row: target modality (or ``Avg``) and metric to one value a patient."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One metric of one system.
-
-    Attributes:
-        summary: The metric over patients.
-        comparison: The paired difference from the reference row, where there is one.
-    """
-
-    summary: Summary
-    comparison: Comparison | None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
-    """One system.
-
-    Attributes:
-        name: The row's name in the records.
-        cells: A cell for each target modality (or ``Avg``) and metric, in the table's order.
-    """
-
-    name: str
-    cells: dict[tuple[str, str], Cell]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,37 +27,79 @@ class ResultsTable:
     """Systems against modalities.
 
     Attributes:
-        convention: The convention's name.
-        rows: The systems, in the records' order.
+        numbers: A line for each system, modality (also `records.AVERAGE`) and metric, with
+            `COLUMNS`: over patients, with the paired difference from the reference row and its p
+            value (NaN without one). Further columns hold texts, the same in all lines of a system.
         patients: The number of patients in the records; a cell with fewer says so.
         footer: What the numbers mean: convention, region, patients, split, interval and test.
-        printed: Further columns of text, such as another publication's numbers: heading to row's
-            name to text.
     """
 
-    convention: str
-    rows: list[Row]
+    numbers: pd.DataFrame
     patients: int
     footer: str
-    printed: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+
+    def print_beside(self, heading: str, texts: Mapping[str, str]) -> None:
+        """Adds a column of texts by system, such as another publication's numbers."""
+        self.numbers[heading] = [texts.get(name, "") for name in self.numbers["system"]]
+
+    def texts(self, separator: str = " ") -> pd.DataFrame:
+        """What is printed: a line a system, a column for each modality and metric, then texts.
+
+        Args:
+            separator: Between the parts of a cell.
+        """
+        measured = grid(
+            self.numbers["system"],
+            map(heading, self.numbers["modality"], self.numbers["metric"]),
+            (self._cell(line, separator) for line in self.numbers.to_dict("records")),
+        )
+        beside = self.numbers.set_index("system").drop(columns=[*COLUMNS[:1], *COLUMNS[2:]])
+        beside = beside[~beside.index.duplicated()].replace("", ABSENT)
+        return measured.join(beside)
+
+    def _cell(self, line: Mapping[str, Any], separator: str) -> str:
+        """A cell as "mean ± half interval", with the mark of a significant difference."""
+        decimals = DECIMALS[line["metric"]]
+        if not line["patients"]:
+            return ABSENT
+        mark = MARK if line["p_value"] < SIGNIFICANT else ""
+        parts = [f"{line['mean']:.{decimals}f}{mark}"]
+        if pd.notna(line["low"]):
+            parts.append(f"± {(line['high'] - line['low']) / 2:.{decimals}f}")
+        if line["patients"] < self.patients:
+            parts.append(f"(n={line['patients']})")
+        return separator.join(parts)
+
+    def markdown(self) -> str:
+        """In Markdown."""
+        return render.to_markdown(self.texts(), self.footer)
+
+    def latex(self) -> str:
+        """In LaTeX with the package booktabs."""
+        return render.to_latex(self.texts(), self.footer)
+
+    def rich(self) -> Table:
+        """For the terminal."""
+        return render.to_rich(self.texts("\n"), self.footer)
+
+    def csv(self) -> str:
+        """All numbers at full precision."""
+        return self.numbers.to_csv(index=False, lineterminator="\n")
 
 
 def results_table(
     records: Sequence[Record],
     convention: str,
     *,
-    region: str | None = None,
+    region: str = WHOLE,
     reference: str | None = None,
 ) -> ResultsTable:
     """Tabulates every system of the records under one convention.
 
-    ``Avg`` is the arithmetic mean of the modalities, taken patient by patient; patients that lack
-    one of them do not count there.
-
     Args:
         records: One record a subject.
         convention: The convention's name.
-        region: A tumor region; the convention's main values where it is None.
+        region: A tumor region; by default the convention's main values.
         reference: The row against which all others are tested.
 
     Returns:
@@ -113,170 +108,80 @@ def results_table(
     Raises:
         UserError: The records are not comparable, or none has the convention or the reference row.
     """
-    check_comparable(records)
-    targets = _targets(records, convention)
-    names = dict.fromkeys(name for record in records for name in record["rows"])
-    values = {name: _columns(records, name, convention, targets, region) for name in names}
-    if reference is not None and reference not in values:
-        raise UserError(f"no record has a row {reference!r}: choose from {', '.join(values)}")
-    rows = []
-    for name, columns in values.items():
-        compared = None if reference in (None, name) else values[reference]
-        rows.append(Row(name=name, cells=_cells(columns, compared)))
-    footer = _footer(records, convention, region, reference)
+    values, numbers = per_patient(records, convention), tidy(records)
+    rows = numbers["row"].unique()
+    targets = numbers.loc[numbers["convention"] == convention, "target"].unique()
+    if reference is not None and reference not in rows:
+        raise UserError(f"no record has a row {reference!r}: choose from {', '.join(rows)}")
+    columns = pd.MultiIndex.from_product([rows, [*targets, AVERAGE], [region], DECIMALS])
+    values = values.reindex(columns=columns)
+    lines = []
+    for row, target, _, metric in columns:
+        compared = None if reference in (None, row) else values[reference, target, region, metric]
+        statistics = _statistics(values[row, target, region, metric], compared)
+        lines.append((convention, row, target, metric, *statistics))
     return ResultsTable(
-        convention=convention, rows=rows, patients=_patients(records), footer=footer
+        numbers=pd.DataFrame(lines, columns=COLUMNS).astype(dict.fromkeys(COLUMNS[5:], float)),
+        patients=len(values),
+        footer=_footer(records, convention, region, reference),
     )
 
 
-def _targets(records: Sequence[Record], convention: str) -> list[str]:
-    scored = (row.get(convention, {}) for record in records for row in record["rows"].values())
-    targets = list(dict.fromkeys(target for scores in scored for target in scores))
-    if not targets:
-        known = sorted({name for record in records for name in record["conventions"]})
-        raise UserError(
-            f"no record was scored by convention {convention!r}: choose from {', '.join(known)}, "
-            "or evaluate with it first"
-        )
-    return targets
+def _statistics(values: Values, reference: Values | None) -> tuple[int | float | None, ...]:
+    """Of one metric of a row, in the order of `COLUMNS`."""
+    found = summarize(values)
+    low, high = found.interval or (None, None)
+    difference = p_value = None
+    if reference is not None:
+        compared = compare(values, reference)
+        difference, p_value = compared.difference, compared.p_value
+    spread = (found.standard_deviation, found.median)
+    return found.n, found.mean, low, high, *spread, difference, p_value
 
 
-def _columns(
-    records: Sequence[Record], row: str, convention: str, targets: list[str], region: str | None
-) -> Columns:
-    """One value a patient for each target and metric of a row, and the mean over the targets."""
-    columns = {
-        (target, metric): per_patient(records, row, convention, target, metric, region)[1]
-        for target in targets
-        for metric in DECIMALS
-    }
-    for metric in DECIMALS:
-        columns[AVERAGE, metric] = np.mean([columns[t, metric] for t in targets], axis=0)
-    return columns
-
-
-def _cells(columns: Columns, reference: Columns | None) -> dict[tuple[str, str], Cell]:
-    return {
-        column: Cell(
-            summary=summarize(values),
-            comparison=None if reference is None else compare(values, reference[column]),
-        )
-        for column, values in columns.items()
-    }
-
-
-def _footer(
-    records: Sequence[Record], convention: str, region: str | None, reference: str | None
-) -> str:
+def _footer(records: Sequence[Record], convention: str, region: str, reference: str | None) -> str:
     tagged = (record["conventions"].get(convention) for record in records)
     tag = next(tag for tag in tagged if tag is not None)
-    place = "" if region is None else f", inside {region.replace('_', ' ')}"
+    place = "" if region == WHOLE else f", inside {region.replace('_', ' ')}"
     test = (
         f" {MARK} differs from {reference}: Wilcoxon signed-rank, p < {SIGNIFICANT}, uncorrected."
     )
+    patients = len({record["patient"] for record in records})
     # Records of a run name its checkpoints; those of anybody's images do not.
     cut = " Every synthesis is set to 0 outside the sources' brain."
     return (
-        f"Convention {convention} ({tag}){place}; {_patients(records)} patients; "
+        f"Convention {convention} ({tag}){place}; {patients} patients; "
         f"split {records[0]['split']}.{cut if 'checkpoint' in records[0] else ''} PSNR in dB. Mean "
         "± half the width of the 95 % bootstrap interval over patients."
         f"{'' if reference is None else test}"
     )
 
 
-def _patients(records: Sequence[Record]) -> int:
-    return len({record["patient"] for record in records})
+def grid(rows: Iterable[str], headings: Iterable[str], texts: Iterable[str]) -> pd.DataFrame:
+    """Lays texts out: a line a row and a column a heading, each in the order of appearance."""
+    cells = pd.DataFrame({"System": list(rows), "heading": list(headings), "text": list(texts)})
+    wide = cells.pivot(index="System", columns="heading", values="text")
+    wide = wide.reindex(index=cells["System"].unique(), columns=cells["heading"].unique())
+    return wide.fillna(ABSENT).rename_axis(columns=None)
 
 
-def to_rich(table: ResultsTable) -> Table:
-    """Lays a table out for the terminal: a line a system, the footer as its caption."""
-    shown = Table(caption=Text(table.footer), caption_justify="left", show_lines=True)
-    for heading in headings(table):
-        shown.add_column(Text(heading), justify="left" if heading == FIRST_HEADING else "right")
-    for row in table.rows:
-        shown.add_row(Text(row.name), *map(Text, texts(table, row, "\n")))
-    return shown
+def heading(target: str, metric: str) -> str:
+    """Head of a column."""
+    return f"{target[:1].upper()}{target[1:]} {metric.upper()}"
 
 
-def to_markdown(table: ResultsTable) -> str:
-    """Lays a table out in Markdown, the footer below it."""
-    lines = [headings(table), ["---", *["---:"] * (len(headings(table)) - 1)]]
-    for row in table.rows:
-        lines.append([row.name.replace("|", "\\|"), *texts(table, row, " ")])
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", table.footer, ""])
+def with_interval(found: Summary, form: str, unit: str = "") -> str:
+    """A mean over patients with its interval, such as "24.10 dB [23.55, 24.61]".
 
-
-def to_latex(table: ResultsTable) -> str:
-    """Lays a table out in LaTeX with the package booktabs, the footer below it."""
-    lines = [headings(table), *([row.name, *texts(table, row, " ")] for row in table.rows)]
-    head, *body = [" & ".join(map(_latex, line)) + r" \\" for line in lines]
-    columns = "l" + "r" * (len(lines[0]) - 1)
-    return "\n".join(
-        [
-            rf"\begin{{tabular}}{{{columns}}}",
-            *(r"\toprule", head, r"\midrule", *body, r"\bottomrule"),
-            r"\end{tabular}",
-            rf"\par\footnotesize {_latex(table.footer)}",
-            "",
-        ]
-    )
-
-
-def _latex(text: str) -> str:
-    """Escapes what LaTeX would read as its own."""
-    for plain, escaped in LATEX.items():
-        text = text.replace(plain, escaped)
-    return text
-
-
-def to_csv(table: ResultsTable) -> str:
-    """Every number of a table at full precision, a line for each system, modality and metric.
-
-    A printed column is one here too; its text stands in all lines of its system.
+    Args:
+        found: The mean and its interval; a dash where there is none.
+        form: Format of the numbers, such as ".2f".
+        unit: What stands behind the mean.
     """
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow([*CSV_COLUMNS, *table.printed])
-    for row in table.rows:
-        printed = [column.get(row.name, "") for column in table.printed.values()]
-        for (target, metric), cell in row.cells.items():
-            summary, compared = cell.summary, cell.comparison
-            low, high = summary.interval or ("", "")
-            difference = [compared.difference, compared.p_value] if compared else ["", ""]
-            numbers = [summary.mean, low, high, summary.standard_deviation, summary.median]
-            names = [table.convention, row.name, target, metric]
-            lines.writerow([*names, summary.n, *numbers, *difference, *printed])
-    return text.getvalue()
-
-
-def headings(table: ResultsTable) -> list[str]:
-    """Heads of the columns, the systems' first."""
-    columns = table.rows[0].cells
-    measured = [f"{t[:1].upper()}{t[1:]} {m.upper()}" for t, m in columns]
-    return [FIRST_HEADING, *measured, *table.printed]
-
-
-def texts(table: ResultsTable, row: Row, separator: str) -> list[str]:
-    """What stands in a row's cells, the name's apart."""
-    cells = [
-        cell_text(cell, metric, table.patients, separator)
-        for (_, metric), cell in row.cells.items()
-    ]
-    return [*cells, *(column.get(row.name, ABSENT) for column in table.printed.values())]
-
-
-def cell_text(cell: Cell, metric: str, patients: int, separator: str) -> str:
-    """A cell as "mean ± half interval", with the mark of a significant difference."""
-    summary, decimals = cell.summary, DECIMALS[metric]
-    if summary.n == 0:
+    if not found.n:
         return ABSENT
-    parts = [f"{summary.mean:.{decimals}f}"]
-    if summary.interval is not None:
-        low, high = summary.interval
-        parts.append(f"± {(high - low) / 2:.{decimals}f}")
-    if summary.n < patients:
-        parts.append(f"(n={summary.n})")
-    p_value = None if cell.comparison is None else cell.comparison.p_value
-    if p_value is not None and p_value < SIGNIFICANT:
-        parts[0] += MARK
-    return separator.join(parts)
+    text = f"{found.mean:{form}}{unit}"
+    if found.interval is None:
+        return text
+    low, high = found.interval
+    return f"{text} [{low:{form}}, {high:{form}}]"

@@ -3,19 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from cdm_jax.errors import UserError
-from cdm_jax.metrics.aggregate import check_comparable, compare, per_patient, summarize
-
-
-def record(subject, psnr, *, patient=None, split="s1", volume="v1", row="cdm", regions=None):
-    scores = {"psnr": psnr, "ssim": 0.9, "mae": 0.01, "regions": regions or {}}
-    return {
-        "subject": subject,
-        "patient": patient or subject,
-        "split": split,
-        "conventions": {"volume": volume},
-        "rows": {row: {"volume": {"t1c": scores}}},
-    }
+from cdm_jax.metrics.aggregate import compare, summarize
 
 
 def test_summary_by_hand():
@@ -87,62 +75,3 @@ def test_equal_rows_do_not_differ():
     values = np.arange(10.0)
     comparison = compare(values, values)
     assert (comparison.difference, comparison.interval, comparison.p_value) == (0, (0, 0), 1)
-
-
-def test_time_points_are_averaged_to_their_patient():
-    records = [
-        record("P2-000", 10.0, patient="P2"),
-        record("P1-000", 20.0, patient="P1"),
-        record("P1-001", 30.0, patient="P1"),
-        record("P1-002", None, patient="P1"),
-        record("P1-003", math.nan, patient="P1"),
-        record("P3-000", None, patient="P3"),
-    ]
-    patients, values = per_patient(records, "cdm", "volume", "t1c", "psnr")
-    assert patients == ["P1", "P2", "P3"]
-    np.testing.assert_array_equal(values, [25, 10, np.nan])
-    assert summarize(values).n == 2
-
-
-def test_regions_and_rows_that_a_patient_lacks_are_nan_in_place():
-    core = {"tumor_core": {"psnr": 15.0, "ssim": None, "mae": 0.1}}
-    records = [record("A", 20.0, regions=core), record("B", 30.0), record("C", 1.0, row="other")]
-    patients, values = per_patient(records, "cdm", "volume", "t1c", "psnr", "tumor_core")
-    assert patients == ["A", "B", "C"]
-    np.testing.assert_array_equal(values, [15, np.nan, np.nan])
-    assert np.isnan(per_patient(records, "cdm", "volume", "t1c", "ssim", "tumor_core")[1]).all()
-    np.testing.assert_array_equal(
-        per_patient(records, "other", "volume", "t1c", "psnr")[1], [np.nan, np.nan, 1]
-    )
-
-
-def test_an_unknown_row_is_an_error_that_lists_the_known():
-    with pytest.raises(UserError, match="choose from cdm"):
-        per_patient([record("A", 1.0)], "cmd", "volume", "t1c", "psnr")
-
-
-def test_records_of_one_split_and_convention_are_comparable():
-    check_comparable([record("A", 1.0), record("B", 2.0), record("A", 2.0, row="unet")])
-    other_convention = {**record("C", 2.0), "conventions": {"paper": "p1"}}
-    check_comparable([record("A", 1.0), other_convention])
-
-
-@pytest.mark.parametrize(
-    ("other", "message"),
-    [
-        (record("B", 2.0, split="s2"), r"split differs: s1 \(as in A\), s2 \(as in B\)"),
-        (record("B", 2.0, volume="v2"), r"convention 'volume' differs: v1 \(as in A\), v2"),
-        (record("A", 2.0), "subject A has 2 evaluations of row 'cdm'"),
-    ],
-)
-def test_mixed_records_are_refused(other, message):
-    records = [record("A", 1.0), other]
-    with pytest.raises(UserError, match=message):
-        check_comparable(records)
-    with pytest.raises(UserError, match=message):
-        per_patient(records, "cdm", "volume", "t1c", "psnr")
-
-
-def test_no_records_are_refused():
-    with pytest.raises(UserError, match="there are no records"):
-        check_comparable([])

@@ -57,8 +57,10 @@ def test_numbers_for_the_browser_and_for_a_patients_page():
     assert data["columns"][:2] == [["t1c", "psnr", 2], ["t1c", "ssim", 3]]
     assert data["values"]["volume"]["m1"]["P0-000"][3] is None
     assert data["values"]["volume, enhancing tumor"]["m1"]["P1-000"][:3] == [8.0, 0.4, 0.29]
-    first = patients.subject_tables(records[0])[0]
-    assert dict(first["lines"])["m1"][3] == "–"
+    tables = patients.subject_tables(records[0])
+    assert list(tables) == ["volume", "volume, enhancing tumor"]
+    assert tables["volume"].at["m1", "T2f PSNR"] == "–"
+    assert tables["volume, enhancing tumor"].at["m1", "T1c MAE"] == "0.3000"
 
 
 def test_curves_are_split_into_losses_and_validation_metrics():

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from cdm_jax.errors import UserError
 from cdm_jax.metrics.aggregate import summarize
-from cdm_jax.report.tables import results_table, to_markdown, to_rich
+from cdm_jax.report.tables import results_table
 
 
 def cohort(systems, patients=8, targets=("t1c", "t2f"), **changes):
@@ -40,43 +40,57 @@ def cohort(systems, patients=8, targets=("t1c", "t2f"), **changes):
 
 def printed(table):
     console = Console(file=io.StringIO(), width=200)
-    console.print(to_rich(table))
+    console.print(table.rich())
     return console.file.getvalue()
+
+
+def line(table, system, modality, metric):
+    """Numbers of a system, by their columns."""
+    return table.numbers.set_index(["system", "modality", "metric"]).loc[system, modality, metric]
+
+
+def rows(table):
+    """Cells of the table in Markdown by the system's name, the headings by "System"."""
+    text = table.markdown().split("\n\n")[0].splitlines()
+    cells = [[cell.strip() for cell in li.strip("|").split(" | ")] for li in text if li[1] != ":"]
+    return {name: others for name, *others in cells}
 
 
 def test_cells_are_statistics_over_patients_and_avg_the_mean_of_modalities():
     records = cohort({"cdm": 30.0, "unet": 28.0})
     table = results_table(records, "volume")
-    assert [row.name for row in table.rows] == ["cdm", "unet"]
+    assert list(table.texts().index) == ["cdm", "unet"]
     values = [record["rows"]["cdm"]["volume"]["t1c"]["psnr"] for record in records]
-    cells = table.rows[0].cells
-    assert cells["t1c", "psnr"].summary == summarize(np.array(values))
-    assert cells["t2f", "psnr"].summary.mean == pytest.approx(np.mean(values) + 1)
-    assert cells["Avg", "psnr"].summary.mean == pytest.approx(np.mean(values) + 0.5)
-    assert cells["Avg", "psnr"].comparison is None
+    expected, found = summarize(np.array(values)), line(table, "cdm", "t1c", "psnr")
+    assert (found["mean"], found["low"], found["high"]) == (expected.mean, *expected.interval)
+    assert found["standard_deviation"] == expected.standard_deviation
+    assert (found["median"], found["patients"]) == (expected.median, 8)
+    assert line(table, "cdm", "t2f", "psnr")["mean"] == pytest.approx(np.mean(values) + 1)
+    assert line(table, "cdm", "Avg", "psnr")["mean"] == pytest.approx(np.mean(values) + 0.5)
+    assert np.isnan(line(table, "cdm", "Avg", "psnr")["difference"])
 
 
 @pytest.mark.parametrize("targets", [("t1c",), ("t1", "t2", "ct")])
 def test_targets_come_from_the_records(targets):
     table = results_table(cohort({"cdm": 30.0}, targets=targets), "volume")
-    assert list(dict.fromkeys(t for t, _ in table.rows[0].cells)) == [*targets, "Avg"]
+    assert list(table.numbers["modality"].unique()) == [*targets, "Avg"]
 
 
 def test_the_reference_is_compared_with_every_other_row():
     records = cohort({"m1": 28.0, "better": 29.0, "same": 28.0})
-    reference, better, same = results_table(records, "volume", reference="m1").rows
-    assert reference.cells["t1c", "psnr"].comparison is None
-    assert better.cells["Avg", "psnr"].comparison.difference == pytest.approx(1)
-    assert better.cells["Avg", "psnr"].comparison.p_value < 0.05
-    assert same.cells["Avg", "psnr"].comparison.p_value == 1
-    lines = to_markdown(results_table(records, "volume", reference="m1")).splitlines()
-    assert [("†" in line) for line in lines[2:5]] == [False, True, False]
-    assert "† differs from m1" in lines[-1]
+    table = results_table(records, "volume", reference="m1")
+    assert np.isnan(line(table, "m1", "t1c", "psnr")["difference"])
+    assert line(table, "better", "Avg", "psnr")["difference"] == pytest.approx(1)
+    assert line(table, "better", "Avg", "psnr")["p_value"] < 0.05
+    assert line(table, "same", "Avg", "psnr")["p_value"] == 1
+    marked = {name for name, cells in rows(table).items() if "†" in "".join(cells)}
+    assert marked == {"better"}
+    assert "† differs from m1" in table.markdown().splitlines()[-1]
 
 
 def test_a_region_takes_the_place_of_the_whole():
     table = results_table(cohort({"cdm": 30.0}), "volume", region="tumor_core")
-    assert table.rows[0].cells["Avg", "psnr"].summary.mean == 5
+    assert line(table, "cdm", "Avg", "psnr")["mean"] == 5
     assert "inside tumor core" in table.footer
 
 
@@ -92,20 +106,18 @@ def test_a_patient_without_a_value_is_left_out_and_the_cell_says_so():
     records[0]["rows"]["cdm"]["volume"]["t1c"]["psnr"] = None
     del records[1]["rows"]["unet"]
     table = results_table(records, "volume")
-    cells = table.rows[0].cells
-    counts = [cells[target, "psnr"].summary.n for target in ("t1c", "t2f", "Avg")]
+    counts = [line(table, "cdm", t, "psnr")["patients"] for t in ("t1c", "t2f", "Avg")]
     assert counts == [7, 8, 7]
-    lines = to_markdown(table).splitlines()
-    assert lines[2].count("(n=7)") == 2
-    assert lines[3].count("(n=7)") == 9
+    cells = rows(table)
+    assert "".join(cells["cdm"]).count("(n=7)") == 2
+    assert "".join(cells["unet"]).count("(n=7)") == 9
 
 
 def test_a_target_that_a_system_lacks_is_a_dash():
     records = cohort({"cdm": 30.0, "t1c only": 28.0})
     for record in records:
         del record["rows"]["t1c only"]["volume"]["t2f"]
-    cells = to_markdown(results_table(records, "volume")).splitlines()[3].split(" | ")
-    assert [cell.strip("| ") for cell in cells[4:]] == ["–"] * 6
+    assert rows(results_table(records, "volume"))["t1c only"][3:] == ["–"] * 6
 
 
 def test_markdown_by_hand():
@@ -114,36 +126,41 @@ def test_markdown_by_hand():
     for record in records:
         for target in ("t1c", "t2f"):
             record["rows"]["cdm"]["volume"][target]["psnr"] = 31.0
-    cells = "31.00 ± 0.00 | 0.900 ± 0.000 | 0.0100 ± 0.0000 |"
-    assert to_markdown(results_table(records, "volume")).splitlines() == [
-        "| System | T1c PSNR | T1c SSIM | T1c MAE | T2f PSNR | T2f SSIM | T2f MAE "
-        "| Avg PSNR | Avg SSIM | Avg MAE |",
-        "| --- " + "| ---: " * 9 + "|",
-        f"| cdm | {cells} {cells} {cells}",
-        "",
+    table = results_table(records, "volume")
+    modalities, metrics = ("T1c", "T2f", "Avg"), ("PSNR", "SSIM", "MAE")
+    assert rows(table) == {
+        "System": [f"{modality} {metric}" for modality in modalities for metric in metrics],
+        "cdm": ["31.00 ± 0.00", "0.900 ± 0.000", "0.0100 ± 0.0000"] * 3,
+    }
+    head, sides, *_, empty, footer = table.markdown().splitlines()
+    assert head.startswith("| System ") and empty == ""
+    assert [side.strip("-") for side in sides.strip("|").split("|")] == [":", *[":"] * 9]
+    assert sides.startswith("|:--") and sides.endswith("-:|")
+    assert footer == (
         "Convention volume (beef02); 3 patients; split cafe01. PSNR in dB. "
-        "Mean ± half the width of the 95 % bootstrap interval over patients.",
-    ]
+        "Mean ± half the width of the 95 % bootstrap interval over patients."
+    )
 
 
 def test_half_the_intervals_width_stands_beside_the_mean():
     table = results_table(cohort({"cdm": 30.0}), "volume")
-    low, high = table.rows[0].cells["t1c", "psnr"].summary.interval
-    assert high - low > 0.1
-    assert f"± {(high - low) / 2:.2f} |" in to_markdown(table)
+    found = line(table, "cdm", "t1c", "psnr")
+    half = (found["high"] - found["low"]) / 2
+    assert half > 0.05
+    assert rows(table)["cdm"][0].endswith(f" ± {half:.2f}")
 
 
 def test_one_patient_has_values_without_intervals():
-    line = to_markdown(results_table(cohort({"cdm": 30.0}, patients=1), "volume")).splitlines()[2]
-    assert "±" not in line
-    assert "0.900" in line
+    cells = rows(results_table(cohort({"cdm": 30.0}, patients=1), "volume"))["cdm"]
+    assert "±" not in "".join(cells)
+    assert cells[1] == "0.900"
 
 
 def test_the_terminal_shows_names_numbers_and_footer_as_they_are():
     text = printed(results_table(cohort({"cdm [oracle]": 30.0, "a|b": 28.0}), "volume"))
     for part in ("cdm [oracle]", "a|b", "T2f PSNR", "Avg MAE", "0.0100", "split cafe01"):
         assert part in text
-    assert "a\\|b" in to_markdown(results_table(cohort({"a|b": 28.0}), "volume"))
+    assert "a\\|b" in results_table(cohort({"a|b": 28.0}), "volume").markdown()
 
 
 def test_wrong_choices_are_errors_that_list_the_right_ones():
