@@ -69,7 +69,7 @@ def _run(command: str, options: dict[str, Any], given: Sequence[str]) -> int:
     from absl import flags, logging
 
     from cdm_jax import commands, parallel
-    from cdm_jax.train import MissingStageError
+    from cdm_jax.run import MissingStageError
     from cdm_jax.writer import console
 
     logging.set_verbosity(logging.WARNING)

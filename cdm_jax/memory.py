@@ -19,7 +19,8 @@ from cdm_jax import checkpoint, parallel, shapes
 from cdm_jax.data.dataset import Dataset
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
-from cdm_jax.train import empty_totals, make_step, resolve, stage_keys, training_slices
+from cdm_jax.run import resolve, stage_keys, training_slices
+from cdm_jax.train import empty_totals, make_step
 from cdm_jax.writer import console
 
 GIB = 2**30

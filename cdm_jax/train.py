@@ -5,11 +5,9 @@ are saved together, after the update and before the next batch is drawn.
 """
 
 import contextlib
-import dataclasses
 import os
 import pathlib
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -22,99 +20,17 @@ from ml_collections import ConfigDict
 
 from cdm_jax import checkpoint, parallel
 from cdm_jax.data.dataset import Dataset
-from cdm_jax.data.pipeline import SliceSource, plain_plans, prefetched, training_batches
-from cdm_jax.data.prepare import PreparedSubject, median_scales
-from cdm_jax.errors import UserError
+from cdm_jax.data.pipeline import prefetched, training_batches
 from cdm_jax.methods import base
+from cdm_jax.run import Run, check_continues, load_frozen, resolve, stage_keys, training_slices
 from cdm_jax.shapes import Shapes, example
 from cdm_jax.writer import ProfilerWindow, StopRequest, TrainingProgress, Writer, console
 
 MEASURED_SLICES = 4096  # enough for the means and covariances that `finish` measures
-LENGTHS = ("num_steps", "num_epochs", "log_every", "validate_every", "checkpoint_every")
 
-_unpack = jax.jit(base.unpack, static_argnums=2)
 
 Totals = dict[str, Average]
 Step = Callable[[base.State, Totals, Any], tuple[base.State, Totals]]
-
-
-def resolve(config: ConfigDict, num_slices: int) -> ConfigDict:
-    """The config of a stage with its number of steps worked out from its epochs.
-
-    Raises:
-      UserError: nothing to train: neither steps nor epochs.
-    """
-    config = config.copy_and_resolve_references()
-    length = config[config.stage].train
-    if not length.num_steps:
-        batch = length.batch_size_per_device * jax.device_count()
-        length.num_steps = length.num_epochs * max(1, num_slices // batch)
-    if length.num_steps < 1:
-        raise UserError(f"{config.stage}.train: num_steps and num_epochs are 0; set one of them")
-    return config
-
-
-def training_slices(dataset: Dataset) -> int:
-    """Slices in an epoch."""
-    return sum(len(subject.training) for subject in dataset.train)
-
-
-def stage_keys(config: ConfigDict) -> Array:
-    """Keys of a stage: of its initialization, of its training steps, of its measurements."""
-    root = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(config.stage.encode()))
-    return jax.random.split(root, 3)
-
-
-class MissingStageError(UserError):
-    """A stage cannot be trained before the one of this name."""
-
-    def __init__(self, text: str, stage: str):
-        super().__init__(text)
-        self.stage = stage
-
-
-def load_frozen(method: base.Method, config: ConfigDict, workdir: pathlib.Path) -> base.Model:
-    """Models of the stages that this one builds on.
-
-    Raises:
-      MissingStageError: one is missing or unfinished.
-      UserError: one was trained with other settings.
-    """
-    frozen = {}
-    for stage in method.depends_on:
-        folder = workdir / stage
-        if not checkpoint.finished(folder):
-            raise MissingStageError(
-                f"stage {config.stage} needs a finished {stage} in {folder}: train that first",
-                stage,
-            )
-        model, saved = checkpoint.load_model(folder)
-        _check_same(config, saved.config, ("data", stage), folder)
-        frozen[stage] = {name: model[name] for name in ("params", "statistics")}
-    return frozen
-
-
-def _check_same(
-    ours: ConfigDict, saved: ConfigDict, sections: Sequence[str], folder: pathlib.Path
-) -> None:
-    """Refuses to build on a run whose settings differ in more than training does not see."""
-    harmless = {f"{s}.train.{name}" for s in sections for name in LENGTHS}
-    harmless |= {f"{s}.train.batch_size_per_device" for s in sections}  # devices may be others
-    harmless |= {f"{s}.remat" for s in sections}  # the same values in less memory
-    harmless |= {
-        f"data.{name}"
-        for name in ("root", "cache", "split_file", "num_workers", "read_threads", "copies")
-    }
-    changed = [
-        line
-        for line in checkpoint.differences(ours, saved, sections)
-        if line.split(":")[0] not in harmless
-    ]
-    if changed:
-        raise UserError(
-            f"the run in {folder} was made with other settings ({'; '.join(changed[:3])}): "
-            "use those, another --workdir, or remove that folder"
-        )
 
 
 def make_step(
@@ -144,66 +60,6 @@ def empty_totals(method: base.Method, state: base.State, batch: Shapes) -> Total
     return {name: Average.empty() for name in metrics}
 
 
-def slice_batches(
-    subjects: Sequence[PreparedSubject], batch_size: int, limit: int, mesh: jax.sharding.Mesh
-) -> Iterator[base.Batch]:
-    """Up to `limit` slices, evenly spaced over the subjects, as full global batches of floats.
-
-    The last batch is filled up from the start. Each process reads its own part of each.
-    """
-    source = SliceSource(subjects)
-    chosen = np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).astype(int))
-    batches = np.resize(chosen, (-(-len(chosen) // batch_size), batch_size))
-    for indices in batches:
-        own = np.split(indices, jax.process_count())[jax.process_index()]
-        stored = parallel.global_batch(source.read(plain_plans(own)), mesh)
-        yield _unpack(stored["images"], stored["mirrored"], len(subjects[0].sources))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
-    """What stays the same while a stage trains.
-
-    Attributes:
-      config: whole config, its number of steps resolved.
-      folder: of the stage.
-      dataset: prepared patients.
-      method: the system.
-      devices: those of all processes.
-      keys: of initialization, of training steps, of measurements.
-    """
-
-    config: ConfigDict
-    folder: pathlib.Path
-    dataset: Dataset
-    method: base.Method
-    devices: parallel.Devices
-    keys: Array
-
-    @property
-    def length(self) -> ConfigDict:
-        """Steps, batch size and intervals of the stage."""
-        return self.config[self.config.stage].train
-
-    @property
-    def batch_size(self) -> int:
-        """Slices in a global batch."""
-        return self.length.batch_size_per_device * jax.device_count()
-
-    def provenance(self) -> checkpoint.Provenance:
-        """What checkpoints of this run say of themselves."""
-        return checkpoint.Provenance(
-            config=self.config,
-            batch_size=self.batch_size,
-            split=self.dataset.split_hash,
-            scales=median_scales(self.dataset.train),
-        )
-
-    def slices(self, subjects: Sequence[PreparedSubject], limit: int) -> Iterator[base.Batch]:
-        """Slices of these subjects in order, shared out over all devices."""
-        return slice_batches(subjects, self.batch_size, limit, self.devices.mesh)
-
-
 def train_stage(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) -> bool:
     """Trains the config's stage to its end, continuing from its newest checkpoint.
 
@@ -230,7 +86,7 @@ def train_stage(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) -> 
         devices=parallel.all_devices(config.parallel),
         keys=stage_keys(config),
     )
-    _check_continues(run)
+    check_continues(run)
     with checkpoint.Checkpoints(folder, config.checkpoint.keep) as checkpoints:
         if (checkpoints.latest_step or 0) >= run.length.num_steps:
             console.print(f"[bold]{config.stage}[/] is finished: {folder}")
@@ -243,26 +99,6 @@ def train_stage(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) -> 
                 state = _finish(run, state, writer)
             checkpoints.save(run.length.num_steps, state, batches, run.provenance())
     return True
-
-
-def _check_continues(run: Run) -> None:
-    """Refuses to continue a run with other settings, another split or another global batch."""
-    saved, stage = checkpoint.provenance(run.folder), run.config.stage
-    if saved is None:
-        return
-    _check_same(run.config, saved.config, ("data", stage), run.folder)
-    if saved.split != run.dataset.split_hash:
-        raise UserError(
-            f"{run.folder} was trained on split {saved.split}, the data now has "
-            f"{run.dataset.split_hash}: restore that split file or use another --workdir"
-        )
-    if saved.batch_size != run.batch_size:
-        raise UserError(
-            f"{run.folder} was trained with batches of {saved.batch_size} slices, and "
-            f"{jax.device_count()} devices now make batches of {run.batch_size}: set "
-            f"--config.{stage}.train.batch_size_per_device so that they agree (on fewer devices "
-            f"that means more on each)"
-        )
 
 
 def _training_iterator(run: Run) -> Any:

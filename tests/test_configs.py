@@ -13,7 +13,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from cdm_jax import train
+from cdm_jax import run
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
 from cdm_jax.optim import average_decay
@@ -162,10 +162,10 @@ def test_the_large_unets_are_rematerialized_at_the_papers_scale_alone(stage):
 def test_half_batches_train_for_as_many_updates():
     """What is advised where memory does not reach: the length and the average stay as they are."""
     config = _get("brats", f"diffusion,{PAPER}")
-    whole = train.resolve(config, 1200)
+    whole = run.resolve(config, 1200)
     config.diffusion.train.batch_size_per_device //= 2
     config.diffusion.optimizer.accumulate *= 2
-    half = train.resolve(config, 1200)
+    half = run.resolve(config, 1200)
     batches = [c.diffusion.train.num_steps for c in (whole, half)]
     assert batches == [100 * 1200 // 12 // jax.device_count() * n for n in (1, 2)]
     once, twice = (average_decay(c.diffusion) for c in (whole, half))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from cdm_jax import checkpoint, commands, memory, parallel, train
+from cdm_jax import checkpoint, commands, memory, parallel, run, train
 from cdm_jax.data.dataset import load_dataset
 from cdm_jax.errors import UserError
 from cdm_jax.writer import Writer
@@ -179,7 +179,7 @@ def test_a_finished_stage_is_left_alone(finished_run, capsys):
 
 def test_a_missing_predecessor_is_named(finished_run, tmp_path):
     workdir = copy_run(finished_run, tmp_path / "run", ("mrm",))
-    with pytest.raises(train.MissingStageError, match="cunet needs a finished mdn") as error:
+    with pytest.raises(run.MissingStageError, match="cunet needs a finished mdn") as error:
         helpers.train("cunet", workdir)
     assert error.value.stage == "mdn"
 
@@ -212,10 +212,10 @@ def test_rematerialization_may_be_turned_on_while_a_run_goes_on(tmp_path):
     saved, config = smoke_config("diffusion"), smoke_config("diffusion")
     saved.diffusion.remat = False
     config.diffusion.remat = True
-    train._check_same(config, saved, ("diffusion",), tmp_path)
+    run.check_same(config, saved, ("diffusion",), tmp_path)
     config.diffusion.dropout = 0.5
     with pytest.raises(UserError, match=r"\(diffusion\.dropout: 0\.0 -> 0\.5\)"):
-        train._check_same(config, saved, ("diffusion",), tmp_path)
+        run.check_same(config, saved, ("diffusion",), tmp_path)
 
 
 def test_another_split_does_not_continue_a_run(finished_run, tmp_path):
@@ -230,7 +230,7 @@ def test_slices_to_measure_are_spread_over_the_subjects_as_they_are_stored(finis
     subjects = load_dataset(smoke_config("m1"), finished_run).train[:3]
     stored = np.concatenate([np.load(s.path)[list(s.training)] for s in subjects])
     chosen = np.unique(np.linspace(0, len(stored) - 1, 6).astype(int))
-    batches = list(train.slice_batches(subjects, 4, 6, parallel.local_mesh()))
+    batches = list(run.slice_batches(subjects, 4, 6, parallel.local_mesh()))
     images = np.concatenate([np.concatenate(list(b.values()), axis=-1) for b in batches])
     assert list(batches[0]) == ["source", "target"] and len(images) == 8
     np.testing.assert_array_equal(np.rint((images + 1) * 32767.5), stored[[*chosen, *chosen[:2]]])
@@ -259,10 +259,10 @@ def test_a_run_leaves_curves_pictures_and_its_parameters(finished_run):
 def test_epochs_become_steps():
     config = smoke_config("m1")
     config.m1.train.update({"num_steps": 0, "num_epochs": 3})
-    assert train.resolve(config, 41).m1.train.num_steps == 3 * (41 // 4)
+    assert run.resolve(config, 41).m1.train.num_steps == 3 * (41 // 4)
     config.m1.train.num_epochs = 0
     with pytest.raises(UserError, match="num_steps and num_epochs"):
-        train.resolve(config, 41)
+        run.resolve(config, 41)
 
 
 def test_statistics_of_the_representation_travel_in_the_checkpoint(finished_run):

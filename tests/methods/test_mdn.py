@@ -7,7 +7,8 @@ from ml_collections import ConfigDict
 from cdm_jax.diffusion.process import corrupt, split_prediction
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
-from cdm_jax.methods.cdm.mdn import Denoiser, ResidualBlock, explained_variance
+from cdm_jax.methods.cdm.mdn import explained_variance
+from cdm_jax.methods.cdm.mdn_network import Denoiser, ResidualBlock
 from cdm_jax.methods.cdm.source import SourceEncoder, disturb
 
 CLEAN = {  # no augmentation: for tests that know what the sources say

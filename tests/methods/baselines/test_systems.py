@@ -1,4 +1,6 @@
-"""What every system must do: learn four slices, move only who plays, translate any sources."""
+"""What every system must do: learn four slices, update one network at a time, translate any sources."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ from cdm_jax import parallel
 from cdm_jax.data.dataset import load_dataset
 from cdm_jax.methods import base
 from cdm_jax.methods.baselines.adversarial import NETWORKS, Adversarial
-from cdm_jax.train import slice_batches
+from cdm_jax.run import slice_batches
 from configs import phantom
 from configs.common import CUNETS, PARTS, SYSTEMS
 
@@ -61,47 +63,59 @@ def _distance(method, state, batch):
     return float(jnp.abs(images - batch["target"]).mean())
 
 
+@pytest.fixture(scope="module")
+def learned(batch):
+    """`learned(stage)`: a system before and after its steps, its losses, and what GANs changed.
+
+    What each gradient step of the second update changed: what starts at zero may hide what lies
+    before it in the first.
+    """
+    original = Adversarial.update_network
+
+    @functools.cache
+    def train(stage):
+        method, before = _start(stage, batch)
+        changed = []
+
+        def watched(self, state, network, loss):
+            after, value, extra = original(self, state, network, loss)
+            changed.append(
+                (network, jax.tree.map(lambda a, b: jnp.any(a != b), state.params, after.params))
+            )
+            return after, value, extra
+
+        @jax.jit
+        def update(state, key):
+            state, metrics = method.update(state, batch, key)
+            return state, metrics["loss"], [change for _, change in changed]
+
+        after, losses, changes = before, [], []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Adversarial, "update_network", watched)
+            for key in jax.random.split(jax.random.key(2), STEPS):
+                after, loss, change = update(after, key)
+                losses.append(float(loss))
+                changes.append(change)
+        return method, before, after, np.array(losses), [n for n, _ in changed], changes[1]
+
+    return train
+
+
 @pytest.mark.parametrize("stage", [*SYSTEM_STAGES, *CUNETS])
-def test_four_slices_are_learned(stage, batch):
+def test_four_slices_are_learned(learned, stage, batch):
     """With pairs, translations come near the targets; without them, the loss falls."""
-    method, state = _start(stage, batch)
-
-    def step(state, key):
-        state, metrics = method.update(state, batch, key)
-        return state, metrics["loss"]
-
-    keys = jax.random.split(jax.random.key(2), STEPS)
-    trained, losses = jax.jit(lambda state: jax.lax.scan(step, state, keys))(state)
+    method, before, trained, losses, _, _ = learned(stage)
     assert int(trained.step) == STEPS
     assert np.isfinite(losses).all()
     if stage in GANS and method.paired:
-        assert _distance(method, trained, batch) < 0.7 * _distance(method, state, batch)
+        assert _distance(method, trained, batch) < 0.7 * _distance(method, before, batch)
     else:
         assert losses[-5:].mean() < 0.7 * losses[0]
 
 
 @pytest.mark.parametrize("stage", GANS)
-def test_a_gradient_step_changes_all_of_one_network_and_not_the_other(stage, batch, monkeypatch):
-    method, state = _start(stage, batch)
-    step, moved = Adversarial.update_network, []
-
-    def watched(self, state, network, loss):
-        after, value, extra = step(self, state, network, loss)
-        change = jax.tree.map(lambda a, b: jnp.any(a != b), state.params, after.params)
-        moved.append((network, change))
-        return after, value, extra
-
-    monkeypatch.setattr(Adversarial, "update_network", watched)
-
-    def update(state, key):
-        moved.clear()
-        state, _ = method.update(state, batch, key)
-        return state, [change for _, change in moved]
-
-    # The second of two steps: what starts at zero may hide what lies before it in the first.
-    state, _ = jax.jit(update)(state, jax.random.key(3))
-    _, changes = jax.jit(update)(state, jax.random.key(4))
-    networks = [network for network, _ in moved]
+def test_a_gradient_step_changes_all_of_one_network_and_not_the_other(learned, stage):
+    *_, networks, changes = learned(stage)
     assert sorted(networks) == sorted(NETWORKS)
     for network, change in zip(networks, changes, strict=True):
         (other,) = set(NETWORKS) - {network}
