@@ -1,4 +1,4 @@
-"""What every system must do: learn four slices, update one network at a time, translate any sources."""
+"""What every system must do: learn four slices, update one network at a time."""
 
 import functools
 
