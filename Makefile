@@ -24,10 +24,11 @@ test: $(READY)
 test-slow: $(READY)
 	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
 
-# Layers against PyTorch's; a small download on Python 3.11, a large one on others.
+# Layers against PyTorch's, and DDIM, with XLA's optimizations, which other tests do without; a small
+# download on Python 3.11, a large one on others.
 test-parity: $(READY)
 	$(BIN)/pip install --quiet --editable '.[dev,parity]'
-	$(BIN)/python -m pytest tests/parity
+	CDM_OPTIMIZED=1 $(BIN)/python -m pytest tests/parity tests/diffusion
 
 # The report in Chromium, which has to be there (Debian: apt-get install chromium).
 test-browser: $(READY)

@@ -8,9 +8,11 @@ import pytest
 from absl import flags
 from jaxtyping import install_import_hook
 
-# Most of the time goes into compiling small programs, for which XLA's former code generator, in one
-# thread, takes a third of the time. Later versions of JAX do not have it, and end at unknown flags.
-if importlib.metadata.version("jaxlib").startswith("0.10."):
+# Most of the time goes into compiling small programs, so tests do without most optimizations; with
+# CDM_OPTIMIZED=1 they run as users do. XLA's former code generator, in one thread, takes a third of
+# the time; later versions of JAX do not have it, and end at unknown flags.
+OPTIMIZED = bool(os.environ.get("CDM_OPTIMIZED"))
+if not OPTIMIZED and importlib.metadata.version("jaxlib").startswith("0.10."):
     QUICK = " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + QUICK
 
@@ -22,7 +24,7 @@ import jax  # noqa: E402
 from tests import helpers  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_disable_most_optimizations", not OPTIMIZED)
 flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, which pytest never parses.
 
 
