@@ -1,5 +1,6 @@
 """Strict settings for every test: typed shapes, no silent broadcasting, warnings as errors."""
 
+import fcntl
 import importlib.metadata
 import os
 import pathlib
@@ -47,8 +48,17 @@ def real_data() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory) -> pathlib.Path:
-    """The workdir of a run whose every stage was trained to its end without a break."""
-    workdir = tmp_path_factory.mktemp("run")
-    for stage in helpers.STAGES:
-        helpers.train(stage, workdir)
+    """The workdir of a run whose every stage was trained to its end without a break.
+
+    The first worker that needs it trains it for all of them.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    workdir = root / "finished_run"
+    workdir.mkdir(exist_ok=True)
+    with open(root / "finished_run.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for stage in helpers.STAGES:  # of those that are finished nothing is trained
+            helpers.train(stage, workdir)
     return workdir
