@@ -253,6 +253,7 @@ def test_a_run_leaves_curves_pictures_and_its_parameters(finished_run):
         assert any("validation/loss" in line for line in lines)
         assert list((folder / "tensorboard").glob("events*"))
         assert "Total" in (folder / "parameters.txt").read_text()
+    assert {"validation/psnr_t1c", "validation/psnr_t2f"} <= {name for one in lines for name in one}
     assert list((finished_run / "cunet/pictures").glob("*.png"))
 
 
