@@ -74,7 +74,7 @@ def test_twenty_steps_give_the_same_numbers(trained, topology):
     Ten times what was seen, 5e-7. C-UNet departs by 1e-3, in the norm of its gradient: y differs by
     1e-6 between programs, and Adam divides the first, tiny gradients of the learned null and of the
     layers that start at zero by their own size. One device alone, its y disturbed by 1e-6, departs
-    from itself too. M1 departs by 2e-4, in the PSNR of slices with little brain and little error.
+    from itself too. M1 departs by 2e-4, in a PSNR.
     """
     for stage, expected in trained(ALONE).items():
         bound = {"bound": 3e-3} if stage in ("cunet", "m1") else {}
