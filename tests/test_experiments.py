@@ -371,11 +371,11 @@ def test_the_printed_variant_departs_from_the_paper_in_nothing_that_it_prints(na
         config.update_from_flattened_dict({key: yaml.safe_load(text)})
     config.stage = "cunet"
     cunet = base.create(config)
-    mdn = cunet.mdn_stage
+    mdn = cunet.mdn
     assert mdn.encoder is None and mdn.denoiser.decouple == "merged"
     assert mdn.representation.loss == "l2norm" and cunet.loss == "l2norm"
     network = cunet.network
-    assert (network.stage, network.residual, network.source_skip) == ("literal", False, False)
+    assert (network.encoder, network.residual, network.source_skip) == ("printed", False, False)
     assert cunet.condition_dropout == 0
     assert cunet.training_y in ("encoder", "sampled")
 
