@@ -106,7 +106,7 @@ def draw_speed(axis: Axes, content: dict) -> None:
     axis.set_xlabel("sampling steps N", fontsize=TEXT)
     axis.set_ylabel(f"slices a second\non {content['device']}", fontsize=TEXT)
     axis.set_title("(a) speed; areas: PSNR in dB", fontsize=TEXT)
-    axis.legend(fontsize=TEXT)
+    axis.legend(fontsize=TEXT, loc="lower left")
     axis.tick_params(labelsize=TEXT)
 
 

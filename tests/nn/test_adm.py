@@ -191,8 +191,8 @@ def test_dropout_is_of_training_alone():
         still = dropped
 
 
-def _gradient(x, t, **settings):
-    """The compiled value and gradient of a network with dropout, and parameters at random."""
+def _loss(x, t, **settings):
+    """The loss of a network with dropout, as a function of parameters, and these at random."""
     network = _small(dropout=0.3, **settings)
     params = _stirred(network, x, t)
 
@@ -200,27 +200,29 @@ def _gradient(x, t, **settings):
         rngs = {"dropout": jax.random.key(1)}
         return jnp.mean(network.apply(params, x, t, train=True, rngs=rngs) ** 2)
 
-    return jax.jit(jax.value_and_grad(loss)).lower(params).compile(), params
+    return loss, params
 
 
 def test_rematerialization_changes_neither_names_nor_values():
     inputs, settings = _inputs(size=4), {"multipliers": (1,), "attention": (0,)}
     (plain, params), (leaner, same) = (
-        _gradient(*inputs, remat=remat, **settings) for remat in (False, True)
+        _loss(*inputs, remat=remat, **settings) for remat in (False, True)
     )
     assert jax.tree.structure(params) == jax.tree.structure(same)
-    expected, found = plain(params), leaner(params)
+    expected, found = (jax.jit(jax.value_and_grad(f))(params) for f in (plain, leaner))
     for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
         np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-5 * float(jnp.abs(one).max()))
 
 
-@pytest.mark.slow
-def test_rematerialization_takes_less_memory():
-    plans = [
-        _gradient(*_inputs(size=32), width=8, remat=remat)[0].memory_analysis()
-        for remat in (False, True)
-    ]
-    assert plans[1].temp_size_in_bytes < 0.6 * plans[0].temp_size_in_bytes
+def test_rematerialization_keeps_less_for_the_gradient():
+    # What the backward pass is given, whatever a version of XLA makes of it: that of JAX 0.10 drops
+    # the barriers on the CPU and plans as much memory as before, that of JAX 0.12 plans a third.
+    def kept(remat):
+        loss, params = _loss(*_inputs(size=32), width=8, remat=remat)
+        backward = jax.eval_shape(lambda params: jax.vjp(loss, params)[1], params)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward))
+
+    assert kept(remat=True) < 0.6 * kept(remat=False)
 
 
 def test_attention_is_named_by_the_side_of_feature_maps():
