@@ -2,8 +2,8 @@
 
   python -m benchmarks.evaluation_time [--workdir=runs/evaluation_time] [--show]
 
-The version before is taken from git and evaluates the same checkpoints (one training step, since
-quality does not matter here) on the same simulated patients, in turns with this one. A patient's
+The version before is taken from git. Each version simulates the same patients and trains the same
+networks for one step, since quality does not matter here; they are timed in turns. A patient's
 time is the difference between an evaluation of several patients and of one, divided by how many
 more they are: what is done once (loading, compiling) is not in it. Where other programs use the
 same cores, compare processor times. To keep two rows of CDM, a sweep of N scored eleven: all of
@@ -23,22 +23,15 @@ import tarfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from absl import flags
-from ml_collections import ConfigDict
 from rich.table import Table
 
 from benchmarks.records import load_results, save_results
-from cdm_jax import checkpoint
-from cdm_jax.data.dataset import load_dataset
-from cdm_jax.train import train_stage
 from cdm_jax.writer import console
-from configs import phantom
 
 NAME = "evaluation_time"
 COMMAND = "python -m benchmarks.evaluation_time"
 BEFORE = "a4c5f40"  # the last commit whose evaluations scored every row, one subject after another
 ROOT = pathlib.Path(__file__).parents[1]
-STAGES = ("mrm", "mdn", "cunet", "m1")
 
 
 class Case(NamedTuple):
@@ -96,10 +89,14 @@ VARIANTS = {
 CHILD = """
 import dataclasses, json, pathlib, shutil, sys, time
 import jax
+from absl import flags
+from cdm_jax import checkpoint
 from cdm_jax.data.dataset import load_dataset
 from cdm_jax.evaluate import evaluate_run
+from cdm_jax.train import train_stage
 from configs import phantom
 
+flags.FLAGS.mark_as_parsed()  # Grain reads absl's flags
 workdir, argument, changes, patients = json.loads(sys.argv[1])
 workdir = pathlib.Path(workdir)
 jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
@@ -109,6 +106,10 @@ for name, value in changes.items():
     with config[section].unlocked():
         config[section][key] = tuple(value) if isinstance(value, list) else value
 dataset = load_dataset(config, workdir)
+for config.stage in ("mrm", "mdn", "cunet", "m1"):
+    config[config.stage].train.update({"num_steps": 1, "batch_size_per_device": 1})
+    if not checkpoint.finished(workdir / config.stage):
+        train_stage(config, workdir, dataset)
 
 def run(number, conventions):
     shutil.rmtree(workdir / "evaluation", ignore_errors=True)
@@ -124,26 +125,6 @@ run(1, ())  # compiles
 seconds, processor = ((b - a) / (patients - 1) for a, b in zip(one, several))
 print(json.dumps({"rows": rows, "seconds": seconds, "processor_seconds": processor}))
 """
-
-
-def config_of(case: Case) -> ConfigDict:
-    """The config of a case, for its stages to be trained with."""
-    config = phantom.get_config(f"cdm,{case.argument}")
-    for name, value in case.changes.items():
-        section, key = name.split(".")
-        config[section][key] = value
-    for stage in STAGES:
-        config[stage].train.update({"num_steps": 1, "batch_size_per_device": 1})
-    return config
-
-
-def prepare(case: Case, workdir: pathlib.Path) -> None:
-    """Simulates the patients and trains every stage for a step, where that is not done."""
-    config = config_of(case)
-    dataset = load_dataset(config, workdir)
-    for config.stage in STAGES:
-        if not checkpoint.finished(workdir / config.stage):
-            train_stage(config, workdir, dataset)
 
 
 def version_before(folder: pathlib.Path) -> pathlib.Path:
@@ -171,7 +152,6 @@ def timed(
 
 def measure(workdir: pathlib.Path, repeats: int) -> None:
     """Times every case and variant in turns and writes the record, which grows with each turn."""
-    flags.FLAGS.mark_as_parsed()  # Grain reads absl's flags
     folders = {"before": version_before(workdir / "before"), "now": ROOT}
     content: dict[str, Any] = {
         "command": f"{COMMAND} --repeats={repeats}",
@@ -182,12 +162,11 @@ def measure(workdir: pathlib.Path, repeats: int) -> None:
             for name, case in CASES.items()
         },
     }
-    for name, case in CASES.items():
-        prepare(case, workdir / name)
     for turn, name, variant in itertools.product(range(repeats), CASES, VARIANTS):
         console.rule(f"{name}: {variant} ({turn + 1} of {repeats})")
-        version = folders[VARIANTS[variant].version]
-        row = timed(version, CASES[name], workdir / name, VARIANTS[variant])
+        version = VARIANTS[variant].version
+        trained = workdir / f"{name}_{version}"
+        row = timed(folders[version], CASES[name], trained, VARIANTS[variant])
         content["cases"][name]["found"][variant].append(row)
         console.print(row)
         save_results(NAME, content)
