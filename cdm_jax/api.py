@@ -173,18 +173,20 @@ class TrainedModel:
         return image_like(scaled, reference, description=f"SYNTHETIC {target} cdm_jax")
 
 
-def load(folder: PathLike) -> TrainedModel:
+def load(folder: PathLike, checkpoint: str = "best") -> TrainedModel:
     """Loads a trained system on the devices of this process.
 
     Args:
       folder: a system's, such as `runs/brats/cunet`; or a run's, such as `runs/brats`, of which
         CDM's C-UNet is taken, or the only system that there is.
+      checkpoint: "best" by the validation metric of its training, or "last".
 
     Raises:
       UserError: no checkpoint there, one of a stage that makes no images, or several systems.
     """
     stage = find_system(pathlib.Path(folder).expanduser())
-    return TrainedModel(stage, inference.load_system(stage, batch_size_per_device=1))
+    system = inference.load_system(stage, batch_size_per_device=1, which=checkpoint)
+    return TrainedModel(stage, system)
 
 
 def find_system(folder: pathlib.Path) -> pathlib.Path:

@@ -3,6 +3,8 @@
 import pathlib
 from collections.abc import Sequence
 
+from ml_collections import ConfigDict
+
 from cdm_jax import checkpoint, parallel
 from cdm_jax.data.dataset import Dataset
 from cdm_jax.errors import UserError
@@ -35,8 +37,18 @@ def write_card(
         parameters=parameter_counts(saved.config.stage, checkpoint.model_shapes(stage_folder)),
         patients={part: len(getattr(dataset, part)) for part in PARTS},
         translates=isinstance(method, base.Translator),
-        facts=method.facts(),
+        facts=method.facts() | _checkpoint(stage_folder, saved.config),
         limits=method.limits(),
         records=records,
     )
     save_card(stage_folder, text)
+
+
+def _checkpoint(stage_folder: pathlib.Path, config: ConfigDict) -> dict[str, str]:
+    """Which step's parameters others load."""
+    last, best = checkpoint.latest_step(stage_folder), checkpoint.best(stage_folder)
+    if best is None:
+        return {"checkpoint": f"step {last}, the last; there were no validation patients"}
+    text = f"step {best.step}, the best of validation ({best.metric} {best.value:.4g})"
+    used = "" if config.checkpoint.use == "best" else ", which this run's tables do not use"
+    return {"checkpoint": f"{text}{used}; step {last} is the last"}

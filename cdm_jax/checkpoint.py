@@ -2,7 +2,8 @@
 
 A checkpoint holds the state, the position of the data iterator and the whole config, so that a run
 continues exactly and a model can be rebuilt without the code that trained it. None of it depends on
-the devices and processes that wrote it.
+the devices and processes that wrote it. A stage keeps its newest checkpoints, from which training
+goes on, and apart from them the best one by a validation metric, which others load by default.
 """
 
 import dataclasses
@@ -19,8 +20,10 @@ from orbax.checkpoint import v1 as ocp
 from cdm_jax.errors import UserError
 from cdm_jax.methods.base import Model, State
 
-FOLDER = "checkpoints"
-FORMAT = 2  # raise it when a change makes earlier checkpoints or their configs unreadable
+FOLDER = "checkpoints"  # the newest
+BEST = "best"
+CHOICES = ("best", "last")
+FORMAT = 3  # raise it when a change makes earlier checkpoints or their configs unreadable
 MODEL_FIELDS = ("params", "average", "statistics", "frozen")
 
 
@@ -52,6 +55,21 @@ class Provenance:
         }
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Best:
+    """The validation that the best checkpoint of a stage did best in.
+
+    Attributes:
+      step: updates done then.
+      metric: its name, such as "psnr_brain".
+      value: of the metric.
+    """
+
+    step: int
+    metric: str
+    value: float
+
+
 class Checkpoints:
     """The checkpoints of one stage; a context that waits for writes to end.
 
@@ -61,12 +79,10 @@ class Checkpoints:
     """
 
     def __init__(self, folder: pathlib.Path, keep: int):
-        self._folder = (folder / FOLDER).absolute()
-        self._checkpointer = ocp.training.Checkpointer(
-            self._folder,
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-            cleanup_tmp_directories=True,
-        )
+        self._stage_folder = folder
+        self._newest = _checkpointer(folder / FOLDER, keep)
+        self._best = _checkpointer(folder / BEST, 1)
+        self._pending: Any = None
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -74,15 +90,29 @@ class Checkpoints:
     def __exit__(
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._checkpointer.close()
+        self._newest.close()
+        self._best.close()
 
     @property
     def latest_step(self) -> int | None:
         """The newest complete checkpoint's step, None before the first."""
-        latest = self._checkpointer.latest
+        latest = self._newest.latest
         return None if latest is None else latest.step
 
-    def save(self, step: int, state: State, batches: Any, provenance: Provenance) -> None:
+    @property
+    def best(self) -> Best | None:
+        """Which validation the best checkpoint did best in, None before the first."""
+        self._wait()
+        return best(self._stage_folder)
+
+    def save(
+        self,
+        step: int,
+        state: State,
+        batches: Any,
+        provenance: Provenance,
+        finished: bool = False,
+    ) -> None:
         """Writes a checkpoint in the background; training may go on and donate its state.
 
         Args:
@@ -90,23 +120,74 @@ class Checkpoints:
           state: of the run.
           batches: Grain's iterator; its position is the same in all processes.
           provenance: of the run.
+          finished: whether training has come to its end.
         """
-        self._checkpointer.save_checkpointables_async(
+        self._wait()  # for the best one: resuming from this step finds what was best until then
+        described = {"position": batches.get_state(), "finished": finished}
+        self._newest.save_checkpointables_async(
             step,
             {"state": state},
-            custom_metadata=provenance.to_json() | {"position": batches.get_state()},
+            custom_metadata=provenance.to_json() | described,
             force=True,
         )
 
+    def save_best(self, step: int, state: State, found: Best, provenance: Provenance) -> None:
+        """Writes the best checkpoint in the background; the one before goes when it is complete.
+
+        It has what inference needs and no more: without the optimizer, and without the parameters
+        where their average is what counts.
+
+        Args:
+          step: when it is written; where there is one of this step (a killed run came so far
+            before), that one stays.
+          state: the best.
+          found: the validation that says so.
+          provenance: of the run.
+        """
+        self._wait()
+        if step in _steps(self._stage_folder, BEST):
+            return
+        self._pending = self._best.save_checkpointables_async(
+            step,
+            {"state": inference_part(state)},
+            custom_metadata=provenance.to_json() | {"best": dataclasses.asdict(found)},
+            force=True,
+        )
+
+    def _wait(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
     def restore(self, abstract: State, batches: Any) -> State:
         """The newest state, placed as `abstract` says; moves `batches` to its position."""
-        restored = self._checkpointer.load_checkpointables(self.latest_step, {"state": abstract})
-        batches.set_state(_metadata(self._folder / str(self.latest_step))["position"])
+        step = self.latest_step
+        restored = self._newest.load_checkpointables(step, {"state": abstract})
+        batches.set_state(_metadata(self._stage_folder / FOLDER / str(step))["position"])
         return restored["state"]
 
+    def restore_best(self, abstract: State) -> State:
+        """What `save_best` wrote, placed as `abstract`, an `inference_part`, says."""
+        self._wait()
+        latest = self._best.latest
+        return self._best.load_checkpointables(latest.step, {"state": abstract})["state"]
 
-def _steps(stage_folder: pathlib.Path) -> list[int]:
-    folder = stage_folder / FOLDER
+
+def _checkpointer(folder: pathlib.Path, keep: int) -> ocp.training.Checkpointer:
+    return ocp.training.Checkpointer(
+        folder.absolute(),
+        preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+        cleanup_tmp_directories=True,
+    )
+
+
+def inference_part(state: State) -> State:
+    """A state, or the shapes of one, without what only training needs."""
+    return state.replace(optimizer={}, memory={}, params={} if state.average else state.params)
+
+
+def _steps(stage_folder: pathlib.Path, kind: str = FOLDER) -> list[int]:
+    folder = stage_folder / kind
     if not folder.is_dir():
         return []
     return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
@@ -131,15 +212,33 @@ def to_config(tree: Any) -> Any:
     return tuple(tree) if isinstance(tree, list) else tree
 
 
-def _newest(stage_folder: pathlib.Path) -> pathlib.Path | None:
-    steps = _steps(stage_folder)
-    return (stage_folder / FOLDER / str(steps[-1])).absolute() if steps else None
+def _chosen(stage_folder: pathlib.Path, which: str = "last") -> pathlib.Path | None:
+    """The step folder of the best checkpoint or of the last; the last where none was validated."""
+    if which not in CHOICES:
+        raise UserError(f"unknown checkpoint '{which}': allowed are {', '.join(CHOICES)}")
+    for kind in (BEST, FOLDER) if which == "best" else (FOLDER,):
+        if steps := _steps(stage_folder, kind):
+            return (stage_folder / kind / str(steps[-1])).absolute()
+    return None
 
 
 def _metadata(step_folder: pathlib.Path) -> dict[str, Any]:
     """What was written beside a checkpoint's arrays."""
-    metadata: Any = ocp.metadata(step_folder, checkpointable_name="state")
-    return metadata.custom_metadata
+    metadata: Any = ocp.metadata(step_folder.absolute(), checkpointable_name="state")
+    saved = metadata.custom_metadata
+    if saved.get("format") != FORMAT:
+        raise UserError(
+            f"{step_folder} was written by another version, whose checkpoints this one cannot read "
+            f"(format {saved.get('format', 'unnamed')}, here {FORMAT}): use that version, or train "
+            "the stage anew in another --workdir"
+        )
+    return saved
+
+
+def best(stage_folder: pathlib.Path) -> Best | None:
+    """Which validation a stage's best checkpoint did best in, None where there is none."""
+    steps = _steps(stage_folder, BEST)
+    return Best(**_metadata(stage_folder / BEST / str(steps[-1]))["best"]) if steps else None
 
 
 def provenance(stage_folder: pathlib.Path) -> Provenance | None:
@@ -148,16 +247,10 @@ def provenance(stage_folder: pathlib.Path) -> Provenance | None:
     Raises:
       UserError: another version wrote it, in another form.
     """
-    newest = _newest(stage_folder)
+    newest = _chosen(stage_folder)
     if newest is None:
         return None
     saved = _metadata(newest)
-    if saved.get("format") != FORMAT:
-        raise UserError(
-            f"{newest} was written by another version, whose checkpoints this one cannot read "
-            f"(format {saved.get('format', 'unnamed')}, here {FORMAT}): use that version, or train "
-            "the stage anew in another --workdir"
-        )
     return Provenance(
         config=to_config(saved["config"]),
         batch_size=saved["batch_size"],
@@ -167,40 +260,40 @@ def provenance(stage_folder: pathlib.Path) -> Provenance | None:
 
 
 def finished(stage_folder: pathlib.Path) -> bool:
-    """Whether the stage has trained for all its steps (the last checkpoint closes a run)."""
-    saved = provenance(stage_folder)
-    if saved is None:
-        return False
-    return _steps(stage_folder)[-1] >= saved.config[saved.config.stage].train.num_steps
+    """Whether the stage has trained to its end, by all its steps or stopped early."""
+    newest = _chosen(stage_folder)
+    return newest is not None and _metadata(newest)["finished"]
 
 
-def load_model(stage_folder: pathlib.Path) -> tuple[Model, Provenance]:
-    """Loads what inference needs from a stage's newest checkpoint, whatever devices wrote it.
+def load_model(stage_folder: pathlib.Path, which: str = "best") -> tuple[Model, Provenance]:
+    """Loads what inference needs of a stage's checkpoint, whatever devices wrote it.
 
     Args:
       stage_folder: such as `runs/brats/cunet`.
+      which: "best" by the validation metric of its training, or "last". Where nothing was
+        validated, the best is the last.
 
     Returns:
       The model as NumPy arrays (see `methods.base.model_of`) and where it comes from.
 
     Raises:
-      UserError: no checkpoint there.
+      UserError: no checkpoint there, or no such choice.
     """
-    newest, saved = _newest(stage_folder), provenance(stage_folder)
-    if newest is None or saved is None:
+    chosen, saved = _chosen(stage_folder, which), provenance(stage_folder)
+    if chosen is None or saved is None:
         raise UserError(f"no checkpoint in {stage_folder / FOLDER}: train this stage first")
-    shapes = _shapes(newest)
+    shapes = _shapes(chosen)
     wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context:
-        loaded: Any = ocp.load(newest, wanted, checkpointable_name="state")
+        loaded: Any = ocp.load(chosen, wanted, checkpointable_name="state")
     return _model(loaded), saved
 
 
 def model_shapes(stage_folder: pathlib.Path) -> Model:
     """The shapes of what `load_model` loads, without reading any array."""
-    newest = _newest(stage_folder)
+    newest = _chosen(stage_folder)
     if newest is None:
         raise UserError(f"no checkpoint in {stage_folder / FOLDER}: train this stage first")
     return _model(_shapes(newest))

@@ -76,13 +76,18 @@ def calibrate(
 
 
 def synthesize(
-    *, workdir: pathlib.Path, input: pathlib.Path, output: pathlib.Path, samples: int
+    *,
+    workdir: pathlib.Path,
+    input: pathlib.Path,
+    output: pathlib.Path,
+    samples: int,
+    checkpoint: str,
 ) -> None:
     """Writes the missing modalities of a patient or a cohort."""
     folder = find_system(workdir)
     _cache_compilations(folder.parent)
     with memory.explained("the synthesis", _sampling_advice(samples)):
-        written = synthesize_folder(input, output, folder, samples=samples)
+        written = synthesize_folder(input, output, folder, samples=samples, checkpoint=checkpoint)
     console.print(f"wrote {len(written)} subjects to {output}")
 
 

@@ -119,7 +119,9 @@ def _load(
             f"{stage} has not been trained to its end in {folder}: train it, or leave it out by "
             "--config.evaluate.systems='(...)'"
         )
-    system = inference.load_system(folder, config.evaluate.batch_size, config.sampler)
+    system = inference.load_system(
+        folder, config.evaluate.batch_size, config.sampler, config.checkpoint.use
+    )
     if system.provenance.split != dataset.split_hash:
         raise UserError(
             f"{folder} was trained on split {system.provenance.split}, not on this data's "

@@ -86,7 +86,10 @@ class System:
 
 
 def load_system(
-    stage_folder: pathlib.Path, batch_size_per_device: int, sampler: ConfigDict | None = None
+    stage_folder: pathlib.Path,
+    batch_size_per_device: int,
+    sampler: ConfigDict | None = None,
+    which: str = "best",
 ) -> System:
     """Loads a finished stage that translates, such as `runs/brats/cunet`, on any device.
 
@@ -94,11 +97,12 @@ def load_system(
       stage_folder: holds the checkpoints.
       batch_size_per_device: slices a call and device.
       sampler: steps, eta and grid of DDIM; those of its training's config where None.
+      which: the checkpoint, see `checkpoint.load_model`.
 
     Raises:
-      UserError: no checkpoint there.
+      UserError: no checkpoint there, or no such choice.
     """
-    model, provenance = checkpoint.load_model(stage_folder)
+    model, provenance = checkpoint.load_model(stage_folder, which)
     config = provenance.config
     if sampler is not None:
         config = config.copy_and_resolve_references()

@@ -17,7 +17,10 @@ from cdm_jax.data.prepare import PreparedSubject, median_scales
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
 
-LENGTHS = ("num_steps", "num_epochs", "log_every", "validate_every", "checkpoint_every")
+LENGTHS = (
+    *("num_steps", "num_epochs", "log_every", "validate_every", "checkpoint_every"),
+    *("best_by", "patience"),
+)
 
 _unpack = jax.jit(base.unpack, static_argnums=2)
 
@@ -72,7 +75,7 @@ def load_frozen(method: base.Method, config: ConfigDict, workdir: pathlib.Path) 
                 f"stage {config.stage} needs a finished {stage} in {folder}: train that first",
                 stage,
             )
-        model, saved = checkpoint.load_model(folder)
+        model, saved = checkpoint.load_model(folder, config.checkpoint.use)
         check_same(config, saved.config, ("data", stage), folder)
         frozen[stage] = {name: model[name] for name in ("params", "statistics")}
     return frozen

@@ -30,7 +30,12 @@ IMAGES = {"mean": "", "deviation": "-deviation", "lower": "-lower", "upper": "-u
 
 
 def synthesize_folder(
-    source: pathlib.Path, output: pathlib.Path, folder: pathlib.Path, *, samples: int
+    source: pathlib.Path,
+    output: pathlib.Path,
+    folder: pathlib.Path,
+    *,
+    samples: int,
+    checkpoint: str = "best",
 ) -> list[pathlib.Path]:
     """Synthesizes every subject found under a folder.
 
@@ -41,6 +46,7 @@ def synthesize_folder(
       samples: independent samples; with more than one the mean is written, and their standard
         deviation beside it. Where the system's intervals are calibrated for so many samples
         (`cdm_jax/calibration.py`), their lower and upper ends are written too.
+      checkpoint: "best" or "last".
 
     Returns:
       The subjects' folders.
@@ -48,7 +54,7 @@ def synthesize_folder(
     Raises:
       UserError: no patients, no trained system, or an unreadable file.
     """
-    model = api.load(folder)
+    model = api.load(folder, checkpoint)
     if not source.is_dir():
         raise UserError(f"--input={source} is not a folder: give a patient's, or one of many")
     subjects = find_subjects(

@@ -7,7 +7,7 @@ are saved together, after the update and before the next batch is drawn.
 import contextlib
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 from clu.metrics import Average
-from jaxtyping import Array, Float
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from cdm_jax import checkpoint, parallel
@@ -24,6 +24,7 @@ from cdm_jax.data.pipeline import prefetched, training_batches
 from cdm_jax.methods import base
 from cdm_jax.run import Run, check_continues, load_frozen, resolve, stage_keys, training_slices
 from cdm_jax.shapes import Shapes, example
+from cdm_jax.validation import Validation, better, judged
 from cdm_jax.writer import ProfilerWindow, StopRequest, TrainingProgress, Writer, console
 
 MEASURED_SLICES = 4096  # enough for the means and covariances that `finish` measures
@@ -88,7 +89,7 @@ def train_stage(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) -> 
     )
     check_continues(run)
     with checkpoint.Checkpoints(folder, config.checkpoint.keep) as checkpoints:
-        if (checkpoints.latest_step or 0) >= run.length.num_steps:
+        if _is_finished(run, checkpoints):
             console.print(f"[bold]{config.stage}[/] is finished: {folder}")
             return False
         frozen = load_frozen(run.method, config, workdir)
@@ -96,9 +97,22 @@ def train_stage(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) -> 
             state = _start(run, frozen, checkpoints, batches)
             with Writer(folder, int(state.step)) as writer:
                 state = _loop(run, state, batches, checkpoints, writer)
-                state = _finish(run, state, writer)
-            checkpoints.save(run.length.num_steps, state, batches, run.provenance())
+                state = _finish(run, state, checkpoints, writer)
+            provenance = run.provenance()
+            checkpoints.save(int(state.step), state, batches, provenance, finished=True)
     return True
+
+
+def _is_finished(run: Run, checkpoints: checkpoint.Checkpoints) -> bool:
+    """Whether there is nothing left to train: all steps are done, or it had stopped early."""
+    saved = checkpoint.provenance(run.folder)
+    if saved is None or not checkpoint.finished(run.folder):
+        return False
+    before = saved.config[saved.config.stage].train
+    stopped = run.length.patience and run.length.patience == before.patience
+    return (checkpoints.latest_step or 0) >= run.length.num_steps or (
+        stopped and before.num_steps >= run.length.num_steps
+    )
 
 
 def _training_iterator(run: Run) -> Any:
@@ -165,7 +179,7 @@ def _loop(
     length, first = run.length, int(state.step)
     num_sources = len(run.config.data.sources)
     step_function = make_step(run.method, run.keys[1], run.devices, state, num_sources)
-    validate = _validation(run)
+    validation = Validation(run) if run.dataset.validation else None
     profiler = ProfilerWindow(run.folder, **run.config.profile.to_dict())
     nothing = jax.device_put(
         empty_totals(run.method, state, example(run.config, run.batch_size)),
@@ -173,23 +187,25 @@ def _loop(
     )
     totals = nothing
     with StopRequest() as stop, TrainingProgress(run.config.stage, first, length.num_steps) as bar:
+        if validation and not first:
+            _validate(run, 0, state, validation, checkpoints, writer, bar)
         for step in range(first + 1, length.num_steps + 1):
             profiler.before(step, state)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, totals = step_function(state, totals, next(batches))
-            if step % length.log_every == 0 or step == length.num_steps:
+            last = step == length.num_steps
+            if step % length.log_every == 0 or last:
                 averages = {name: value.compute() for name, value in totals.items()}
                 writer.scalars(step, averages)
                 bar.show(step, averages["loss"], run.batch_size)
                 totals = nothing
-            if validate and (step % length.validate_every == 0 or step == length.num_steps):
-                found = jax.device_get(validate(base.model_of(run.devices.replicate(state))))
-                metrics, pictures = (by_modality(values, run.config.data) for values in found)
-                writer.scalars(step, {f"validation/{k}": v for k, v in metrics.items()})
-                writer.pictures(step, pictures)
-                bar.note(step, metrics)
-            leave = parallel.stop_requested(step, stop.requested) and step < length.num_steps
-            if step < length.num_steps and (step % length.checkpoint_every == 0 or leave):
+            if validation and (step % length.validate_every == 0 or last):
+                _validate(run, step, state, validation, checkpoints, writer, bar)
+                if _is_stalled(length, step, checkpoints):
+                    bar.stop(step)
+                    break
+            leave = parallel.stop_requested(step, stop.requested) and not last
+            if not last and (step % length.checkpoint_every == 0 or leave):
                 checkpoints.save(step, state, batches, run.provenance())
             if leave:
                 raise SystemExit(f"stopped, saved at step {step}; the same command goes on")
@@ -197,39 +213,63 @@ def _loop(
     return state
 
 
-def _validation(
+def _validate(
     run: Run,
-) -> Callable[[base.Model], tuple[base.Metrics, base.Pictures]] | None:
-    """The compiled validation on one fixed batch of unseen patients, None without any."""
-    if not run.dataset.validation:
-        return None
-    batch = next(run.slices(run.dataset.validation, run.batch_size))
-    compiled = jax.jit(run.method.validate, out_shardings=parallel.replicated(run.devices.mesh))
-    return lambda model: compiled(model, batch, run.keys[2])
+    step: int,
+    state: base.State,
+    validation: Validation,
+    checkpoints: checkpoint.Checkpoints,
+    writer: Writer,
+    bar: TrainingProgress,
+) -> None:
+    """Measures, logs, and keeps the state if none of an earlier step did better."""
+    metrics, pictures = validation.measure(state)
+    writer.scalars(step, {f"validation/{k}": v for k, v in metrics.items()})
+    writer.pictures(step, pictures)
+    metric = run.length.best_by
+    value = judged(metrics, metric, run.config.data.targets)
+    best = step > 0 and better(metric, value, checkpoints.best)
+    bar.note(step, metrics, best)
+    if best:
+        found = checkpoint.Best(step=step, metric=metric, value=value)
+        checkpoints.save_best(step, state, found, run.provenance())
 
 
-def by_modality(
-    values: Mapping[str, Float[np.ndarray, "..."]], data: ConfigDict
-) -> dict[str, Float[np.ndarray, "..."]]:
-    """Numbers and pictures of single modalities, by names such as "psnr_t1c".
+def _is_stalled(length: ConfigDict, step: int, checkpoints: checkpoint.Checkpoints) -> bool:
+    """Whether none of the last `patience` validations did better than one before them."""
+    best = checkpoints.best
+    if not length.patience or best is None:
+        return False
+    return step - best.step >= length.patience * length.validate_every
 
-    Args:
-      values: metrics (scalars, or vectors over the targets) or pictures ([b, h, w], or with the
-        modalities as last axis).
-      data: the config's section, whose modalities these are.
+
+def _finish(
+    run: Run, state: base.State, checkpoints: checkpoint.Checkpoints, writer: Writer
+) -> base.State:
+    """The last state with what the method measures at the end; the best one is kept with that too.
+
+    Single numbers are logged, those of the best state where there are two.
     """
-    found = {}
-    for name, value in values.items():
-        if value.ndim % 3 == 0:
-            found[name] = value
-            continue
-        modalities = data.sources if name == "source" else data.targets
-        found |= {f"{name}_{modality}": value[..., m] for m, modality in enumerate(modalities)}
-    return found
+    measured, best = _measured(run, state), checkpoints.best
+    statistics = measured.statistics
+    if best is not None:
+        chosen = measured
+        if best.step != int(state.step):
+            shapes = checkpoint.inference_part(jax.eval_shape(lambda: state))
+            chosen = checkpoints.restore_best(run.devices.sharded_shapes(shapes))
+            chosen = _measured(run, chosen)
+        checkpoints.save_best(int(state.step), chosen, best, run.provenance())
+        statistics = chosen.statistics
+    arrays = {k: v for k, v in jax.device_get(statistics).items() if not isinstance(v, dict)}
+    numbers = {f"final/{k}": v for k, v in arrays.items() if np.ndim(v) == 0}
+    if numbers:
+        writer.scalars(int(state.step), numbers)
+        console.print(", ".join(f"{name} {float(v):.3f}" for name, v in numbers.items()))
+    return measured
 
 
-def _finish(run: Run, state: base.State, writer: Writer) -> base.State:
-    """What the method measures at the end; single numbers of it are logged."""
+def _measured(run: Run, state: base.State) -> base.State:
+    """A state with the statistics that the method measures."""
     validation = run.dataset.validation
     if not validation:
         console.print("no validation patients: measuring on training patients, which flatters")
@@ -241,11 +281,6 @@ def _finish(run: Run, state: base.State, writer: Writer) -> base.State:
         run.keys[2],
     )
     statistics = jax.device_get(measured.statistics)
-    arrays = {k: v for k, v in statistics.items() if not isinstance(v, dict)}
-    numbers = {f"final/{k}": v for k, v in arrays.items() if np.ndim(v) == 0}
-    if numbers:
-        writer.scalars(run.length.num_steps, numbers)
-        console.print(", ".join(f"{name} {float(v):.3f}" for name, v in numbers.items()))
     return state.replace(
         statistics=jax.device_put(statistics, parallel.replicated(run.devices.mesh))
     )

@@ -182,6 +182,13 @@ COMMANDS = {
                 default=1,
                 kind=_at_least_one,
             ),
+            Flag(
+                name="checkpoint",
+                text="which one of the system: best (in validation) or last",
+                value="best|last",
+                default="best",
+                kind=str,
+            ),
             *PROCESSES,
         ),
         examples=(

@@ -57,7 +57,8 @@ class Writer:
         if not self._lines.exists():
             return
         lines = self._lines.read_text().splitlines()
-        kept = [line for line in lines if line and json.loads(line)["step"] <= step]
+        # A run that begins anew measures its step 0 again.
+        kept = [line for line in lines if line and step and json.loads(line)["step"] <= step]
         temporary = self._lines.with_suffix(".partial")
         temporary.write_text("".join(line + "\n" for line in kept))
         os.replace(temporary, self._lines)
@@ -120,10 +121,17 @@ class TrainingProgress:
         status = f"loss {float(loss):.4f}  {rate:.0f} slices/s"
         self._bar.update(self._task, completed=step, status=status)
 
-    def note(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Prints validation metrics as a line that stays."""
+    def note(self, step: int, metrics: Mapping[str, Any], best: bool) -> None:
+        """Prints validation metrics as a line that stays, and whether they are the best so far."""
         text = ", ".join(f"{name} {float(value):.4g}" for name, value in metrics.items())
-        self._bar.console.print(f"{self._stage} {step}/{self._last}: validation {text}")
+        end = " (best)" if best else ""
+        self._bar.console.print(f"{self._stage} {step}/{self._last}: validation {text}{end}")
+
+    def stop(self, step: int) -> None:
+        """Says that training ends before its last step."""
+        self._bar.console.print(
+            f"{self._stage} stops early at step {step} of {self._last}: validation got no better"
+        )
 
 
 class StopRequest:

@@ -181,7 +181,7 @@ def rdm() -> ConfigDict:
             "schedule": "scaled_linear",  # of the noise
             "sampler": {"num_steps": 250, "eta": 1.0, "grid": "stride"},  # as `sampler`, of y
             "average_decay": 0.9999,
-            "train": training(),
+            "train": training(best_by="loss"),
             "optimizer": optimizer(learning_rate=5.12e-4, weight_decay=0.01, decay="decoupled"),
         }
     )

@@ -23,7 +23,7 @@ def mrm() -> ConfigDict:
             "pool": 1,
             "normalization": "zscore",
             "average_decay": 0.0,
-            "train": training(),
+            "train": training(best_by="loss"),
             "optimizer": optimizer(),
         }
     )
@@ -45,7 +45,7 @@ def mdn(**changes) -> ConfigDict:
             # Of the network that encodes the sources: channels, length of the code, dropout.
             "encoder": {"features": (32, 64, 128, 256, 256), "width": 384, "dropout": 0.3},
             "augmentation": {"shift": 8, "gain": 0.1, "noise": 0.05},
-            "train": training(),
+            "train": training(best_by="loss"),
             "optimizer": optimizer(),
         }
         | changes

@@ -117,6 +117,9 @@ def base(stage: str) -> ConfigDict:
                 "eta": 0.0,  # 0: deterministic given the first noise; 1: DDPM's variance
                 "grid": "ends",  # which timesteps are visited: "ends" or "stride"
             },
+            "validation": {
+                "share": 0.1,  # of the training's time that validating may take, about
+            },
             "evaluate": {
                 "part": "test",  # of the split: "test" or "validation"
                 "systems": _translators(stage),  # stages to score
@@ -128,6 +131,7 @@ def base(stage: str) -> ConfigDict:
             },
             "checkpoint": {
                 "keep": 2,  # how many of the latest checkpoints stay
+                "use": "best",  # which one others take: "best" in validation, or "last"
             },
             "profile": {
                 "first_step": 0,  # where a trace by XLA's profiler begins

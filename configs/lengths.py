@@ -32,6 +32,8 @@ def training(**changes) -> ConfigDict:
             "log_every": 50,  # steps between lines of metrics.jsonl
             "validate_every": 2_000,  # steps between validations
             "checkpoint_every": 2_000,  # steps between checkpoints
+            "best_by": "psnr_brain",  # validation metric of the checkpoint to keep as the best
+            "patience": 0,  # validations without a better one that end the training; 0: none do
         }
         | changes
     )

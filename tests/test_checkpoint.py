@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -40,9 +41,8 @@ def test_an_empty_folder_is_refused_by_name(tmp_path):
 @pytest.mark.parametrize("told", [{}, {"format": checkpoint.FORMAT - 1}])
 def test_a_checkpoint_of_another_version_is_refused_in_one_line(told, tmp_path, monkeypatch):
     (tmp_path / checkpoint.FOLDER / "20").mkdir(parents=True)
-    monkeypatch.setattr(
-        checkpoint, "_metadata", lambda folder: {"config": {}, "split": "x", **told}
-    )
+    saved = types.SimpleNamespace(custom_metadata={"config": {}, "split": "x", **told})
+    monkeypatch.setattr(checkpoint.ocp, "metadata", lambda *_, **__: saved)
     with pytest.raises(UserError, match=r"20 was written by another version.*train the stage anew"):
         checkpoint.provenance(tmp_path)
 

@@ -24,10 +24,22 @@ DEVICE_BUFFER = 2  # Batches that wait on the device: one is used while the next
 
 
 class SliceSource:
-    """All training slices of the prepared subjects, in order, with random access."""
+    """Slices of the prepared subjects, in order, with random access.
 
-    def __init__(self, prepared: Sequence[PreparedSubject]) -> None:
+    Attributes:
+        positions: the number of its subject and the place among the subject's slices, of each.
+    """
+
+    positions: Int[np.ndarray, "slice 2"]
+
+    def __init__(
+        self, prepared: Sequence[PreparedSubject], chosen: Sequence[Sequence[int]] | None = None
+    ) -> None:
         """Lists the slices.
+
+        Args:
+            prepared: the subjects.
+            chosen: places among each subject's slices; those to train on where None.
 
         Raises:
             UserError: the subjects' modalities differ, or there is nothing to train on.
@@ -38,7 +50,8 @@ class SliceSource:
                     f"{subject.subject_id} has only {', '.join(subject.intensities)}: every "
                     "subject to train on needs all the targets; leave this one out"
                 )
-        positions = [(n, k) for n, subject in enumerate(prepared) for k in subject.training]
+        chosen = [subject.training for subject in prepared] if chosen is None else chosen
+        positions = [(n, k) for n, places in enumerate(chosen) for k in places]
         if not positions:
             raise UserError(
                 f"no slices to train on in {len(prepared)} subjects: add subjects, or allow slices "
@@ -48,10 +61,10 @@ class SliceSource:
             _ = subject.layout  # read here, not by the threads that fetch slices
         self._shape = prepared[0].layout[0][1:]
         self._prepared = tuple(prepared)
-        self._positions = np.array(positions)
+        self.positions = np.array(positions)
 
     def __len__(self) -> int:
-        return len(self._positions)
+        return len(self.positions)
 
     def read(self, plans: Int[np.ndarray, "batch 3"]) -> Stored:
         """Reads the slices that are planned, each straight into its place in the batch.
@@ -70,7 +83,7 @@ class SliceSource:
         return {"images": images, "mirrored": plans[:, 2].astype(bool)}
 
     def _read_slice(self, index: int, out: UInt16[np.ndarray, "height width modality"]) -> None:
-        number, position = self._positions[index].tolist()
+        number, position = self.positions[index].tolist()
         self._prepared[number].read_slice(position, out)
 
 

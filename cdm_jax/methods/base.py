@@ -12,15 +12,18 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Key, Num, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree
 
 from cdm_jax import parallel
 from cdm_jax.optim import moving_average
 
 Batch = Mapping[str, Num[Array, "b h w _"]]  # "source" and "target", as `to_model_range` returns
 Metrics = dict[str, Float[Array, "..."]]  # numbers, or one for each target modality
+Values = dict[str, Float[Array, "b *values"]]  # of each slice
+Summary = dict[str, Any]  # numbers of NumPy, or one for each target modality
 Pictures = dict[str, Float[Array, "b h w *modalities"]]  # in [0, 1]
 Model = dict[str, Any]  # what inference needs of a system: params, statistics, frozen stages
 Translate = Callable[[Model, Batch, Key[Array, "*keys"]], Float[Array, "b h w t"]]
@@ -77,9 +80,33 @@ class Method(abc.ABC):
     def update(self, state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
         """One training step: the new state and scalars to log."""
 
+    @property
+    def validation_passes(self) -> int:
+        """How often `validate` applies the network to a slice, about; a training step counts 3."""
+        return 1
+
     @abc.abstractmethod
-    def validate(self, model: Model, batch: Batch, key: Key[Array, ""]) -> tuple[Metrics, Pictures]:
-        """Scalars and rows of pictures on unseen patients."""
+    def validate(
+        self, model: Model, batch: Batch, keys: Key[Array, "b"]
+    ) -> tuple[Values, Pictures]:
+        """What is measured of each slice of unseen patients, and rows of pictures.
+
+        Args:
+          model: as `model_of` gives it.
+          batch: slices.
+          keys: of each slice, so that its values depend on no other.
+        """
+
+    def summarize(
+        self, values: Mapping[str, Float[np.ndarray, "n ..."]], patients: Int[np.ndarray, "n"]
+    ) -> Summary:
+        """Validation metrics from the values of all slices, by default their means.
+
+        Args:
+          values: as `validate` returns them, of all slices.
+          patients: the number of each slice's patient.
+        """
+        return {name: each.mean(axis=0) for name, each in values.items()}
 
     def finish(
         self,
@@ -148,18 +175,49 @@ class Translator(Method):
             "that may be wrong."
         ]
 
-    def validate(self, model: Model, batch: Batch, key: Key[Array, ""]) -> tuple[Metrics, Pictures]:
-        """Error of one translation, and sources, truth and synthesis side by side.
+    def validate(
+        self, model: Model, batch: Batch, keys: Key[Array, "b"]
+    ) -> tuple[Values, Pictures]:
+        """Errors of one translation, and sources, truth and synthesis side by side.
 
-        As at inference, the synthesis is 0 outside the sources' brain.
+        As at inference, the synthesis is 0 outside the sources' brain. Values of a slice: "loss",
+        the mean squared error; "psnr" of its whole frame, NaN where the truth is empty, as the
+        convention `paper` has it; "brain_error", the sum of squared errors in the brain, and
+        "brain_pixels".
         """
-        prediction = self.synthesize(model, batch["source"], key, 1)[0]
-        prediction = prediction * in_brain(batch["source"])
+        brain = in_brain(batch["source"])
+        prediction = self.synthesize(model, batch["source"], keys, 1)[0] * brain
         source, truth = to_unit_range(batch["source"]), to_unit_range(batch["target"])
-        error = jnp.mean((prediction - truth) ** 2, axis=(1, 2))
-        psnr = -10 * jnp.log10(jnp.maximum(error, 1e-10)).mean(axis=0)
-        pictures = {"source": source, "truth": truth, "synthesis": prediction}
-        return {"loss": error.mean(), "psnr": psnr}, pictures
+        square = (prediction - truth) ** 2
+        error = square.mean(axis=(1, 2))
+        shown = jnp.any(truth > 0, axis=(1, 2))
+        values = {
+            "loss": error.mean(axis=-1),
+            "psnr": jnp.where(shown, -10 * jnp.log10(jnp.maximum(error, 1e-10)), jnp.nan),
+            "brain_error": jnp.sum(square * brain, axis=(1, 2)),
+            "brain_pixels": jnp.sum(brain, axis=(1, 2, 3)).astype(jnp.float32),
+        }
+        return values, {"source": source, "truth": truth, "synthesis": prediction}
+
+    def summarize(
+        self, values: Mapping[str, Float[np.ndarray, "n ..."]], patients: Int[np.ndarray, "n"]
+    ) -> Summary:
+        """Mean loss, and two PSNR of each target in dB.
+
+        Both are means over patients: "psnr" of whole frames, averaged over a patient's slices;
+        "psnr_brain" of a patient's whole brain. The range is 1, the truth's 99.5th percentile.
+        """
+        of_patients = [
+            {name: each[patients == one].astype(np.float64) for name, each in values.items()}
+            for one in np.unique(patients)
+        ]
+        psnr = [np.nanmean(own["psnr"], axis=0) for own in of_patients]
+        brain = [own["brain_error"].sum(axis=0) / own["brain_pixels"].sum() for own in of_patients]
+        return {
+            "loss": values["loss"].mean(),
+            "psnr": np.mean(psnr, axis=0),
+            "psnr_brain": -10 * np.log10(np.maximum(brain, 1e-10)).mean(axis=0),
+        }
 
 
 def create(config: Any) -> Method:

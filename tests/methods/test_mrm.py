@@ -7,7 +7,8 @@ import pytest
 
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
-from cdm_jax.methods.cdm.mrm import FeatureEncoder, MaskedAutoencoder, masked_loss, random_mask
+from cdm_jax.methods.cdm.mrm import masked_distances, masked_loss, random_mask
+from cdm_jax.methods.cdm.mrm_network import FeatureEncoder, MaskedAutoencoder
 
 PATCH, SIZE = 4, 16
 ROWS = SIZE // PATCH
@@ -57,7 +58,8 @@ def test_masks_favor_no_place():
 def test_hidden_cells_are_whole_and_as_many_as_stated(start):
     changes = {"data.size": 32, "mrm.mask_cell": 8, "data.targets": ("t1c",)}
     method, state, batch = start("mrm", changes, targets=1, size=32)
-    _, pictures = method.validate(base.model_of(state), batch, jax.random.key(3))
+    keys = jax.random.split(jax.random.key(3), len(batch["target"]))
+    _, pictures = method.validate(base.model_of(state), batch, keys)
     hidden = np.asarray(pictures["seen"]) == 0  # the images themselves are never that dark
     cells = hidden.reshape(4, 4, 8, 4, 8).transpose(0, 1, 3, 2, 4).reshape(4, 16, 64)
     assert (cells.all(axis=-1) == cells.any(axis=-1)).all()
@@ -77,6 +79,10 @@ def _patches(seed):
     return prediction, truth, jax.random.bernoulli(keys[2], 0.5, (2, 2, 3, 2))
 
 
+def _loss(prediction, truth, hidden, kind):
+    return masked_loss(*masked_distances(prediction, truth, hidden, kind))
+
+
 @pytest.mark.parametrize(
     ("kind", "distance"),
     [
@@ -92,7 +98,7 @@ def test_the_loss_is_the_mean_distance_of_hidden_patches(kind, distance):
         if hidden[place]:
             distances.append(distance([float(x) for x in prediction[place] - truth[place]]))
     assert 5 < len(distances) < 20
-    found = masked_loss(prediction, truth, hidden, kind)
+    found = _loss(prediction, truth, hidden, kind)
     assert float(found) == pytest.approx(sum(distances) / len(distances), rel=1e-5)
 
 
@@ -100,23 +106,23 @@ def test_the_loss_is_the_mean_distance_of_hidden_patches(kind, distance):
 def test_the_loss_is_blind_to_what_is_not_hidden(kind):
     prediction, truth, hidden = _patches(1)
     changed = jnp.where(hidden[..., None], truth, truth + 100)
-    loss = masked_loss(prediction, truth, hidden, kind)
-    assert float(loss) == float(masked_loss(prediction, changed, hidden, kind))
-    assert float(loss) != float(masked_loss(prediction, truth + 1, hidden, kind))
+    loss = _loss(prediction, truth, hidden, kind)
+    assert float(loss) == float(_loss(prediction, changed, hidden, kind))
+    assert float(loss) != float(_loss(prediction, truth + 1, hidden, kind))
 
 
 @pytest.mark.parametrize("kind", ["mse", "l1", "l2norm"])
 def test_perfect_restoration_and_empty_masks_have_finite_gradients(kind):
     prediction, truth, hidden = _patches(2)
     for p, mask in ((truth, hidden), (prediction, jnp.zeros_like(hidden))):
-        loss, gradient = jax.value_and_grad(masked_loss)(p, truth, mask, kind)
+        loss, gradient = jax.value_and_grad(_loss)(p, truth, mask, kind)
         assert float(loss) == pytest.approx(0, abs=1e-5)
         assert jnp.isfinite(gradient).all()
 
 
 def test_unknown_losses_are_refused():
     with pytest.raises(UserError, match="mse, l1, l2norm"):
-        masked_loss(*_patches(0), "huber")
+        _loss(*_patches(0), "huber")
 
 
 @pytest.mark.parametrize("foreground_only", [False, True])
@@ -134,9 +140,9 @@ def test_pure_background_counts_only_when_asked(start, foreground_only):
         if column >= 2 or (row, column) == (0, 0) or not foreground_only:
             truth = np.asarray(target[b, rows, columns, m]).ravel()
             errors.append(((restored[b, row * ROWS + column, m] - truth) ** 2).mean())
-    metrics, _ = method.validate(
-        base.model_of(state), batch | {"target": target}, jax.random.key(0)
-    )
+    keys = jax.random.split(jax.random.key(0), 4)
+    values, _ = method.validate(base.model_of(state), batch | {"target": target}, keys)
+    metrics = method.summarize(jax.device_get(values), np.zeros(4, int))
     assert float(metrics["loss"]) == pytest.approx(np.mean(errors), rel=1e-5)
 
 
@@ -293,7 +299,8 @@ def test_the_restoration_of_a_key_does_not_change_and_another_key_hides_other_ce
     method, state, batch = start("mrm")
     model = base.model_of(state)
     one, again, other = (
-        method.validate(model, batch, jax.random.key(seed))[1]["seen"] for seed in (1, 1, 2)
+        method.validate(model, batch, jax.random.split(jax.random.key(seed), 4))[1]["seen"]
+        for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(one, again)
     assert (one != other).any()

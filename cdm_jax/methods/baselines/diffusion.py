@@ -76,6 +76,11 @@ class Diffusion(Translator):
 
     stochastic = True
 
+    @property
+    def validation_passes(self) -> int:
+        """One for each step of the sampler."""
+        return self.sampler.num_steps
+
     def init(self, key: Key[Array, ""], batch: Batch, frozen: Model) -> State:
         """Fresh parameters."""
         x = jnp.concatenate([batch["target"], batch["source"]], axis=-1)

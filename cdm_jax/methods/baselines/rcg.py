@@ -60,6 +60,11 @@ class RCG(Translator):
     depends_on = ("mrm", "rdm")
     stochastic = True
 
+    @property
+    def validation_passes(self) -> int:
+        """One for each step of the sampler."""
+        return self.sampler.num_steps
+
     def init(self, key: Key[Array, ""], batch: Batch, frozen: Model) -> State:
         """Fresh parameters beside the frozen MRM and RDM."""
         width, x = self.rdm.representation.representation_width, batch["target"]

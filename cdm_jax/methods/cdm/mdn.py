@@ -10,7 +10,7 @@ of the source modalities, which is the only way that a sample can say anything a
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from cdm_jax import draws, parallel
 from cdm_jax.diffusion.ddim import DDIM
@@ -32,6 +32,8 @@ from cdm_jax.methods.base import (
     Model,
     Pictures,
     State,
+    Summary,
+    Values,
     apply,
     gradient_step,
     new_state,
@@ -73,6 +75,11 @@ class MDN(Method):
 
     depends_on = ("mrm",)
 
+    @property
+    def validation_passes(self) -> int:
+        """Sampling takes many passes, of a network that is small beside the images' encoders."""
+        return max(1, self.sampler.num_steps * self.num_samples // 100)
+
     def init(self, key: Key[Array, ""], batch: Batch, frozen: Model) -> State:
         """Fresh parameters beside the frozen MRM."""
         denoiser_key, encoder_key = jax.random.split(key)
@@ -111,11 +118,11 @@ class MDN(Method):
             rngs={"dropout": dropout_key},
         )
 
-    def _loss(
-        self, params: Any, y: Float[Array, "b d"], context: Array | None, key: Key[Array, ""]
-    ) -> tuple[Float[Array, ""], Metrics]:
-        """L2 between the prediction at a uniform timestep and its target."""
-        time_key, noise_key = jax.random.split(key)
+    def _errors(
+        self, params: Any, y: Float[Array, "b d"], context: Array | None, key: Key[Array, "*keys"]
+    ) -> dict[str, Float[Array, "b"]]:
+        """L2 of each y between the prediction at a uniform timestep and its target."""
+        time_key, noise_key = draws.split(key)
         table = jnp.asarray(self.sampler.alpha_bar, jnp.float32)
         timesteps = functools.partial(jax.random.randint, minval=0, maxval=table.shape[0])
         t = draws.draw(time_key, y.shape[:1], timesteps)
@@ -125,7 +132,10 @@ class MDN(Method):
         kind = self.sampler.prediction
         error = prediction - training_target(kind, y, noise, table[t])
         restored, _ = split_prediction(kind, prediction, y_t, table[t])
-        return jnp.mean(error**2), {"y_error": jnp.mean((restored - y) ** 2)}
+        return {
+            "loss": jnp.mean(error**2, axis=-1),
+            "y_error": jnp.mean((restored - y) ** 2, axis=-1),
+        }
 
     def update(self, state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
         """One step of denoising y_t."""
@@ -134,7 +144,9 @@ class MDN(Method):
 
         def loss(params: Any) -> tuple[Array, Metrics]:
             context = self._encode(params, batch["source"], encode_key)
-            return self._loss(params, y, context, loss_key)
+            errors = self._errors(params, y, context, loss_key)
+            means = {name: each.mean() for name, each in errors.items()}
+            return means.pop("loss"), means
 
         return gradient_step(state, loss, self.optimizer, self.average_decay)
 
@@ -165,18 +177,29 @@ class MDN(Method):
         keys = draws.split(key, number)
         return jax.vmap(self.sample, in_axes=(None, None, 0))(model, sources, keys)
 
-    def validate(self, model: Model, batch: Batch, key: Key[Array, ""]) -> tuple[Metrics, Pictures]:
-        """The loss, and the share of y's variance that one sample and a mean of samples explain."""
-        loss_key, sample_key = jax.random.split(key)
+    def validate(
+        self, model: Model, batch: Batch, keys: Key[Array, "b"]
+    ) -> tuple[Values, Pictures]:
+        """The loss, y, and the squared errors of one sample and of a mean of samples."""
+        loss_key, sample_key = draws.split(keys)
         y = self.representation.represent(model["frozen"]["mrm"], batch["target"])
         context = self._encode(model["params"], batch["source"])
-        loss, metrics = self._loss(model["params"], y, context, loss_key)
         drawn = self.samples(model, batch["source"], sample_key, self.num_samples)
-        explained = {
-            "explained_one": explained_variance(y, drawn[0]),
-            "explained_mean": explained_variance(y, drawn.mean(axis=0)),
+        return self._errors(model["params"], y, context, loss_key) | {
+            "y": y,
+            "one": jnp.sum((drawn[0] - y) ** 2, axis=-1),
+            "mean": jnp.sum((drawn.mean(axis=0) - y) ** 2, axis=-1),
+        }, {}
+
+    def summarize(
+        self, values: Mapping[str, Float[np.ndarray, "n ..."]], patients: Int[np.ndarray, "n"]
+    ) -> Summary:
+        """Mean loss, and the share of y's variance that one sample and a mean of them explain."""
+        spread = np.sum((values["y"] - values["y"].mean(axis=0, keepdims=True)) ** 2)
+        return {name: values[name].mean() for name in ("loss", "y_error")} | {
+            f"explained_{name}": 1 - values[name].sum() / np.maximum(spread, 1e-12)
+            for name in ("one", "mean")
         }
-        return metrics | explained | {"loss": loss}, {}
 
     def finish(
         self,

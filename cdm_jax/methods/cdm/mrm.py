@@ -7,15 +7,14 @@ MDN learns to sample and C-UNet takes as its condition.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from cdm_jax import draws, parallel
 from cdm_jax.errors import UserError
@@ -26,99 +25,27 @@ from cdm_jax.methods.base import (
     Model,
     Pictures,
     State,
+    Summary,
+    Values,
     apply,
     gradient_step,
     new_state,
     to_unit_range,
 )
-from cdm_jax.nn.embeddings import grid_positions
-from cdm_jax.nn.vit import Transformer, from_patches, to_patches
+from cdm_jax.methods.cdm.mrm_network import (
+    BACKGROUND,
+    FeatureDecoder,
+    FeatureEncoder,
+    MaskedAutoencoder,
+)
+from cdm_jax.nn.vit import from_patches, to_patches
 from cdm_jax.optim import average_decay, make_optimizer
 
 LOSSES = ("mse", "l1", "l2norm")
-BACKGROUND = -1.0  # of the networks' range
-
-
-class FeatureEncoder(nn.Module):
-    """FE: patches of all modalities summed into one token a place, then a transformer.
-
-    A convolution over concatenated modalities is the sum of one linear map a modality; writing it
-    so lets each modality be hidden by itself, its map replaced by its own mask token.
-
-    Attributes:
-      patch: side of a patch in pixels.
-      width: features of a token.
-      depth: transformer blocks.
-      heads: attention heads.
-      mask_fill: what stands for a hidden patch: its modality's learned "token", or "zero"
-        (background intensity in pixel space).
-    """
-
-    patch: int
-    width: int
-    depth: int
-    heads: int
-    mask_fill: str = "token"
-
-    @nn.compact
-    def __call__(
-        self,
-        images: Float[Array, "b h w m"],
-        hidden: Bool[Array, "b rows columns m"] | None = None,
-    ) -> Float[Array, "b n d"]:
-        """Images in [-1, 1] and the patches to hide, to one token a place in raster order."""
-        patches = to_patches(images, self.patch)
-        b, rows, columns, num_modalities, _ = patches.shape
-        total = jnp.zeros((b, rows, columns, self.width))
-        for m in range(num_modalities):
-            pixels = patches[..., m, :]
-            if hidden is not None and self.mask_fill == "zero":
-                pixels = jnp.where(hidden[..., m, None], BACKGROUND, pixels)
-            embedded = nn.Dense(self.width, use_bias=m == 0, name=f"embed_{m}")(pixels)
-            token = self.param(f"mask_token_{m}", nn.initializers.normal(0.02), (self.width,))
-            if hidden is not None and self.mask_fill == "token":
-                embedded = jnp.where(hidden[..., m, None], token[None, None, None], embedded)
-            total += embedded
-        tokens = total.reshape(b, rows * columns, self.width)
-        tokens += grid_positions(rows, columns, self.width)[None]
-        return Transformer(self.depth, self.heads)(tokens)
-
-
-class FeatureDecoder(nn.Module):
-    """FD: one linear layer from each token to the pixels of its place (SimMIM's light head).
-
-    Attributes:
-      patch: side of a patch in pixels.
-      num_modalities: modalities to restore.
-    """
-
-    patch: int
-    num_modalities: int
-
-    @nn.compact
-    def __call__(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b n m pixels"]:
-        """Tokens to patches of every modality in [-1, 1]."""
-        pixels = nn.Dense(self.num_modalities * self.patch**2)(tokens)
-        return pixels.reshape(*tokens.shape[:2], self.num_modalities, self.patch**2)
-
-
-class MaskedAutoencoder(nn.Module):
-    """FE and FD together."""
-
-    encoder: FeatureEncoder
-    decoder: FeatureDecoder
-
-    def __call__(self, images: Array, hidden: Array | None = None) -> Array:
-        """Restored patches [b, n, m, pixels]."""
-        return self.decoder(self.encoder(images, hidden))
-
-    def encode(self, images: Array) -> Array:
-        """Tokens of unmasked images [b, n, d]."""
-        return self.encoder(images)
 
 
 def random_mask(
-    key: Key[Array, ""], batch: int, rows: int, columns: int, num_modalities: int, ratio: float
+    key: Key[Array, "*keys"], batch: int, rows: int, columns: int, num_modalities: int, ratio: float
 ) -> Bool[Array, "b rows columns m"]:
     """Hides ceil(ratio * cells) cells of each image and modality, drawn independently."""
     noise = draws.draw(key, (batch, num_modalities, rows * columns), jax.random.uniform)
@@ -127,13 +54,13 @@ def random_mask(
     return hidden.reshape(batch, num_modalities, rows, columns).transpose(0, 2, 3, 1)
 
 
-def masked_loss(
+def masked_distances(
     prediction: Float[Array, "b rows columns m p"],
     truth: Float[Array, "b rows columns m p"],
     hidden: Bool[Array, "b rows columns m"],
     kind: str,
-) -> Float[Array, ""]:
-    """Mean over the hidden patches R of their distance to the truth (Eq. 1).
+) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
+    """Of each image, the sum of the hidden patches' distances to the truth, and their number.
 
     The text says L2 and mean squared error while Eq. 1 prints an unsquared norm: "mse" is the
     default, "l2norm" is what Eq. 1 prints, "l1" is SimMIM's.
@@ -150,8 +77,16 @@ def masked_loss(
         distance = jnp.sqrt(jnp.sum(difference**2, axis=-1) + 1e-12)
     else:
         raise UserError(f"unknown mrm.loss '{kind}': allowed are {', '.join(LOSSES)}")
-    number = parallel.mean(jnp.sum(hidden, dtype=jnp.float32))  # a device's part has its own
-    return jnp.sum(distance * hidden) / jnp.maximum(number, 1)
+    return (
+        jnp.sum(distance * hidden, axis=(1, 2, 3)),
+        jnp.sum(hidden, axis=(1, 2, 3), dtype=jnp.float32),
+    )
+
+
+def masked_loss(distances: Float[Array, "b"], numbers: Float[Array, "b"]) -> Float[Array, ""]:
+    """Mean over the hidden patches R of a batch of their distance to the truth (Eq. 1)."""
+    number = parallel.mean(numbers.sum())  # a device's part has its own
+    return distances.sum() / jnp.maximum(number, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,7 +101,7 @@ class MRM(Method):
       size: side of the images in pixels.
       mask_cell: side of a masked cell in pixels, a multiple of the patch.
       mask_ratio: share of cells hidden in each modality.
-      loss: see `masked_loss`.
+      loss: see `masked_distances`.
       foreground_only: leaves patches of pure background out of the loss.
       joint: one encoding of all targets (the paper) or one of each, concatenated.
       pool: tokens are averaged to pool x pool places; 1 gives one vector a slice.
@@ -213,10 +148,12 @@ class MRM(Method):
         )
 
     def _restore(
-        self, params: Any, targets: Float[Array, "b h w m"], key: Key[Array, ""]
-    ) -> tuple[Float[Array, ""], Array, Array]:
-        """Loss, restored images and mask for one batch."""
+        self, params: Any, targets: Float[Array, "b h w m"], key: Key[Array, "*keys"]
+    ) -> tuple[tuple[Array, Array], Array, Array]:
+        """`masked_distances`, restored images and mask of each view of a batch."""
         images = self._views(targets)
+        if key.ndim and not self.joint:  # one for each slice, which has several views
+            key = draws.split(key, targets.shape[-1]).T.reshape(-1)
         patch, cells = self.network.encoder.patch, self.size // self.mask_cell
         hidden = random_mask(key, images.shape[0], cells, cells, images.shape[-1], self.mask_ratio)
         repeats = self.mask_cell // patch
@@ -226,28 +163,38 @@ class MRM(Method):
         counted = hidden
         if self.foreground_only:
             counted &= jnp.any(truth > BACKGROUND, axis=-1)
-        loss = masked_loss(restored, truth, counted, self.loss)
+        distances = masked_distances(restored, truth, counted, self.loss)
         shown = jnp.where(hidden[..., None], restored, truth)
-        return loss, from_patches(shown, patch), hidden
+        return distances, from_patches(shown, patch), hidden
 
     def update(self, state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
         """One step of masked image modeling on the targets."""
 
         def loss(params: Any) -> tuple[Array, Metrics]:
-            return self._restore(params, batch["target"], key)[0], {}
+            return masked_loss(*self._restore(params, batch["target"], key)[0]), {}
 
         return gradient_step(state, loss, self.optimizer, self.average_decay)
 
-    def validate(self, model: Model, batch: Batch, key: Key[Array, ""]) -> tuple[Metrics, Pictures]:
-        """The masked loss, and the truth beside what was hidden and what was restored."""
-        loss, restored, hidden = self._restore(model["params"], batch["target"], key)
+    def validate(
+        self, model: Model, batch: Batch, keys: Key[Array, "b"]
+    ) -> tuple[Values, Pictures]:
+        """Masked distances, and the truth beside what was hidden and what was restored."""
+        found, restored, hidden = self._restore(model["params"], batch["target"], keys)
+        b = len(batch["target"])
+        distances, numbers = (each.reshape(b, -1).sum(axis=1) for each in found)
         images = self._views(batch["target"])
         repeats = self.network.encoder.patch
         cover = jnp.repeat(jnp.repeat(hidden, repeats, axis=1), repeats, axis=2)
         seen = jnp.where(cover, BACKGROUND, images)
         rows = {"truth": images, "seen": seen, "restored": restored}
         pictures = {name: to_unit_range(rows[name][..., 0]) for name in rows}
-        return {"loss": loss}, pictures
+        return {"distance": distances, "number": numbers}, pictures
+
+    def summarize(
+        self, values: Mapping[str, Float[np.ndarray, "n ..."]], patients: Int[np.ndarray, "n"]
+    ) -> Summary:
+        """The loss of Eq. 1 over all slices."""
+        return {"loss": values["distance"].sum() / np.maximum(values["number"].sum(), 1)}
 
     def _pooled(self, params: Any, targets: Float[Array, "b h w m"]) -> Float[Array, "b d"]:
         """Tokens of the unmasked targets, averaged over places."""
