@@ -82,6 +82,8 @@ def base(stage: str) -> ConfigDict:
         {
             "stage": stage,  # what to train: a stage, or a system with all its stages
             "seed": 0,  # of parameters, training draws and samples
+            "precision": "float32",  # in which networks compute: "float32" or "bfloat16"
+            "matmul_precision": "default",  # the device's; or "tensorfloat32", "float32"
             "parallel": "jit",  # how devices share the work: "jit", "pmap" or "fsdp"
             "data": {
                 "name": "",  # of the data set, for records and model cards

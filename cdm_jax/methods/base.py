@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree
 
 from cdm_jax import parallel
 from cdm_jax.optim import moving_average
+from cdm_jax.precision import with_precision
 
 Batch = Mapping[str, Num[Array, "b h w _"]]  # "source" and "target", as `to_model_range` returns
 Metrics = dict[str, Float[Array, "..."]]  # numbers, or one for each target modality
@@ -223,7 +224,8 @@ class Translator(Method):
 def create(config: Any) -> Method:
     """Builds the system of the config's stage: `config[stage].method` names its module."""
     section = config[config.stage]
-    return importlib.import_module(f"cdm_jax.methods.{section.method}").create(config)
+    method = importlib.import_module(f"cdm_jax.methods.{section.method}").create(config)
+    return with_precision(method, config.precision, config.matmul_precision)
 
 
 def to_model_range(stored: Num[Array, "b h w m"]) -> Float[Array, "b h w m"]:

@@ -178,10 +178,11 @@ class ADM(nn.Module):
     def _attention(self) -> nn.Module:
         return (rematerialized(SelfAttention) if self.remat else SelfAttention)(self.heads)
 
-    def _embed(self, t: Array, condition: Array | None) -> Array:
+    def _embed(self, t: Array, condition: Array | None, dtype: Any) -> Array:
         """The timestep, and the condition added to it through a linear layer of zero."""
         features = 4 * self.width
-        embedding = Linear(features)(nn.silu(Linear(features)(sinusoidal(t, self.width))))
+        time = sinusoidal(t, self.width).astype(dtype)
+        embedding = Linear(features)(nn.silu(Linear(features)(time)))
         if condition is None:
             return embedding
         return embedding + nn.Dense(features, kernel_init=nn.initializers.zeros)(condition)
@@ -209,7 +210,7 @@ class ADM(nn.Module):
     ) -> Float[Array, "b h w {self.outputs}"]:
         """The prediction for images x at timestep t, given one vector an image or none."""
         last = len(self.multipliers) - 1
-        given = self._embed(t, condition), train
+        given = self._embed(t, condition, x.dtype), train
         x = Conv(self.multipliers[0] * self.width, 3, padding=1)(x)
         skips = [x]
         for level in range(last + 1):

@@ -64,7 +64,7 @@ class SimpleMLP(nn.Module):
         context: Float[Array, "b c"] | None = None,
     ) -> Float[Array, "b d"]:
         """The prediction for y_t at timestep t."""
-        time = nn.silu(Linear(self.time_width)(sinusoidal(t, self.width)))
+        time = nn.silu(Linear(self.time_width)(sinusoidal(t, self.width).astype(y_t.dtype)))
         time = Linear(self.time_width)(time)
         x = Linear(self.width)(y_t)
         for _ in range(self.blocks):

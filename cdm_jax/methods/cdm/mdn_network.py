@@ -65,7 +65,8 @@ class Denoiser(nn.Module):
         self, y_t: Float[Array, "b d"], t: Int[Array, "b"], context: Float[Array, "b c"] | None
     ) -> Float[Array, "b d"]:
         """The prediction for y_t at timestep t."""
-        time = nn.Dense(self.width)(nn.silu(nn.Dense(self.width)(sinusoidal(t, self.width))))
+        time = sinusoidal(t, self.width).astype(y_t.dtype)
+        time = nn.Dense(self.width)(nn.silu(nn.Dense(self.width)(time)))
         names = [f"modality_{m}" for m in range(self.num_modalities)]
         if self.decouple == "none":
             return self._output(self._tower(self._enter(y_t, "all"), time, context, "all"))

@@ -40,7 +40,7 @@ class FeatureEncoder(nn.Module):
         """Images in [-1, 1] and the patches to hide, to one token a place in raster order."""
         patches = to_patches(images, self.patch)
         b, rows, columns, num_modalities, _ = patches.shape
-        total = jnp.zeros((b, rows, columns, self.width))
+        total = jnp.zeros((b, rows, columns, self.width), images.dtype)
         for m in range(num_modalities):
             pixels = patches[..., m, :]
             if hidden is not None and self.mask_fill == "zero":
@@ -51,7 +51,7 @@ class FeatureEncoder(nn.Module):
                 embedded = jnp.where(hidden[..., m, None], token[None, None, None], embedded)
             total += embedded
         tokens = total.reshape(b, rows * columns, self.width)
-        tokens += grid_positions(rows, columns, self.width)[None]
+        tokens += grid_positions(rows, columns, self.width)[None].astype(tokens.dtype)
         return Transformer(self.depth, self.heads)(tokens)
 
 
