@@ -96,8 +96,8 @@ def train_stage(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) -> 
         with contextlib.closing(_training_iterator(run)) as batches:
             state = _start(run, frozen, checkpoints, batches)
             with Writer(folder, int(state.step)) as writer:
-                state = _loop(run, state, batches, checkpoints, writer)
-                state = _finish(run, state, checkpoints, writer)
+                state, best = _loop(run, state, batches, checkpoints, writer)
+                state = _finish(run, state, best, checkpoints, writer)
             provenance = run.provenance()
             checkpoints.save(int(state.step), state, batches, provenance, finished=True)
     return True
@@ -109,10 +109,9 @@ def _is_finished(run: Run, checkpoints: checkpoint.Checkpoints) -> bool:
     if saved is None or not checkpoint.finished(run.folder):
         return False
     before = saved.config[saved.config.stage].train
-    stopped = run.length.patience and run.length.patience == before.patience
-    return (checkpoints.latest_step or 0) >= run.length.num_steps or (
-        stopped and before.num_steps >= run.length.num_steps
-    )
+    if run.length.patience and run.length.patience == before.patience:  # it may have stopped early
+        return before.num_steps >= run.length.num_steps
+    return (checkpoints.latest_step or 0) >= run.length.num_steps
 
 
 def _training_iterator(run: Run) -> Any:
@@ -174,12 +173,17 @@ def _loop(
     batches: Iterator[Any],
     checkpoints: checkpoint.Checkpoints,
     writer: Writer,
-) -> base.State:
-    """Steps until the last one, with all that happens between them."""
+) -> tuple[base.State, checkpoint.Best | None]:
+    """Steps until the last one, with all that happens between them.
+
+    Returns:
+      The state, and which validation was the best.
+    """
     length, first = run.length, int(state.step)
     num_sources = len(run.config.data.sources)
     step_function = make_step(run.method, run.keys[1], run.devices, state, num_sources)
     validation = Validation(run) if run.dataset.validation else None
+    patience = length.patience * length.validate_every
     profiler = ProfilerWindow(run.folder, **run.config.profile.to_dict())
     nothing = jax.device_put(
         empty_totals(run.method, state, example(run.config, run.batch_size)),
@@ -187,8 +191,9 @@ def _loop(
     )
     totals = nothing
     with StopRequest() as stop, TrainingProgress(run.config.stage, first, length.num_steps) as bar:
+        best = checkpoints.best
         if validation and not first:
-            _validate(run, 0, state, validation, checkpoints, writer, bar)
+            _validate(run, 0, state, validation, None, writer, bar)
         for step in range(first + 1, length.num_steps + 1):
             profiler.before(step, state)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
@@ -200,8 +205,11 @@ def _loop(
                 bar.show(step, averages["loss"], run.batch_size)
                 totals = nothing
             if validation and (step % length.validate_every == 0 or last):
-                _validate(run, step, state, validation, checkpoints, writer, bar)
-                if _is_stalled(length, step, checkpoints):
+                found = _validate(run, step, state, validation, best, writer, bar)
+                if found != best and found is not None and not last:
+                    checkpoints.save_best(step, state, found, run.provenance())
+                best = found
+                if best and length.patience and step - best.step >= patience:
                     bar.stop(step)
                     break
             leave = parallel.stop_requested(step, stop.requested) and not last
@@ -210,7 +218,7 @@ def _loop(
             if leave:
                 raise SystemExit(f"stopped, saved at step {step}; the same command goes on")
         profiler.close(state)
-    return state
+    return state, best
 
 
 def _validate(
@@ -218,39 +226,33 @@ def _validate(
     step: int,
     state: base.State,
     validation: Validation,
-    checkpoints: checkpoint.Checkpoints,
+    best: checkpoint.Best | None,
     writer: Writer,
     bar: TrainingProgress,
-) -> None:
-    """Measures, logs, and keeps the state if none of an earlier step did better."""
+) -> checkpoint.Best | None:
+    """Measures and logs; returns which validation is the best, the one before or this one."""
     metrics, pictures = validation.measure(state)
     writer.scalars(step, {f"validation/{k}": v for k, v in metrics.items()})
     writer.pictures(step, pictures)
     metric = run.length.best_by
     value = judged(metrics, metric, run.config.data.targets)
-    best = step > 0 and better(metric, value, checkpoints.best)
-    bar.note(step, metrics, best)
-    if best:
-        found = checkpoint.Best(step=step, metric=metric, value=value)
-        checkpoints.save_best(step, state, found, run.provenance())
-
-
-def _is_stalled(length: ConfigDict, step: int, checkpoints: checkpoint.Checkpoints) -> bool:
-    """Whether none of the last `patience` validations did better than one before them."""
-    best = checkpoints.best
-    if not length.patience or best is None:
-        return False
-    return step - best.step >= length.patience * length.validate_every
+    is_best = step > 0 and better(metric, value, best)
+    bar.note(step, metrics, is_best)
+    return checkpoint.Best(step=step, metric=metric, value=value) if is_best else best
 
 
 def _finish(
-    run: Run, state: base.State, checkpoints: checkpoint.Checkpoints, writer: Writer
+    run: Run,
+    state: base.State,
+    best: checkpoint.Best | None,
+    checkpoints: checkpoint.Checkpoints,
+    writer: Writer,
 ) -> base.State:
     """The last state with what the method measures at the end; the best one is kept with that too.
 
     Single numbers are logged, those of the best state where there are two.
     """
-    measured, best = _measured(run, state), checkpoints.best
+    measured = _measured(run, state)
     statistics = measured.statistics
     if best is not None:
         chosen = measured

@@ -51,7 +51,7 @@ class Validation:
         self._order = np.argsort(np.abs(places - middles[numbers]), kind="stable")
         self._patients = np.unique([s.patient_id for s in subjects], return_inverse=True)[1]
         self._keys = jax.random.split(run.keys[2], len(self._source))
-        self._compiled = jax.jit(self._batch, out_shardings=parallel.replicated(run.devices.mesh))
+        self._compiled = jax.jit(self.validate, out_shardings=parallel.replicated(run.devices.mesh))
 
     def __len__(self) -> int:
         """Slices that are measured."""
@@ -79,9 +79,10 @@ class Validation:
             pictures, self._run.config.data
         )
 
-    def _batch(
+    def validate(
         self, model: base.Model, stored: Mapping[str, Array], keys: Key[Array, "b"]
     ) -> tuple[base.Values, base.Pictures]:
+        """The method's values of a stored batch; pure."""
         sources = len(self._run.config.data.sources)
         batch = base.unpack(stored["images"], stored["mirrored"], sources)
         return self._run.method.validate(model, batch, keys)

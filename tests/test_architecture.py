@@ -20,11 +20,13 @@ ALLOWED = {
     "nn": {"errors", "parallel", "draws"},
     "diffusion": {"errors", "draws"},
     "optim": {"errors"},
+    "precision": {"errors"},
     "methods": {
         "errors",
         "parallel",
         "draws",
         "optim",
+        "precision",
         "nn",
         "diffusion",
         "methods",

@@ -249,7 +249,8 @@ def test_a_run_leaves_curves_pictures_and_its_parameters(finished_run):
     for stage in STAGES:
         folder = finished_run / stage
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        assert {"loss", "gradient_norm"} <= lines[0].keys()
+        assert lines[0]["step"] == 0 and "validation/loss" in lines[0]
+        assert {"loss", "gradient_norm"} <= lines[1].keys()
         assert any("validation/loss" in line for line in lines)
         assert list((folder / "tensorboard").glob("events*"))
         assert "Total" in (folder / "parameters.txt").read_text()
