@@ -1,0 +1,106 @@
+"""Whether the accelerator computes what the CPU does: some tests, DDIM, and one training step."""
+
+import functools
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.networks import key
+from benchmarks.parts.session import Row, Session, SkippedError, in_time, products
+from benchmarks.profile import fresh_state, random_batch
+from cdm_jax import parallel
+from cdm_jax.methods import base
+from cdm_jax.shapes import create
+from configs import phantom
+
+ROOT = pathlib.Path(__file__).parents[2]
+TESTS = ("tests/diffusion", "tests/nn/test_dropout.py", "tests/nn/test_nn_blocks.py")
+SMOKE_TESTS = ("tests/diffusion/test_diffusion_schedule.py",)
+STAGES = ("mrm", "mdn", "cunet")
+SLICES = 4
+# Of the distance to the CPU's values in float32, relative to their norm. Sums in another order stay
+# far below it, products in tf32 (1e-3 and more after some layers) do not.
+BOUND = 5e-4
+
+
+def checks(session: Session) -> Iterator[Row]:
+    """The training step of each stage and DDIM on both, then the tests."""
+    jobs: list[tuple[Row, Callable[[], Row]]] = [
+        ({"check": f"{stage}, a training step"}, functools.partial(_step, session, stage))
+        for stage in STAGES
+    ]
+    jobs.append(({"check": "mdn, DDIM"}, functools.partial(_ddim, session)))
+    jobs.append(({"check": "pytest"}, functools.partial(_tests, session)))
+    yield from in_time(session, jobs)
+
+
+def _stage(session: Session, stage: str) -> tuple[Any, base.State, dict[str, np.ndarray]]:
+    """A stage of the small networks, its fresh state on the host, and a stored batch."""
+    config = phantom.get_config("cdm,smoke" if session.smoke else "cdm")
+    state = fresh_state(config, stage, parallel.all_devices("jit"))
+    stored = jax.tree.map(jnp.asarray, random_batch(config, SLICES))
+    batch = base.unpack(stored["images"], stored["mirrored"], len(config.data.sources))
+    return create(config, stage), jax.device_get(state), jax.device_get(batch)
+
+
+def _step(session: Session, stage: str) -> Row:
+    """The loss, and the optimizer's moments, which after the first step are the gradient's."""
+    method, state, batch = _stage(session, stage)
+
+    def update(state: base.State, batch: base.Batch) -> tuple[Any, Any]:
+        after, metrics = method.update(state, batch, key())
+        return after.optimizer, metrics["loss"]
+
+    return _compare(update, state, batch)
+
+
+def _ddim(session: Session) -> Row:
+    method, state, batch = _stage(session, "mdn")
+    model = base.model_of(state)
+    return _compare(lambda m, sources: method.sample(m, sources, key()), model, batch["source"])
+
+
+def _compare(function: Callable, *arguments: Any) -> Row:
+    """The distance between the results on the accelerator and on the CPU."""
+    found = []
+    for device in (jax.devices()[0], jax.devices("cpu")[0]):
+        with jax.default_device(device), products("float32"):
+            results = jax.device_get(jax.jit(function)(*jax.device_put(arguments, device)))
+        leaves = [np.ravel(leaf) for leaf in jax.tree.leaves(results)]
+        found.append(np.concatenate(leaves).astype(np.float64))
+    ours, theirs = found
+    distance = float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+    return {"distance": distance, "bound": BOUND, "passed": distance <= BOUND}
+
+
+def _tests(session: Session) -> Row:
+    """Some of the tests, as users run the package, in a process that shares the device."""
+    for name in ("pytest", "beartype"):
+        if importlib.util.find_spec(name) is None:
+            raise SkippedError(f"{name} is not installed")
+    files = SMOKE_TESTS if session.smoke else TESTS
+    changed = {
+        "CDM_OPTIMIZED": "1",
+        "JAX_DEFAULT_MATMUL_PRECISION": "float32",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:xdist", *files],
+        cwd=ROOT,
+        env=os.environ | changed,
+        capture_output=True,
+        text=True,
+        timeout=max(10, session.left()),
+        check=False,
+    )
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    last = (done.stdout.splitlines() or done.stderr.splitlines() or ["no output"])[-1]
+    return {"passed": done.returncode == 0, "text": "; ".join([last.strip("= "), *failed[:5]])}
