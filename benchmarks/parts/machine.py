@@ -44,7 +44,7 @@ def _version(package: str) -> str:
 
 def peaks(session: Session) -> Iterator[Row]:
     """The highest rate of a large matrix product in each precision, and of reading memory."""
-    side, numbers = (256, 2**20) if session.smoke else (8192, 2**29)
+    side, numbers = (256, 2**20) if session.smoke else (8192, 2**27)
     yield from in_time(
         session,
         [

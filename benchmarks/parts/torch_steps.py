@@ -53,17 +53,16 @@ def _step(
     given: dict[str, Any], network: str, channels_last: bool, autocast: bool, compiled: bool
 ) -> Callable[[], None]:
     """A training step on one batch of noise."""
-    options, batch, size = given["networks"][network], given["batch"], given["size"]
+    options, batch, size = dict(given["networks"][network]), given["batch"], given["size"]
     expected = options.pop("parameters")
-    format = torch.channels_last if channels_last else torch.contiguous_format
-    model: Any = CUNet(**options).to(DEVICE, memory_format=format)
-    options["parameters"] = expected
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model: Any = CUNet(**options).to(DEVICE, memory_format=layout)
     found = sum(parameter.numel() for parameter in model.parameters())
     if found != expected:
         raise ValueError(f"{network} has {found} parameters in PyTorch, and {expected} in JAX")
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, weight_decay=1e-5, fused=CUDA)
     sources, targets = (
-        torch.randn(batch, options[name], size, size, device=DEVICE).to(memory_format=format)
+        torch.randn(batch, options[name], size, size, device=DEVICE).to(memory_format=layout)
         for name in ("sources", "targets")
     )
     representation = options["representation"]
