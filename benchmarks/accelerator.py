@@ -99,6 +99,7 @@ def _collect(part: Part, session: Session, found: Row, save: Callable[[], None])
 def _header(options: argparse.Namespace) -> dict[str, Any]:
     """What the record says of itself, with no part yet."""
     words = [f"--minutes={options.minutes:g}", *["--smoke"] * options.smoke]
+    words += [f"--parts={options.parts}"] * (options.parts != ",".join(PARTS))
     return {
         "command": " ".join(["python -m benchmarks.accelerator", *words]),
         "device": jax.devices()[0].device_kind,
@@ -120,7 +121,10 @@ def measure(options: argparse.Namespace, chosen: Sequence[str], workdir: pathlib
     """Runs the chosen parts; returns the record."""
     path, content = _path(options), _header(options)
     if len(chosen) < len(PARTS) and path.exists():
-        content["parts"] = read_json(path)["parts"]
+        before = read_json(path)
+        if before["device"] != content["device"]:
+            raise SystemExit(f"error: {path} is of {before['device']}: give another --record")
+        content["parts"] = before["parts"]
     settings: Any = jax.config
     if settings.jax_compilation_cache_dir is None:  # what one part compiles, others find
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))

@@ -56,9 +56,17 @@ def simulate(smoke: bool, folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
+def _cohort(session: Session) -> pathlib.Path:
+    """The patients' folder, once they are all there."""
+    try:
+        return session.patients.result(timeout=max(1, session.left()))
+    except TimeoutError as error:
+        raise SkippedError("the simulated patients were not ready in time") from error
+
+
 def patient(session: Session) -> Iterator[Row]:
     """One patient through the Python API, by networks as they are before training."""
-    root = session.patients.result(timeout=max(1, session.left()))
+    root = _cohort(session)
     jobs: list[tuple[Row, Callable[[], Row]]] = [
         (
             {"precision": precision, "samples": samples},
@@ -115,7 +123,7 @@ def _save_untrained(config: ConfigDict, folder: pathlib.Path) -> None:
 
 def training(session: Session) -> Iterator[Row]:
     """Trains M1, then CDM, for as many steps as the time allows, and scores them."""
-    root = session.patients.result(timeout=max(1, session.left()))
+    root = _cohort(session)
     config, workdir = config_of(session.smoke), session.workdir / "run"
     config.data.root = str(root)
     begin = perf_counter()
