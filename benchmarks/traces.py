@@ -199,6 +199,31 @@ def events(path: pathlib.Path, module: str) -> Iterator[list[Event]]:
                 yield found
 
 
+def kernels(folder: pathlib.Path) -> list[Operation]:
+    """What ran on accelerators in the newest trace of a folder, the dearest first.
+
+    Unlike `operations` it needs no program, and no kernel that names the operation that it is of.
+
+    Raises:
+      UserError: there is no trace.
+    """
+    calls: dict[str, int] = defaultdict(int)
+    nanoseconds: dict[str, float] = defaultdict(float)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # as in `events`
+        for plane in jax.profiler.ProfileData.from_file(str(newest(folder))).planes:
+            for line in plane.lines if plane.name.startswith("/device:") else ():
+                # XLA's own lines repeat the kernels as modules, operations and layers.
+                for event in line.events if "Stream" in (line.name or "") else ():
+                    calls[event.name] += 1
+                    nanoseconds[event.name] += event.duration_ns
+    rows = [
+        Operation(name=n, kind="kernel", place=n, calls=calls[n], milliseconds=total / 1e6)
+        for n, total in nanoseconds.items()
+    ]
+    return sorted(rows, key=lambda row: -row.milliseconds)
+
+
 def self_times(events: Iterable[Event]) -> list[tuple[str, float]]:
     """Name and nanoseconds of each event of a line, less those of the events within it."""
     times: list[tuple[str, float]] = []

@@ -1,0 +1,1 @@
+"""The parts of `benchmarks.accelerator`: each yields rows, the most useful first."""
