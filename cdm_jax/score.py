@@ -21,7 +21,7 @@ from cdm_jax.data.subjects import (
     NoSubjectError,
     Subject,
     find_subjects,
-    nifti_files,
+    image_files,
 )
 from cdm_jax.errors import UserError
 from cdm_jax.evaluate import show_tables, usable_segmentation
