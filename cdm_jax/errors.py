@@ -2,7 +2,8 @@
 
 import contextlib
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
 
 
 class UserError(Exception):
@@ -25,3 +26,33 @@ def about(name: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
+
+
+class Printer(Protocol):
+    """What prints a line, such as rich's console."""
+
+    def print(self, text: str, /) -> None:
+        """Prints a line."""
+
+
+def report_failures(failures: Mapping[str, UserError], total: int, printer: Printer) -> None:
+    """Lists at the end of a cohort whom it could not be done for; all others are done.
+
+    Args:
+        failures: Subject to what is wrong.
+        total: Number of subjects, these among them.
+        printer: Where the list goes.
+
+    Raises:
+        UserError: There are any. A single subject's is its own.
+    """
+    if not failures:
+        return
+    if total == 1:
+        raise next(iter(failures.values()))
+    for subject, error in failures.items():
+        printer.print(f"failed: {subject}: {error}")
+    raise UserError(
+        f"{len(failures)} of {total} subjects failed ({', '.join(failures)}), the others are done: "
+        "mend those, or leave them out, and give the same command again"
+    )

@@ -22,6 +22,8 @@ from rich.progress import track
 from cdm_jax import checkpoint, inference, parallel
 from cdm_jax.cards import write_card
 from cdm_jax.data.dataset import Dataset
+from cdm_jax.data.formats import check_file
+from cdm_jax.data.grids import oriented_like
 from cdm_jax.data.native import read_native
 from cdm_jax.data.nifti import read_labels
 from cdm_jax.data.prepare import FULL_SCALE, PreparedSubject
@@ -295,11 +297,13 @@ class _Native:
 def usable_segmentation(
     files: Subject, brain: Bool[np.ndarray, "z y x"]
 ) -> Int[np.ndarray, "z y x"] | None:
-    """The subject's labels, or None where there are none or their meaning is unknown."""
+    """The subject's labels, or None where there are none, of unknown meaning or on another grid."""
     if files.segmentation is None:
         return None
-    labels = read_labels(files.segmentation)
+    check_file(files.segmentation)
     try:
+        image = oriented_like(files.segmentation, next(iter(files.images.values())))
+        labels = read_labels(files.segmentation, image)
         region_masks(labels, brain)
     except UserError as error:
         console.print(f"{files.subject_id}: no tumor regions are scored: {error}")

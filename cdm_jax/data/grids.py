@@ -193,5 +193,5 @@ def _refusal(
     return (
         f"{first} and {other}: {name_of(sources[first])} and {name_of(sources[other])} lie on "
         f"different grids ({difference}): register and resample the modalities of a subject onto "
-        "one grid first; `synthesize` resamples registered ones by --resample-to=<modality>"
+        "one grid first; `synthesize` resamples registered ones by --resample_to=<modality>"
     )
