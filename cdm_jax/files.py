@@ -38,7 +38,7 @@ def read_json(path: pathlib.Path) -> Any:
 def is_full(error: BaseException | None) -> bool:
     """Whether an error, or one that it followed from, says that a disk or a quota is full.
 
-    Libraries raise errors of their own, and further ones while they close what they could not write.
+    Libraries raise errors of their own, and further ones while they close what they cannot write.
     """
     while error is not None:
         number = error.errno if isinstance(error, OSError) else None

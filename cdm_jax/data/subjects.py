@@ -23,6 +23,10 @@ class NoSubjectError(UserError):
     """A folder has no subject of the names that were looked for."""
 
 
+class LackingError(UserError):
+    """A subject lacks modalities."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Subject:
     """One examination of one patient.
@@ -90,10 +94,6 @@ def find_subjects(
             next(iter(faults.values())),
         )
     return subjects
-
-
-class LackingError(UserError):
-    """A subject lacks modalities."""
 
 
 def find_with_faults(
