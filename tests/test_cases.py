@@ -1,7 +1,7 @@
 """Odd inputs to the commands: every readable image gives a result, all else one clear line.
 
-Inputs are built from scratch; CDM_CASES may name a folder of more cohorts, one a subfolder, of which
-none may end in a traceback.
+Inputs are built from scratch. CDM_CASES may name a folder of more cohorts, one a subfolder: none of
+them may end in a traceback.
 """
 
 import json
