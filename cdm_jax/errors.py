@@ -28,6 +28,15 @@ def about(name: str) -> Iterator[None]:
         raise UserError(f"{name}: {error}") from error
 
 
+@contextlib.contextmanager
+def collected(failures: dict[str, UserError], subject: str) -> Iterator[None]:
+    """Keeps what is wrong with a subject for `report_failures`, so that the others go on."""
+    try:
+        yield
+    except UserError as error:
+        failures[subject] = error
+
+
 class Printer(Protocol):
     """What prints a line, such as rich's console."""
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Mapping
@@ -46,3 +47,12 @@ def is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of the log says more than that a disk is full.
+
+    Libraries log that with a traceback for each thread; what they raise then says it once.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return not (is_full(error) or is_full(RuntimeError(record.getMessage())))

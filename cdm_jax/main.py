@@ -69,11 +69,12 @@ def _run(command: str, options: dict[str, Any], given: Sequence[str]) -> int:
     from absl import flags, logging
 
     from cdm_jax import commands, parallel
-    from cdm_jax.files import is_full
+    from cdm_jax.files import is_full, is_news
     from cdm_jax.run import MissingStageError
     from cdm_jax.writer import console
 
     logging.set_verbosity(logging.WARNING)
+    logging.get_absl_logger().addFilter(is_news)
     flags.FLAGS.mark_as_parsed()  # Grain reads absl's global flags
     processes = [options.pop(flag.name, flag.default) for flag in PROCESSES]
     try:

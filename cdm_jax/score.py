@@ -19,7 +19,7 @@ from cdm_jax.data.native import read_native
 from cdm_jax.data.nifti import volume_of
 from cdm_jax.data.subjects import NoSubjectError, Subject, find_subjects
 from cdm_jax.data.walk import image_files
-from cdm_jax.errors import UserError, report_failures
+from cdm_jax.errors import UserError, collected, report_failures
 from cdm_jax.evaluate import show_tables, usable_segmentation
 from cdm_jax.files import read_json
 from cdm_jax.metrics.conventions import CONVENTIONS, Case, fingerprint, get_convention
@@ -60,15 +60,13 @@ def score_folders(
       UserError: nothing is in both folders; or some subjects cannot be scored, all others are.
     """
     pairs = _pairs(predictions, truth)
-    records, failures = [], {}
+    records: list[Record] = []
+    failures: dict[str, UserError] = {}
     for predicted, real in track(pairs, "scoring", console=console):
         path = output / f"{real.subject_id}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with collected(failures, real.subject_id):
             write_record(path, _record(predicted, real))
-        except UserError as error:
-            failures[real.subject_id] = error
-        else:
             records.append(read_record(path))
     if records:
         show_tables(records, tuple(CONVENTIONS), None, output)

@@ -17,7 +17,7 @@ from cdm_jax.data.grids import oriented_like
 from cdm_jax.data.intensity import measure
 from cdm_jax.data.nifti import read_volume, volume_of, write_like
 from cdm_jax.data.subjects import Subject, find_with_faults
-from cdm_jax.errors import UserError, about, report_failures
+from cdm_jax.errors import UserError, about, collected, report_failures
 from cdm_jax.files import read_json, write_json
 from cdm_jax.outputs import ENDINGS, Outputs, bids_fields, check_free, outputs_of, start_bids
 from cdm_jax.report.overview import Panel, save_overview
@@ -107,10 +107,8 @@ class _Job:
         _check_distinct(files)
         failures = dict(faults)
         for subject in track(parallel.process_shard(subjects), "synthesizing", console=console):
-            try:
+            with collected(failures, subject.subject_id):
                 self._make(subject, files[subject.subject_id])
-            except UserError as error:
-                failures[subject.subject_id] = error
         parallel.wait_for_all("synthesis")
         report_failures(failures, len(subjects) + len(faults), console)
         return [outputs.folder for outputs in files.values()]

@@ -186,7 +186,7 @@ def _from_bytes(path: PathLike) -> Image:
     raise ValueError("neither the header of NIfTI nor of MGH")
 
 
-def _as_nifti(image: nib.spatialimages.SpatialImage, name: str) -> Image:
+def _as_nifti(image: nib.filebasedimages.FileBasedImage, name: str) -> Image:
     """The image under a NIfTI header, which states the orientation if the file does."""
     if isinstance(image, Image):
         return image

@@ -1,6 +1,7 @@
 """A subject on the grid of its files: images by the intensity rule, and the brain."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from cdm_jax.data.grids import read_on_one_grid
 from cdm_jax.data.intensity import Intensity, brain_mask, measure, without_residue
 from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import about
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +62,7 @@ def scale_volumes(
 def read_native(
     subject: Subject, inputs: Sequence[str], modalities: Sequence[str] | None = None
 ) -> NativeImages:
-    """Reads a subject's images.
+    """Reads a subject's images; what looks wrong in them is logged.
 
     Args:
         subject: where its files are.
@@ -74,4 +77,6 @@ def read_native(
     with about(subject.subject_id):
         found = read_on_one_grid(files)
     native = scale_volumes(found.volumes, inputs, subject.subject_id)
+    for note in found.notes + native.notes:
+        _logger.warning("%s: %s", subject.subject_id, note)
     return dataclasses.replace(native, notes=found.notes + native.notes)
