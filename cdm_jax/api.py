@@ -137,7 +137,7 @@ class TrainedModel:
                 found.setdefault(name, {})[target] = image
         return Synthesis(
             subject=subject,
-            **found,  # type: ignore[arg-type]
+            **found,
             reference=grid.reference,
             native=native,
             resampled=grid.resampled,

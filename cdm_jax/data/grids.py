@@ -73,7 +73,7 @@ def read_on_one_grid(
             opened[name] = read_image(source)
     images, notes = _oriented(opened)
     geometries = {name: read_geometry(image) for name, image in images.items()}
-    chosen = resample_to or next((n for n in images if states_orientation(images[n])), "")
+    chosen = resample_to or next((n for n in opened if states_orientation(opened[n])), "")
     chosen = chosen or next(iter(images))
     others = [name for name in images if _difference(geometries[chosen], geometries[name])]
     if others and resample_to is None:
@@ -159,8 +159,8 @@ def _oriented(images: Mapping[str, Image]) -> tuple[dict[str, Image], list[str]]
 
 def _stored_alike(image: Image, other: Image) -> bool:
     """Whether shape and voxel sizes agree, in the order of the files."""
-    sizes = (np.array(each.header.get_zooms()[:3]) for each in (image, other))
-    return image.shape[:3] == other.shape[:3] and np.allclose(*sizes, rtol=1e-3)
+    sizes, others = (np.array(each.header.get_zooms()[:3]) for each in (image, other))
+    return image.shape[:3] == other.shape[:3] and np.allclose(sizes, others, rtol=1e-3)
 
 
 def _check_placed(image: Image, name: str, sources: Mapping[str, PathLike | Image]) -> None:

@@ -1,4 +1,4 @@
-"""NIfTI files: the only place that knows axis orders, affines and headers.
+"""Volumes of image files: the only place that knows axis orders, affines and headers.
 
 Inside the package a volume is an array (z, y, x): z runs from inferior to superior, y from
 anterior to posterior, x from the patient's right to left (orientation LPS, transposed). Axial
@@ -176,12 +176,12 @@ def image_like(
 def write_like(
     path: PathLike,
     volume: Real[np.ndarray, "z y x"],
-    reference: PathLike,
+    reference: PathLike | Image,
     *,
     dtype: type[np.number] = np.float32,
     description: str = "",
 ) -> None:
-    """Write a volume onto the grid of a reference file.
+    """Write a volume onto the grid of a reference.
 
     Shape, axis order, qform, sform, their codes, pixdim and units equal the reference's to the
     bit. Nothing else is inherited: no scale, display range, header extension or free text. The
@@ -190,7 +190,7 @@ def write_like(
     Args:
         path: File to write, `.nii.gz` or `.nii`.
         volume: Values in the package's axis order.
-        reference: NIfTI file whose grid the volume is on.
+        reference: File or image whose grid the volume is on.
         dtype: Type of the stored values; an integer type for labels, which it must hold exactly.
         description: Text for the header's `descrip`, cut to its 79 bytes.
 
@@ -204,7 +204,7 @@ def write_like(
     if volume.shape != (shape := read_geometry(reference).shape):
         raise UserError(
             f"cannot write {path}: the volume has shape {volume.shape} (z, y, x), its reference "
-            f"{reference} has {shape}; give a volume on the reference's own grid"
+            f"{name_of(reference)} has {shape}; give a volume on the reference's own grid"
         )
     if np.issubdtype(dtype, np.integer) and (volume.astype(dtype) != volume).any():
         raise UserError(f"cannot write {path}: the labels do not fit into {np.dtype(dtype)}")

@@ -52,8 +52,11 @@ def _files(root: Path) -> Iterator[Path]:
         links: list[Path] = []
         for start in pending:
             yield from _walk(start, visited, links)
-        pending = [link for link in links if link.resolve() not in visited]
-        visited |= {link.resolve() for link in pending}
+        pending = []
+        for link in links:
+            if link.resolve() not in visited:
+                visited.add(link.resolve())
+                pending.append(link)
 
 
 def _walk(start: Path, visited: set[Path], links: list[Path]) -> Iterator[Path]:
