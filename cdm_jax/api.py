@@ -11,7 +11,6 @@
 The command `synthesize` calls it and writes what it returns.
 """
 
-import contextlib
 import dataclasses
 import os
 import pathlib
@@ -22,12 +21,15 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from cdm_jax import calibration, checkpoint, inference
-from cdm_jax.data.native import scale_volumes
-from cdm_jax.data.nifti import Image, PathLike, as_image, check_same_grid, image_like, read_volume
+from cdm_jax.data.formats import Image, PathLike
+from cdm_jax.data.grids import read_on_one_grid
+from cdm_jax.data.native import NativeImages, scale_volumes
+from cdm_jax.data.nifti import as_image, image_like
 from cdm_jax.data.prepare import PrepareSettings, prepare_images
 from cdm_jax.data.subjects import subject_of
-from cdm_jax.errors import UserError, nearest
+from cdm_jax.errors import UserError, about, nearest
 from cdm_jax.methods import base
+from cdm_jax.outputs import MARK
 from cdm_jax.sampling import SubjectSampler
 
 MAIN_STAGE = "cunet"  # whose images are meant where a run has those of several systems
@@ -39,9 +41,10 @@ Source = PathLike | Image | tuple[ArrayLike, ArrayLike]
 class Synthesis(Mapping[str, Image]):
     """Synthetic images of one patient: a mapping from target modality to nibabel image.
 
-    All are float32 on the grid of the first source: its shape, axis order, affine, qform, sform
-    and their codes to the bit. Values are the network's [0, 1] times the system's reference scale
-    of the modality, 0 outside the brain of the sources.
+    All are float32 on the grid of the first source that states an orientation (or that was asked
+    for): its shape, axis order, affine, qform, sform and their codes to the bit. Values are the
+    network's [0, 1] times the system's reference scale of the modality, 0 outside the brain of the
+    sources.
 
     Attributes:
       subject: name that the draws depended on.
@@ -49,6 +52,10 @@ class Synthesis(Mapping[str, Image]):
       deviation: standard deviation of the samples; empty where there is one sample.
       lower: lower ends of the intervals; empty where none are calibrated for so many samples.
       upper: upper ends.
+      reference: the source whose grid it is.
+      native: the sources on that grid, as the intensity rule scales them.
+      resampled: sources that were resampled onto it.
+      notes: what the user should know of the sources, one line each.
     """
 
     subject: str
@@ -56,6 +63,10 @@ class Synthesis(Mapping[str, Image]):
     deviation: Mapping[str, Image]
     lower: Mapping[str, Image]
     upper: Mapping[str, Image]
+    reference: PathLike | Image
+    native: NativeImages
+    resampled: tuple[str, ...]
+    notes: tuple[str, ...]
 
     def __getitem__(self, target: str) -> Image:
         return self.mean[target]
@@ -85,7 +96,12 @@ class TrainedModel:
         self._intervals: dict[int, calibration.Intervals | None] = {}
 
     def synthesize(
-        self, images: Mapping[str, Source], *, samples: int = 1, subject: str | None = None
+        self,
+        images: Mapping[str, Source],
+        *,
+        samples: int = 1,
+        subject: str | None = None,
+        resample_to: str | None = None,
     ) -> Synthesis:
         """Makes the target modalities of a patient.
 
@@ -97,6 +113,8 @@ class TrainedModel:
             and order. By default the name under which the command `synthesize` finds the first
             source's file, which is in its own or its folder's name; "subject" for what comes from
             no file.
+          resample_to: the source onto whose grid the others are resampled; by default they have to
+            lie on one grid.
 
         Raises:
           UserError: a source is missing, unknown, unreadable or on another grid.
@@ -105,7 +123,8 @@ class TrainedModel:
             raise UserError(f"samples={samples} is too few: give 1 or more")
         sources = self._sources(images)
         subject = subject or self._subject_of(sources[self.sources[0]])
-        native = scale_volumes(_read(sources), self.sources, subject)
+        grid = read_on_one_grid(sources, resample_to=resample_to)
+        native = scale_volumes(grid.volumes, self.sources, subject)
         prepared = prepare_images(native, self._settings(), subject, subject)
         drawn = self._sampler(samples).draw(prepared, prepared.slices, native.brain)
         intervals = self.intervals(samples)
@@ -114,9 +133,16 @@ class TrainedModel:
             if intervals is not None:
                 volumes |= calibration.within(volumes, native.brain, intervals, target)
             for name, volume in volumes.items():
-                image = self._image(volume, target, sources[self.sources[0]])
+                image = self._image(volume, target, grid.reference)
                 found.setdefault(name, {})[target] = image
-        return Synthesis(subject=subject, **found)
+        return Synthesis(
+            subject=subject,
+            **found,
+            reference=grid.reference,
+            native=native,
+            resampled=grid.resampled,
+            notes=grid.notes + native.notes,
+        )
 
     def intervals(self, samples: int) -> calibration.Intervals | None:
         """The system's calibrated intervals, None where they are not for so many samples."""
@@ -140,7 +166,7 @@ class TrainedModel:
             )
         found = {}
         for name in self.sources:
-            with _about(name):
+            with about(name):
                 found[name] = as_image(images[name])
         return found
 
@@ -170,7 +196,7 @@ class TrainedModel:
     ) -> Image:
         """A volume of [0, 1] in the units of its modality."""
         scaled = volume * self.system.provenance.scales[target]
-        return image_like(scaled, reference, description=f"SYNTHETIC {target} cdm_jax")
+        return image_like(scaled, reference, description=f"{MARK} {target} cdm_jax")
 
 
 def load(folder: PathLike, checkpoint: str = "best") -> TrainedModel:
@@ -214,25 +240,3 @@ def find_system(folder: pathlib.Path) -> pathlib.Path:
 def _translates(stage: pathlib.Path) -> bool:
     saved = checkpoint.provenance(stage)
     return saved is not None and isinstance(base.create(saved.config), base.Translator)
-
-
-def _read(sources: Mapping[str, PathLike | Image]) -> dict[str, Float[np.ndarray, "z y x"]]:
-    """The volumes of images that lie on one grid."""
-    (first, reference), *others = sources.items()
-    for name, image in others:
-        with _about(f"{first} and {name}"):
-            check_same_grid([reference, image])
-    volumes = {}
-    for name, image in sources.items():
-        with _about(name):
-            volumes[name] = read_volume(image)
-    return volumes
-
-
-@contextlib.contextmanager
-def _about(name: str) -> Iterator[None]:
-    """Says which modality an error is about."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from error

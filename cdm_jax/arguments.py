@@ -97,6 +97,9 @@ def _parser(name: str) -> argparse.ArgumentParser:
         if flag.default and flag not in PROCESSES:
             text += f"; default {flag.default}"
         group = shared if flag in PROCESSES else own
+        if flag.kind is bool:
+            group.add_argument(f"--{flag.name}", action="store_true", help=text)
+            continue
         group.add_argument(
             f"--{flag.name}", metavar=flag.value, type=flag.kind, default=flag.default, help=text
         )

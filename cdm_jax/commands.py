@@ -82,12 +82,22 @@ def synthesize(
     output: pathlib.Path,
     samples: int,
     checkpoint: str,
+    resample_to: str | None,
+    bids: bool,
 ) -> None:
     """Writes the missing modalities of a patient or a cohort."""
     folder = find_system(workdir)
     _cache_compilations(folder.parent)
     with memory.explained("the synthesis", _sampling_advice(samples)):
-        written = synthesize_folder(input, output, folder, samples=samples, checkpoint=checkpoint)
+        written = synthesize_folder(
+            input,
+            output,
+            folder,
+            samples=samples,
+            checkpoint=checkpoint,
+            resample_to=resample_to,
+            bids=bids,
+        )
     console.print(f"wrote {len(written)} subjects to {output}")
 
 

@@ -1,7 +1,9 @@
 """The one exception whose text is meant for the person at the terminal."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
 
 
 class UserError(Exception):
@@ -15,3 +17,51 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """The known name that is spelled most alike, as a question to append; or nothing."""
     found = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {found[0]}?)" if found else ""
+
+
+@contextlib.contextmanager
+def about(name: str) -> Iterator[None]:
+    """Says which modality, patient or file a `UserError` from within is about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+
+
+@contextlib.contextmanager
+def collected(failures: dict[str, UserError], subject: str) -> Iterator[None]:
+    """Keeps what is wrong with a subject for `report_failures`, so that the others go on."""
+    try:
+        yield
+    except UserError as error:
+        failures[subject] = error
+
+
+class Printer(Protocol):
+    """What prints a line, such as rich's console."""
+
+    def print(self, text: str, /) -> None:
+        """Prints a line."""
+
+
+def report_failures(failures: Mapping[str, UserError], total: int, printer: Printer) -> None:
+    """Lists at the end of a cohort whom it could not be done for; all others are done.
+
+    Args:
+        failures: Subject to what is wrong.
+        total: Number of subjects, these among them.
+        printer: Where the list goes.
+
+    Raises:
+        UserError: There are any. A single subject's is its own.
+    """
+    if not failures:
+        return
+    if total == 1:
+        raise next(iter(failures.values()))
+    for subject, error in failures.items():
+        printer.print(f"failed: {subject}: {error}")
+    raise UserError(
+        f"{len(failures)} of {total} subjects failed ({', '.join(failures)}), the others are done: "
+        "mend those, or leave them out, and give the same command again"
+    )

@@ -22,11 +22,13 @@ from rich.progress import track
 from cdm_jax import checkpoint, inference, parallel
 from cdm_jax.cards import write_card
 from cdm_jax.data.dataset import Dataset
+from cdm_jax.data.formats import check_file
+from cdm_jax.data.grids import oriented_like
 from cdm_jax.data.native import read_native
 from cdm_jax.data.nifti import read_labels
 from cdm_jax.data.prepare import FULL_SCALE, PreparedSubject
 from cdm_jax.data.subjects import Subject
-from cdm_jax.errors import UserError
+from cdm_jax.errors import UserError, collected, report_failures
 from cdm_jax.metrics.conventions import Case, fingerprint, get_convention
 from cdm_jax.metrics.regions import region_masks
 from cdm_jax.non_learned import NonLearned, fit_non_learned
@@ -59,8 +61,8 @@ def evaluate_run(
       One record a subject, with the rows asked for and those that were there before.
 
     Raises:
-      UserError: a system is missing or was trained on another split, there is no such row, or there
-        is no patient.
+      UserError: a system is missing or was trained on another split, there is no such row, no
+        patient; or some patients cannot be scored, all others are.
     """
     settings = config.evaluate
     part = getattr(dataset, settings.part, None)
@@ -69,19 +71,29 @@ def evaluate_run(
     evaluation = _Evaluation(config, workdir, dataset)
     folder = workdir / "evaluation" / (name or settings.part)
     folder.mkdir(parents=True, exist_ok=True)
+    failures: dict[str, UserError] = {}
+
+    def compute(subject: PreparedSubject) -> _Pending | None:
+        with collected(failures, subject.subject_id):
+            return evaluation.compute(subject, _another(subject, part), folder)
+        return None
+
+    def score(pending: _Pending | None) -> None:
+        if pending is not None:
+            with collected(failures, pending.subject.subject_id):
+                evaluation.score(pending)
+
     share = track(parallel.process_shard(part), "evaluating", console=console)
-    _one_ahead(
-        share,
-        lambda subject: evaluation.compute(subject, _another(subject, part), folder),
-        evaluation.score,
-    )
+    _one_ahead(share, compute, score)
     parallel.wait_for_all("records")
-    records = [read_record(folder / f"{s.subject_id}.json") for s in part]
-    if parallel.is_first():
+    paths = [folder / f"{s.subject_id}.json" for s in part if s.subject_id not in failures]
+    records = [read_record(path) for path in paths if path.exists()]  # not what others failed in
+    if parallel.is_first() and records:
         reference = settings.reference if settings.reference in records[0]["rows"] else None
         show_tables(records, settings.conventions, reference, folder)
         if name is None and settings.part == "test":
             evaluation.save_cards(records, workdir)
+    report_failures(failures, len(part), console)
     return records
 
 
@@ -295,11 +307,13 @@ class _Native:
 def usable_segmentation(
     files: Subject, brain: Bool[np.ndarray, "z y x"]
 ) -> Int[np.ndarray, "z y x"] | None:
-    """The subject's labels, or None where there are none or their meaning is unknown."""
+    """The subject's labels, or None where there are none, of unknown meaning or on another grid."""
     if files.segmentation is None:
         return None
-    labels = read_labels(files.segmentation)
+    check_file(files.segmentation)
     try:
+        image = oriented_like(files.segmentation, next(iter(files.images.values())))
+        labels = read_labels(files.segmentation, image)
         region_masks(labels, brain)
     except UserError as error:
         console.print(f"{files.subject_id}: no tumor regions are scored: {error}")

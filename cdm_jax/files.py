@@ -1,6 +1,8 @@
-"""JSON files: written as a whole or not at all, read or refused in one line."""
+"""JSON files: written as a whole or not at all, read or refused in one line; and full disks."""
 
+import errno
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Mapping
@@ -12,8 +14,11 @@ from cdm_jax.errors import UserError
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON file as a whole or not at all."""
     temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -29,3 +34,25 @@ def read_json(path: pathlib.Path) -> Any:
         raise UserError(
             f"{path} is not JSON ({error}): restore it, or delete it and make it again"
         ) from error
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it followed from, says that a disk or a quota is full.
+
+    Libraries raise errors of their own, and further ones while they close what they cannot write.
+    """
+    while error is not None:
+        number = error.errno if isinstance(error, OSError) else None
+        if number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of the log says more than that a disk is full.
+
+    Libraries log that with a traceback for each thread; what they raise then says it once.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return not (is_full(error) or is_full(RuntimeError(record.getMessage())))

@@ -69,10 +69,12 @@ def _run(command: str, options: dict[str, Any], given: Sequence[str]) -> int:
     from absl import flags, logging
 
     from cdm_jax import commands, parallel
+    from cdm_jax.files import is_full, is_news
     from cdm_jax.run import MissingStageError
     from cdm_jax.writer import console
 
     logging.set_verbosity(logging.WARNING)
+    logging.get_absl_logger().addFilter(is_news)
     flags.FLAGS.mark_as_parsed()  # Grain reads absl's global flags
     processes = [options.pop(flag.name, flag.default) for flag in PROCESSES]
     try:
@@ -87,9 +89,23 @@ def _run(command: str, options: dict[str, Any], given: Sequence[str]) -> int:
         return _refuse(f"{error}, by {_same_command(given, error.stage)}", 1)
     except UserError as error:
         return _refuse(error, 1)
-    except OSError as error:
-        return _refuse(f"{error}: {NO_ROOM}", 1)
+    except Exception as error:
+        if is_full(error):
+            return _refuse(_full_disk(options), 1)
+        if isinstance(error, OSError):
+            return _refuse(f"{error}: {NO_ROOM}", 1)
+        raise
     return 0
+
+
+def _full_disk(options: dict[str, Any]) -> str:
+    """Which disk is full, and what is kept: every writer writes beside and renames."""
+    folder = options.get("output") or options.get("workdir") or options.get("input")
+    return (
+        f"no space is left on the disk of {folder}: what was finished before is kept there, such "
+        "as checkpoints and patients; free some space, or give a folder on another disk, and give "
+        "the same command again: it goes on"
+    )
 
 
 def _refuse(reason: object, status: int) -> int:

@@ -3,7 +3,6 @@
 For users of other models as well: two folders in, one JSON record a subject and the tables out.
 """
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -12,19 +11,17 @@ import numpy as np
 from jaxtyping import Float
 from rich.progress import track
 
+from cdm_jax.data.formats import stem
+from cdm_jax.data.grids import oriented_like
 from cdm_jax.data.intensity import Intensity
+from cdm_jax.data.layouts import LAYOUTS, SEGMENTATION
 from cdm_jax.data.native import read_native
-from cdm_jax.data.nifti import check_same_grid, read_volume
-from cdm_jax.data.subjects import (
-    LAYOUTS,
-    SEGMENTATION,
-    NoSubjectError,
-    Subject,
-    find_subjects,
-    nifti_files,
-)
-from cdm_jax.errors import UserError
+from cdm_jax.data.nifti import volume_of
+from cdm_jax.data.subjects import NoSubjectError, Subject, find_subjects
+from cdm_jax.data.walk import image_files
+from cdm_jax.errors import UserError, collected, report_failures
 from cdm_jax.evaluate import show_tables, usable_segmentation
+from cdm_jax.files import read_json
 from cdm_jax.metrics.conventions import CONVENTIONS, Case, fingerprint, get_convention
 from cdm_jax.records import Record, read_record, write_record
 from cdm_jax.writer import console
@@ -60,16 +57,20 @@ def score_folders(
       One record a subject.
 
     Raises:
-      UserError: nothing is in both folders, or two images' grids differ.
+      UserError: nothing is in both folders; or some subjects cannot be scored, all others are.
     """
     pairs = _pairs(predictions, truth)
-    records = []
+    records: list[Record] = []
+    failures: dict[str, UserError] = {}
     for predicted, real in track(pairs, "scoring", console=console):
         path = output / f"{real.subject_id}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_record(path, _record(predicted, real))
-        records.append(read_record(path))
-    show_tables(records, tuple(CONVENTIONS), None, output)
+        with collected(failures, real.subject_id):
+            write_record(path, _record(predicted, real))
+            records.append(read_record(path))
+    if records:
+        show_tables(records, tuple(CONVENTIONS), None, output)
+    report_failures(failures, len(pairs), console)
     return records
 
 
@@ -105,7 +106,7 @@ def _by_names(folder: pathlib.Path) -> dict[str, Subject]:
 
 def _by_paths(folder: pathlib.Path) -> dict[str, Subject]:
     """Each file as a subject of one image, named by its path below the folder."""
-    paths = {path.relative_to(folder).as_posix(): path for path in nifti_files(folder)}
+    paths = {path.relative_to(folder).as_posix(): path for path in image_files(folder)}
     return {
         name: Subject(subject_id=name, patient_id=name, images={IMAGE: path})
         for name, path in paths.items()
@@ -135,8 +136,9 @@ def _record(predicted: Subject, real: Subject) -> Record:
     scores: dict[str, Any] = {name: {} for name in CONVENTIONS}
     scales = {}
     for target in targets:
-        check_same_grid([predicted.images[target], real.images[target]])
-        image, scales[target] = _in_unit_range(predicted.images[target], native.intensities[target])
+        path = predicted.images[target]
+        values, _ = volume_of(oriented_like(path, real.images[target]), str(path))
+        image, scales[target] = _in_unit_range(values, _sidecar(path), native.intensities[target])
         case = Case(
             subject=real.subject_id,
             modality=target,
@@ -163,23 +165,38 @@ def _tag(name: str) -> str:
     return f"{fingerprint(name)}{', slices of the own grid' * slices}"
 
 
-def _in_unit_range(path: pathlib.Path, intensity: Intensity) -> tuple[Volume, str]:
+def _in_unit_range(
+    image: Volume, sidecar: Mapping[str, Any], intensity: Intensity
+) -> tuple[Volume, str]:
     """A prediction on the scale on which the truth's brightest brain voxels are 1, and how.
 
     A sidecar's `reference_scale` (which `synthesize` writes) is divided out; values that stay
-    about within [0, 1] are taken as they are; all others are taken to be in the truth's unit. The
-    prediction's own distribution decides nothing beyond that.
+    about within [0, 1] are taken as they are, unless the truth's do as well or its background is
+    not 0; all others are taken to be in the truth's unit. The prediction's own distribution
+    decides nothing beyond that.
     """
-    image = read_volume(path)
-    scale = _sidecar(path).get("reference_scale")
+    scale = sidecar.get("reference_scale")
     if scale:
         return image / np.float32(scale), "reference_scale of the sidecar"
-    if float(image.max()) <= UNIT_LIMIT:
+    if float(image.max()) <= UNIT_LIMIT < intensity.scale and intensity.offset == 0:
         return image, "taken as [0, 1]"
     shifted = (image - np.float32(intensity.offset)) / np.float32(intensity.scale)
     return shifted, "the truth's unit"
 
 
 def _sidecar(path: pathlib.Path) -> Mapping[str, Any]:
-    file = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
-    return json.loads(file.read_text()) if file.exists() else {}
+    """What the JSON file beside an image says; nothing where others wrote it as no mapping.
+
+    Raises:
+      UserError: it is damaged, so that the unit it may have stated is lost, or no number is there.
+    """
+    file = path.with_name(f"{stem(path)}.json")
+    if not file.exists():
+        return {}
+    content = read_json(file)
+    if not isinstance(content, dict):
+        return {}
+    scale = content.get("reference_scale", 1)
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not scale > 0:
+        raise UserError(f"{file} has reference_scale {scale!r}: it must be a number above 0")
+    return content

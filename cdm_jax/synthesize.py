@@ -1,32 +1,35 @@
 """Patients' folders in, missing modalities out: NIfTI on the input's grid, with provenance."""
 
+import dataclasses
 import hashlib
-import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
 from rich.progress import track
 
 import cdm_jax
 from cdm_jax import api, calibration, parallel
-from cdm_jax.data.native import read_native
-from cdm_jax.data.nifti import read_volume, write_like
-from cdm_jax.data.subjects import Subject, find_subjects
-from cdm_jax.errors import UserError
-from cdm_jax.files import write_json
+from cdm_jax.data.formats import check_file
+from cdm_jax.data.grids import oriented_like
+from cdm_jax.data.intensity import measure
+from cdm_jax.data.nifti import read_volume, volume_of, write_like
+from cdm_jax.data.subjects import Subject, find_with_faults
+from cdm_jax.errors import UserError, about, collected, report_failures
+from cdm_jax.files import read_json, write_json
+from cdm_jax.outputs import ENDINGS, Outputs, bids_fields, check_free, outputs_of, start_bids
 from cdm_jax.report.overview import Panel, save_overview
 from cdm_jax.writer import console
 
+FOUND = ("resampled", "notes")  # what a sidecar says that only making the images shows
 NOTICE = "Synthetic image made by a neural network for research. Not for clinical use."
 SCALE_RULE = (
     "The scale of a modality that was never acquired is unknown. Values are the network's [0, 1] "
     "times `reference_scale`, the median over the training subjects of the modality's 99.5th "
     "percentile in the brain."
 )
-
-# What may be written of a target: what each file's name ends in.
-IMAGES = {"mean": "", "deviation": "-deviation", "lower": "-lower", "upper": "-upper"}
 
 
 def synthesize_folder(
@@ -36,8 +39,10 @@ def synthesize_folder(
     *,
     samples: int,
     checkpoint: str = "best",
+    resample_to: str | None = None,
+    bids: bool = False,
 ) -> list[pathlib.Path]:
-    """Synthesizes every subject found under a folder.
+    """Synthesizes every subject found under a folder; one that cannot be made stops no other.
 
     Args:
       source: a patient's folder or a cohort's.
@@ -47,110 +52,178 @@ def synthesize_folder(
         deviation beside it. Where the system's intervals are calibrated for so many samples
         (`cdm_jax/calibration.py`), their lower and upper ends are written too.
       checkpoint: "best" or "last".
+      resample_to: the source onto whose grid the others are resampled.
+      bids: whether the output is a BIDS dataset of derivatives.
 
     Returns:
       The subjects' folders.
 
     Raises:
-      UserError: no patients, no trained system, or an unreadable file.
+      UserError: no patients, no trained system, or some subjects cannot be made; all others are.
     """
     model = api.load(folder, checkpoint)
     if not source.is_dir():
         raise UserError(f"--input={source} is not a folder: give a patient's, or one of many")
-    subjects = find_subjects(
+    subjects, faults = find_with_faults(
         source,
         modalities=model.sources,
         optional=model.targets,
         patterns=model.system.provenance.config.data.patterns.to_dict() or None,
     )
-    return _synthesize(subjects, output, model, samples)
+    job = _Job(model=model, output=output, samples=samples, resample_to=resample_to, bids=bids)
+    return job.run(subjects, faults)
 
 
 def synthesize_subjects(
     subjects: Sequence[Subject], output: pathlib.Path, folder: pathlib.Path, *, samples: int
 ) -> list[pathlib.Path]:
     """The same for subjects that are known already."""
-    return _synthesize(subjects, output, api.load(folder), samples)
+    return _Job(model=api.load(folder), output=output, samples=samples).run(subjects, {})
 
 
-def _synthesize(
-    subjects: Sequence[Subject], output: pathlib.Path, model: api.TrainedModel, samples: int
-) -> list[pathlib.Path]:
-    """Synthesizes this process's share of the subjects.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What is the same for all subjects; attributes as the arguments of `synthesize_folder`."""
 
-    A subject whose sidecars say that it was made from these files by this system is left as it is,
-    so that an interrupted cohort goes on; several processes share the subjects.
-    """
-    for subject in track(parallel.process_shard(subjects), "synthesizing", console=console):
-        folder = output / subject.subject_id
-        sidecars = _sidecars(subject, model, samples)
-        if _is_done(folder, sidecars):
-            continue
-        sources = {name: subject.images[name] for name in model.sources}
-        result = model.synthesize(sources, samples=samples, subject=subject.subject_id)
-        for name in sidecars:  # what they say is true no longer
-            (folder / name).unlink(missing_ok=True)
-        _write_images(subject, result, model, folder)
-        _write_overview(subject, result, model, folder)
-        for name, content in sidecars.items():
-            write_json(folder / name, content)
-    parallel.wait_for_all("synthesis")
-    return [output / subject.subject_id for subject in subjects]
+    model: api.TrainedModel
+    output: pathlib.Path
+    samples: int
+    resample_to: str | None = None
+    bids: bool = False
 
+    def run(
+        self, subjects: Sequence[Subject], faults: Mapping[str, UserError]
+    ) -> list[pathlib.Path]:
+        """Synthesizes this process's share of the subjects.
 
-def _sidecars(subject: Subject, model: api.TrainedModel, samples: int) -> dict[str, Any]:
-    """What stands beside each synthetic image: file name -> content."""
-    intervals = model.intervals(samples)
-    sidecars = {}
-    for target in model.targets:
-        content = _provenance(subject, target, model, samples)
+        A subject whose sidecars say that it was made from these files by this system is left as it
+        is, so that an interrupted cohort goes on; several processes share the subjects.
+        """
+        if self.bids and parallel.is_first():
+            start_bids(self.output, self.model.targets)
+        files = {
+            s.subject_id: outputs_of(s.subject_id, self.output, bids=self.bids) for s in subjects
+        }
+        _check_distinct(files)
+        failures = dict(faults)
+        for subject in track(parallel.process_shard(subjects), "synthesizing", console=console):
+            with collected(failures, subject.subject_id):
+                self._make(subject, files[subject.subject_id])
+        parallel.wait_for_all("synthesis")
+        report_failures(failures, len(subjects) + len(faults), console)
+        return [outputs.folder for outputs in files.values()]
+
+    def _make(self, subject: Subject, outputs: Outputs) -> None:
+        for name in self.model.sources:  # before anything else looks at them
+            with about(name):
+                check_file(subject.images[name])
+        sidecars = {target: self._sidecar(subject, target) for target in self.model.targets}
+        if _is_done(outputs, sidecars):
+            return
+        check_free(outputs.image(target, kind) for target in sidecars for kind in ENDINGS)
+        sources = {name: subject.images[name] for name in self.model.sources}
+        result = self.model.synthesize(
+            sources,
+            samples=self.samples,
+            subject=subject.subject_id,
+            resample_to=self.resample_to,
+        )
+        for note in result.notes:
+            console.print(f"{subject.subject_id}: {note}")
+        for target in sidecars:  # what they say is true no longer
+            outputs.sidecar(target).unlink(missing_ok=True)
+        _write_images(result, self.model.targets, outputs)
+        self._write_overview(subject, result, outputs)
+        found = {"resampled": list(result.resampled), "notes": list(result.notes)}
+        for target, content in sidecars.items():
+            kinds = [kind for kind in ENDINGS if outputs.bids and target in getattr(result, kind)]
+            for kind in [*kinds[1:], "mean"]:  # BIDS wants one beside each image
+                write_json(outputs.sidecar(target, kind), content | found)
+
+    def _sidecar(self, subject: Subject, target: str) -> dict[str, Any]:
+        """What is known of an image before it is made."""
+        content = _provenance(subject, target, self.model, self.samples)
+        if self.resample_to is not None:
+            content["resample_to"] = self.resample_to
+        if self.bids:
+            content |= bids_fields(target)
+        intervals = self.model.intervals(self.samples)
         if intervals is not None:
             content["intervals"] = calibration.sidecar(intervals, target)
-        sidecars[f"{subject.subject_id}-{target}.json"] = content
-    return sidecars
+        return content
+
+    def _write_overview(self, subject: Subject, result: api.Synthesis, outputs: Outputs) -> None:
+        """Writes the picture of one subject: acquired images beside synthetic ones."""
+        panels = [Panel(name, image) for name, image in result.native.images.items()]
+        for target in self.model.targets:
+            scale = self.model.system.provenance.scales[target]
+            panels.append(Panel(f"{target} synthetic", read_volume(result[target]) / scale))
+            acquired = _acquired(subject, target, result)
+            if acquired is not None:
+                panels.append(Panel(f"{target} acquired", acquired))
+            if target in result.deviation:
+                deviation = read_volume(result.deviation[target]) / scale
+                panels.append(Panel(f"{target} deviation x 5", 5 * deviation))
+        save_overview(outputs.overview, panels, result.native.brain)
 
 
-def _is_done(folder: pathlib.Path, sidecars: dict[str, Any]) -> bool:
+def _check_distinct(files: Mapping[str, Outputs]) -> None:
+    """Refuses subjects whose names differ in what BIDS names cannot hold."""
+    owners: dict[pathlib.Path, str] = {}
+    for subject_id, outputs in files.items():
+        other = owners.setdefault(outputs.folder, subject_id)
+        if other != subject_id:
+            raise UserError(
+                f"subjects {other} and {subject_id} would both be written to {outputs.folder}: "
+                "rename one, or leave out --bids"
+            )
+
+
+def _is_done(outputs: Outputs, sidecars: Mapping[str, Any]) -> bool:
     """Whether these sidecars, which are written last, are there already."""
-    paths = {folder / name: content for name, content in sidecars.items()}
-    return all(
-        path.exists() and json.loads(path.read_text()) == content for path, content in paths.items()
-    )
+    return all(_as_before(outputs.sidecar(target), content) for target, content in sidecars.items())
 
 
-def _write_images(
-    subject: Subject, result: api.Synthesis, model: api.TrainedModel, folder: pathlib.Path
-) -> None:
+def _as_before(path: pathlib.Path, content: Mapping[str, Any]) -> bool:
+    try:
+        found = read_json(path)
+    except (FileNotFoundError, UserError):
+        return False
+    if not isinstance(found, dict):
+        return False
+    return {name: found[name] for name in found if name not in FOUND} == content
+
+
+def _write_images(result: api.Synthesis, targets: Sequence[str], outputs: Outputs) -> None:
     """Writes the NIfTI files of one subject."""
-    reference = subject.images[model.sources[0]]
-    for name, ending in IMAGES.items():
-        images = getattr(result, name)
-        for target in model.targets:
-            path = folder / f"{subject.subject_id}-{target}{ending}.nii.gz"
+    for kind in ENDINGS:
+        images = getattr(result, kind)
+        for target in targets:
+            path = outputs.image(target, kind)
             if target in images:
                 description = images[target].header["descrip"].item().decode()
                 volume = read_volume(images[target])
-                write_like(path, volume, reference, description=description)
-            else:
-                path.unlink(missing_ok=True)  # left by a run with other samples
+                write_like(path, volume, result.reference, description=description)
+            else:  # left by a run with other samples
+                path.unlink(missing_ok=True)
+                if outputs.bids:
+                    outputs.sidecar(target, kind).unlink(missing_ok=True)
 
 
-def _write_overview(
-    subject: Subject, result: api.Synthesis, model: api.TrainedModel, folder: pathlib.Path
-) -> None:
-    """Writes the picture of one subject: acquired images beside synthetic ones."""
-    native = read_native(subject, model.sources)
-    acquired = native.images
-    panels = [Panel(name, acquired[name]) for name in model.sources]
-    for target in model.targets:
-        scale = model.system.provenance.scales[target]
-        panels.append(Panel(f"{target} synthetic", read_volume(result[target]) / scale))
-        if target in acquired:
-            panels.append(Panel(f"{target} acquired", acquired[target]))
-        if target in result.deviation:
-            deviation = read_volume(result.deviation[target]) / scale
-            panels.append(Panel(f"{target} deviation x 5", 5 * deviation))
-    save_overview(folder / f"{subject.subject_id}.png", panels, native.brain)
+def _acquired(
+    subject: Subject, target: str, result: api.Synthesis
+) -> Float[np.ndarray, "z y x"] | None:
+    """A target that was acquired, in [0, 1]; None where it is not there or not on this grid."""
+    if target not in subject.images:
+        return None
+    path = subject.images[target]
+    try:
+        check_file(path)
+        volume, _ = volume_of(oriented_like(path, result.reference), str(path))
+        return measure(volume, f"{subject.subject_id} {target}").apply(volume)
+    except UserError as error:
+        console.print(f"{subject.subject_id}: the picture lacks {target} as acquired: {error}")
+        return None
 
 
 def _provenance(

@@ -37,6 +37,8 @@ class Flag:
       default: where it is not given; None: there is no default, or the text says which.
       kind: from the text given to the value.
       required: whether the command cannot do without.
+
+    A flag of kind bool is given without a value.
     """
 
     name: str
@@ -164,7 +166,8 @@ COMMANDS = {
             overview; with several samples their mean, their deviation and, after calibrate with
             as many samples, the ends of an interval. What is done already is left alone. Needs a
             trained system, and of each patient the source modalities: skull-stripped, on one grid,
-            named as in BraTS or UPenn-GBM (or by the patterns that the system was trained with).
+            named as in BraTS, UPenn-GBM or BIDS (or by the patterns that the system was trained
+            with). A patient who cannot be made stops no other; all such are listed at the end.
             """,
         flags=(
             Flag(
@@ -189,6 +192,19 @@ COMMANDS = {
                 default="best",
                 kind=str,
             ),
+            Flag(
+                name="resample_to",
+                text="resample the other sources onto the grid of this one, in world coordinates; "
+                "they have to be registered",
+                value="MODALITY",
+                kind=str,
+            ),
+            Flag(
+                name="bids",
+                text="write BIDS derivatives with a dataset_description.json",
+                default=False,
+                kind=bool,
+            ),
             *PROCESSES,
         ),
         examples=(
@@ -201,8 +217,8 @@ COMMANDS = {
         summary="score anybody's synthetic images against the real ones",
         text="""
             Prints and writes tables and a record for each patient, under every convention. Needs
-            no model. Files are matched by the names of BraTS and UPenn-GBM, any others by equal
-            paths below the two folders.
+            no model. Files are matched by the names of BraTS, UPenn-GBM and BIDS, any others by
+            equal paths below the two folders.
             """,
         flags=(
             Flag(name="input", text="folder of the synthetic images", required=True),

@@ -14,7 +14,8 @@ import cdm_jax
 from cdm_jax import api
 from cdm_jax.data.nifti import GRID_FIELDS
 from cdm_jax.errors import UserError
-from cdm_jax.synthesize import IMAGES, synthesize_folder
+from cdm_jax.outputs import ENDINGS as IMAGES
+from cdm_jax.synthesize import synthesize_folder
 from tests.helpers import oblique_patient, save_wide_intervals
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -187,14 +188,14 @@ MISTAKES = {
         "t2w is no source of this model (did you mean t2?): it takes t1, t2",
     ),
     "a target": ({"t1": SMALL, "t2": SMALL, "t1c": SMALL}, "t1c is no source of this model"),
-    "no such file": ({"t1": "nowhere.nii", "t2": SMALL}, "t1 and t2: there is no file nowhere.nii"),
+    "no such file": ({"t1": "nowhere.nii", "t2": SMALL}, "t1: there is no file nowhere.nii"),
     "other shape": (
         {"t1": SMALL, "t2": _small((4, 5, 7))},
         "t1 and t2: the image in memory and the image in memory lie on different grids (shape",
     ),
     "other affine": (
         {"t1": SMALL, "t2": (SMALL[0], 2 * np.eye(4))},
-        "t1 and t2: the image in memory and the image in memory lie on different grids (affines",
+        "t1 and t2: the image in memory and the image in memory lie on different grids (voxels",
     ),
     "bad affine": ({"t1": (SMALL[0], np.eye(3)), "t2": SMALL}, "t1: got tuple: give the path"),
     "complex": ({"t1": (SMALL[0] * 1j, np.eye(4)), "t2": SMALL}, "t1: got tuple: give the path"),

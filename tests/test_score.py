@@ -103,7 +103,7 @@ def test_the_command_needs_no_config_and_leaves_records_and_tables(truth, tmp_pa
     assert all(f"Convention {name} (" in tables for name in CONVENTIONS)
 
 
-@pytest.mark.parametrize("name", ["case{}", "site/case{}", "case{}/image", "case{}_t1"])
+@pytest.mark.parametrize("name", ["case{}", "site/case{}", "case{}/image", "case{}_a"])
 def test_files_of_unknown_names_are_paired_by_their_paths(truth, tmp_path, name, capsys):
     made = blurred(truth, tmp_path / "made", lambda _: 1.0)
     for n, patient in enumerate(patients(truth)):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cdm_jax import calibration, inference, synthesize
+from cdm_jax import calibration, inference, outputs, synthesize
 from cdm_jax.data.intensity import brain_mask
 from cdm_jax.data.nifti import GRID_FIELDS, read_volume
 from cdm_jax.data.subjects import find_subjects
@@ -165,7 +165,7 @@ def test_intervals_enclose_the_mean_on_the_inputs_grid(calibrated, patient, tmp_
     brain = brain_mask({n: read_volume(next(patient.glob(f"*{n}*"))) for n in ("t1n", "t2w")})
     for target, multiplier in (("t1c", 3.0), ("t2f", 5.0)):
         stem = folder / f"{patient.name}-{target}"
-        paths = {name: f"{stem}{end}.nii.gz" for name, end in synthesize.IMAGES.items()}
+        paths = {name: f"{stem}{end}.nii.gz" for name, end in outputs.ENDINGS.items()}
         for path in paths.values():
             _assert_same_grid(path, next(patient.glob("*t1n*")))
         images = {name: read_volume(path) for name, path in paths.items()}

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from cdm_jax.errors import UserError
 
 PERCENTILE = 99.5
+RESIDUE = 1e-4  # of the largest value; 16-bit images have no value but 0 below it
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def measure(volume: Float[np.ndarray, "z y x"], name: str = "the volume") -> Int
     Raises:
         UserError: the volume has no brain, or none that is brighter than the background.
     """
-    offset = _background(volume)
+    offset = background(volume)
     brain = volume[volume != offset]
     scale = float(np.percentile(brain, PERCENTILE)) - offset if brain.size else 0.0
     if not scale > 0:
@@ -68,14 +69,37 @@ def measure(volume: Float[np.ndarray, "z y x"], name: str = "the volume") -> Int
 
 def brain_mask(volumes: Mapping[str, Float[np.ndarray, "z y x"]]) -> Bool[np.ndarray, "z y x"]:
     """Returns the union of the non-background voxels of the given (input) modalities."""
-    masks = [volume != _background(volume) for volume in volumes.values()]
+    masks = [volume != background(volume) for volume in volumes.values()]
     return np.any(masks, axis=0)
 
 
-def _background(volume: Float[np.ndarray, "z y x"]) -> float:
+def background(volume: Float[np.ndarray, "z y x"]) -> float:
     """Returns the value that most voxels on the four sides of the slices share, or else 0."""
-    rows, columns = volume[:, [0, -1], :], volume[:, :, [0, -1]]
-    border = np.concatenate([rows.ravel(), columns.ravel()])
+    border = _border(volume)
     # A value that more than half of the voxels share is their median.
     value = float(np.median(border))
     return value if np.mean(border == value) > 0.5 else 0.0
+
+
+def has_background(volume: Float[np.ndarray, "z y x"]) -> bool:
+    """Returns whether most voxels on the four sides of the slices share one value."""
+    border = _border(volume)
+    return bool(np.mean(border == np.median(border)) > 0.5)
+
+
+def without_residue(volume: Float[np.ndarray, "z y x"]) -> Float[np.ndarray, "z y x"]:
+    """Returns the volume with the residue of a resampling around the brain set to 0.
+
+    Splines leave values that are not 0 but far below any tissue. Only where all four sides of the
+    slices have nothing else, these are the background: a brain's own low values stay.
+    """
+    limit = RESIDUE * float(np.abs(volume).max())
+    if has_background(volume) or np.abs(_border(volume)).max() > limit:
+        return volume
+    return np.where(np.abs(volume) > limit, volume, np.float32(0))
+
+
+def _border(volume: Float[np.ndarray, "z y x"]) -> Float[np.ndarray, "voxel"]:
+    """Returns the voxels on the four sides of the slices."""
+    rows, columns = volume[:, [0, -1], :], volume[:, :, [0, -1]]
+    return np.concatenate([rows.ravel(), columns.ravel()])

@@ -1,14 +1,20 @@
 """A subject on the grid of its files: images by the intensity rule, and the brain."""
 
+import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from cdm_jax.data.intensity import Intensity, brain_mask, measure
-from cdm_jax.data.nifti import check_same_grid, read_volume
+from cdm_jax.data.checks import doubts
+from cdm_jax.data.grids import read_on_one_grid
+from cdm_jax.data.intensity import Intensity, brain_mask, measure, without_residue
 from cdm_jax.data.subjects import Subject
+from cdm_jax.errors import about
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +25,13 @@ class NativeImages:
         images: each modality in [0, 1].
         intensities: each modality's way to [0, 1] and back.
         brain: the union of the input modalities' voxels that are not background.
+        notes: what the user should know of the images, one line each.
     """
 
     images: Mapping[str, Float[np.ndarray, "z y x"]]
     intensities: Mapping[str, Intensity]
     brain: Bool[np.ndarray, "z y x"]
+    notes: tuple[str, ...] = ()
 
 
 def scale_volumes(
@@ -39,6 +47,7 @@ def scale_volumes(
     Raises:
         UserError: a volume has no brain.
     """
+    volumes = {modality: without_residue(volume) for modality, volume in volumes.items()}
     intensities = {
         modality: measure(volume, f"{name} {modality}") for modality, volume in volumes.items()
     }
@@ -46,13 +55,14 @@ def scale_volumes(
         images={modality: intensities[modality].apply(v) for modality, v in volumes.items()},
         intensities=intensities,
         brain=brain_mask({modality: volumes[modality] for modality in inputs}),
+        notes=doubts(volumes),
     )
 
 
 def read_native(
     subject: Subject, inputs: Sequence[str], modalities: Sequence[str] | None = None
 ) -> NativeImages:
-    """Reads a subject's images.
+    """Reads a subject's images; what looks wrong in them is logged.
 
     Args:
         subject: where its files are.
@@ -64,6 +74,9 @@ def read_native(
     """
     names = subject.images if modalities is None else modalities
     files = {modality: subject.images[modality] for modality in names}
-    check_same_grid(list(files.values()))
-    volumes = {modality: read_volume(path) for modality, path in files.items()}
-    return scale_volumes(volumes, inputs, subject.subject_id)
+    with about(subject.subject_id):
+        found = read_on_one_grid(files)
+    native = scale_volumes(found.volumes, inputs, subject.subject_id)
+    for note in found.notes + native.notes:
+        _logger.warning("%s: %s", subject.subject_id, note)
+    return dataclasses.replace(native, notes=found.notes + native.notes)

@@ -1,4 +1,4 @@
-"""NIfTI files: the only place that knows axis orders, affines and headers.
+"""Volumes of image files: the only place that knows axis orders, affines and headers.
 
 Inside the package a volume is an array (z, y, x): z runs from inferior to superior, y from
 anterior to posterior, x from the patient's right to left (orientation LPS, transposed). Axial
@@ -11,11 +11,7 @@ orientation, and nibabel's fallback is taken: LAS, centered, with the voxel size
 Lengths are in the file's unit, which is taken to be the millimeter.
 """
 
-import contextlib
-import gzip
 import os
-import zlib
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,14 +25,20 @@ from nibabel.orientations import (
     io_orientation,
     ornt_transform,
 )
+from scipy.ndimage import binary_fill_holes
 
+from cdm_jax.data.formats import (
+    Image,
+    PathLike,
+    explained,
+    name_of,
+    open_image,
+    raw_header,
+    read_image,
+)
 from cdm_jax.errors import UserError
 
-PathLike = str | os.PathLike[str]
-Image = nib.Nifti1Image
-
 _INSIDE = axcodes2ornt("LPS")
-_GRID_TOLERANCE = 1e-3  # mm, on each entry of the affine
 # The header's fields that say where the voxels are.
 GRID_FIELDS = (
     *("dim", "pixdim", "xyzt_units", "qform_code", "sform_code"),
@@ -44,14 +46,6 @@ GRID_FIELDS = (
     *("srow_x", "srow_y", "srow_z"),
 )
 _DESCRIPTION_BYTES = 79  # the header's field, less its closing zero byte
-_UNREADABLE: tuple[type[Exception], ...] = (
-    OSError,
-    EOFError,
-    ValueError,
-    zlib.error,
-    nib.filebasedimages.ImageFileError,
-    nib.spatialimages.HeaderDataError,
-)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,16 +79,32 @@ def read_volume(path: PathLike | Image) -> Float32[np.ndarray, "z y x"]:
         UserError: The file is missing, truncated, corrupt (its checksum included) or not one 3D
             volume of finite numbers.
     """
-    return _read(path, np.dtype(np.float32))
+    return volume_of(read_image(path), name_of(path))[0]
 
 
-def read_labels(path: PathLike) -> Int16[np.ndarray, "z y x"]:
+def volume_of(image: Image, name: str) -> tuple[Float32[np.ndarray, "z y x"], list[str]]:
+    """As `read_volume` of an image that is open, and what to say of its values.
+
+    Args:
+        image: As `formats.read_image` gives it.
+        name: What to call it in messages.
+    """
+    return _without_nan(_inside(image, name, np.dtype(np.float32)), name)
+
+
+def read_labels(path: PathLike, image: Image | None = None) -> Int16[np.ndarray, "z y x"]:
     """The labels of a segmentation in the package's axis order, C-contiguous.
+
+    Args:
+        path: Of the file.
+        image: The same file, open, with an orientation that it does not state itself.
 
     Raises:
         UserError: As `read_volume`, and where a voxel is not a 16-bit integer.
     """
-    values = _read(path, np.dtype(np.float64))
+    values = _inside(image or read_image(path), str(path), np.dtype(np.float64))
+    if not np.isfinite(values).all():
+        raise UserError(f"{path} has labels that are NaN or infinite: make it again")
     labels = np.clip(values, -(2**15), 2**15 - 1).astype(np.int16)
     if wrong := np.unique(values[labels != values]).tolist():
         raise UserError(
@@ -110,9 +120,9 @@ def read_geometry(path: PathLike | Image) -> Geometry:
     Raises:
         UserError: The file is missing, its header is corrupt or it does not hold one 3D volume.
     """
-    image = _open(path)
+    image = open_image(path)
     to_inside = ornt_transform(io_orientation(image.affine), _INSIDE)
-    x, y, z = (image.shape[axis] for axis in np.argsort(to_inside[:, 0]))
+    x, y, z = (int(image.shape[axis]) for axis in np.argsort(to_inside[:, 0]))
     affine = image.affine @ inv_ornt_aff(to_inside, image.shape[:3])
     return Geometry(shape=(z, y, x), affine=affine[:, [2, 1, 0, 3]])
 
@@ -120,24 +130,6 @@ def read_geometry(path: PathLike | Image) -> Geometry:
 def read_voxel_size(path: PathLike) -> tuple[float, float, float]:
     """Distance between neighboring voxels along (z, y, x) in mm; raises as `read_geometry`."""
     return read_geometry(path).voxel_size
-
-
-def check_same_grid(paths: Sequence[PathLike | Image]) -> None:
-    """Check that files or images cover the same voxels once they are in the package's axis order.
-
-    Files of one grid may be stored in different axis orders, and may state their affine by sform
-    or by qform.
-
-    Raises:
-        UserError: Two files differ in shape, or by more than 0.001 mm in an entry of the affine.
-    """
-    first, *others = ((path, read_geometry(path)) for path in paths)
-    for other in others:
-        if difference := _difference(first[1], other[1]):
-            raise UserError(
-                f"{_name(first[0])} and {_name(other[0])} lie on different grids ({difference}): "
-                "register and resample the modalities of a subject onto one grid first"
-            )
 
 
 def as_image(source: object) -> PathLike | Image:
@@ -177,19 +169,19 @@ def image_like(
         reference: NIfTI file or image whose grid the volume is on.
         description: Text for the header's `descrip`, cut to its 79 bytes.
     """
-    like = _open(reference)
+    like = open_image(reference)
     return _image_like(volume, like, like.header, like.affine, np.float32, description)
 
 
 def write_like(
     path: PathLike,
     volume: Real[np.ndarray, "z y x"],
-    reference: PathLike,
+    reference: PathLike | Image,
     *,
     dtype: type[np.number] = np.float32,
     description: str = "",
 ) -> None:
-    """Write a volume onto the grid of a reference file.
+    """Write a volume onto the grid of a reference.
 
     Shape, axis order, qform, sform, their codes, pixdim and units equal the reference's to the
     bit. Nothing else is inherited: no scale, display range, header extension or free text. The
@@ -198,7 +190,7 @@ def write_like(
     Args:
         path: File to write, `.nii.gz` or `.nii`.
         volume: Values in the package's axis order.
-        reference: NIfTI file whose grid the volume is on.
+        reference: File or image whose grid the volume is on.
         dtype: Type of the stored values; an integer type for labels, which it must hold exactly.
         description: Text for the header's `descrip`, cut to its 79 bytes.
 
@@ -212,12 +204,12 @@ def write_like(
     if volume.shape != (shape := read_geometry(reference).shape):
         raise UserError(
             f"cannot write {path}: the volume has shape {volume.shape} (z, y, x), its reference "
-            f"{reference} has {shape}; give a volume on the reference's own grid"
+            f"{name_of(reference)} has {shape}; give a volume on the reference's own grid"
         )
     if np.issubdtype(dtype, np.integer) and (volume.astype(dtype) != volume).any():
         raise UserError(f"cannot write {path}: the labels do not fit into {np.dtype(dtype)}")
-    like = _open(reference)
-    image = _image_like(volume, like, _raw_header(like, reference), None, dtype, description)
+    like = open_image(reference)
+    image = _image_like(volume, like, raw_header(reference), None, dtype, description)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
@@ -233,51 +225,40 @@ def changed_fields(path: PathLike, reference: PathLike) -> tuple[str, ...]:
     Raises:
         UserError: A file is missing, its header is corrupt or it does not hold one 3D volume.
     """
-    ours, theirs = (_raw_header(_open(file), file) for file in (path, reference))
+    ours, theirs = (raw_header(file) for file in (path, reference))
     return tuple(name for name in GRID_FIELDS if ours[name].tobytes() != theirs[name].tobytes())
 
 
-def _name(source: PathLike | Image) -> str:
-    """What to call a file or image in messages."""
-    if isinstance(source, Image):
-        return source.get_filename() or "the image in memory"
-    return str(source)
-
-
-def _open(source: PathLike | Image) -> Image:
-    """The image with its header read and checked, its voxels not yet."""
-    name = _name(source)
-    with _explained(name):
-        image = source if isinstance(source, Image) else nib.load(source)
-    if not isinstance(image, Image):
-        raise UserError(f"{name} is not a NIfTI volume: convert it to .nii.gz")
-    if len(image.shape) < 3 or any(extent != 1 for extent in image.shape[3:]):
-        raise UserError(f"{name} has shape {image.shape}: give one 3D volume a file")
-    finite = np.isfinite(image.affine).all()
-    if not finite or np.linalg.matrix_rank(image.affine[:3, :3]) < 3:
-        raise UserError(
-            f"{name} has an affine that maps no volume: mend its header (sform, qform, pixdim)"
-        )
-    return image
-
-
-def _read(source: PathLike | Image, dtype: np.dtype) -> Real[np.ndarray, "z y x"]:
-    image, name = _open(source), _name(source)
+def _inside(image: Image, name: str, dtype: np.dtype) -> Real[np.ndarray, "z y x"]:
+    """The voxels in the package's axis order."""
     if image.get_data_dtype().kind not in "iuf":
         raise UserError(f"{name} holds {image.get_data_dtype()}: give a file of real numbers")
-    with _explained(name):
-        if not isinstance(source, Image):
-            content = Path(source).read_bytes()
-            # The whole stream is read: nibabel stops at the last voxel, before gzip's checksum.
-            content = gzip.decompress(content) if Path(source).suffix == ".gz" else content
-            image = type(image).from_bytes(content)
+    with explained(name):
         values = image.get_fdata(caching="unchanged", dtype=dtype).reshape(image.shape[:3])
-    if wrong := np.count_nonzero(~np.isfinite(values)):
-        raise UserError(
-            f"{name} has {wrong} voxels that are NaN or infinite: make it again, or set them to 0"
-        )
     to_inside = ornt_transform(io_orientation(image.affine), _INSIDE)
     return np.ascontiguousarray(apply_orientation(values, to_inside).T)
+
+
+def _without_nan(
+    volume: Float32[np.ndarray, "z y x"], name: str
+) -> tuple[Float32[np.ndarray, "z y x"], list[str]]:
+    """The volume with NaN around the brain set to 0, and what to say of it.
+
+    Raises:
+        UserError: Voxels are infinite, or NaN that others enclose.
+    """
+    wrong = ~np.isfinite(volume)
+    if not wrong.any():
+        return volume, []
+    around = np.isnan(volume) & ~binary_fill_holes(~wrong)
+    if count := np.count_nonzero(wrong & ~around):
+        raise UserError(
+            f"{name} has {count} voxels that are NaN or infinite within the image: make it again, "
+            "or set them to 0"
+        )
+    if around.all():
+        raise UserError(f"{name} is NaN everywhere: make it again")
+    return np.where(around, np.float32(0), volume), ["NaN around the brain is taken as background"]
 
 
 def _image_like(
@@ -301,33 +282,3 @@ def _image_like(
         image.header[field] = grid[field]
     image.header["descrip"] = description.encode()[:_DESCRIPTION_BYTES]
     return image
-
-
-def _raw_header(image: Image, path: PathLike) -> nib.Nifti1Header:
-    """The header of the image's file as it is there: nibabel mends what it loads."""
-    with nib.openers.ImageOpener(os.fspath(path)) as stream:
-        return type(image.header).from_fileobj(stream, check=False)
-
-
-def _difference(first: Geometry, other: Geometry) -> str:
-    """What differs between two grids, in words; empty where nothing does."""
-    if first.shape != other.shape:
-        return f"shape (z, y, x) {first.shape} against {other.shape}"
-    distance = np.abs(first.affine - other.affine).max()
-    if distance > _GRID_TOLERANCE:
-        return f"affines differ by up to {distance:.4g} mm"
-    return ""
-
-
-@contextlib.contextmanager
-def _explained(path: PathLike) -> Iterator[None]:
-    """Turn the many errors of a bad file into one line that names it."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}: check the path") from error
-    except _UNREADABLE as error:
-        raise UserError(
-            f"{path} cannot be read as NIfTI ({error}): it is truncated, corrupt or something "
-            "else; copy or download it again"
-        ) from error

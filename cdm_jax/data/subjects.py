@@ -1,56 +1,30 @@
-"""Subjects in a folder: which files are which modality of whom.
-
-A dataset's naming is a row of patterns in `LAYOUTS`. A pattern describes the end of a file's
-path: `*` stands for any characters but `/`, `?` for one of them, `{subject}` and `{patient}` for
-a name, `|` parts alternatives, the preferred one first. `.nii` and `.nii.gz` are always both
-accepted, written in the pattern or not. Without `{subject}` the subject is the folder that holds
-the file.
-"""
+"""Subjects in a folder: which files are which modality of whom, by the names of `layouts`."""
 
 import logging
-import os
-import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
+import numpy as np
+
+from cdm_jax.data.formats import read_image, stem
+from cdm_jax.data.layouts import LAYOUTS, SEGMENTATION, Match, alternatives, matches_of
+from cdm_jax.data.walk import image_files, seen
 from cdm_jax.errors import UserError
 
-SEGMENTATION = "segmentation"
-
-LAYOUTS: Mapping[str, Mapping[str, str]] = {
-    "BraTS 2023 and later": {
-        "t1": "{subject}-t1n",
-        "t1c": "{subject}-t1c",
-        "t2": "{subject}-t2w",
-        "t2f": "{subject}-t2f",
-        SEGMENTATION: "{subject}-seg",
-    },
-    "BraTS 2018 to 2021": {
-        "t1": "{subject}/*_t1",
-        "t1c": "{subject}/*_t1ce",
-        "t2": "{subject}/*_t2",
-        "t2f": "{subject}/*_flair",
-        SEGMENTATION: "{subject}/*_seg",
-    },
-    "UPenn-GBM": {
-        "t1": "{subject}_T1",
-        "t1c": "{subject}_T1GD",
-        "t2": "{subject}_T2",
-        "t2f": "{subject}_FLAIR",
-        SEGMENTATION: "{subject}_segm|{subject}_automated_approx_segm",
-    },
-}
-
-# Subjects' names that end in a time-point: BraTS-GLI-00020-001, UPENN-GBM-00001_11.
-_WITH_TIME_POINT = re.compile(r"(BraTS-[A-Za-z-]+-\d{4,5}|UPENN-GBM-\d{5})[-_]\d{1,3}")
-
 _logger = logging.getLogger(__name__)
+Found = dict[str, list[Match]]
+"""Modality to the files that may be its images."""
 
 
 class NoSubjectError(UserError):
     """A folder has no subject of the names that were looked for."""
+
+
+class LackingError(UserError):
+    """A subject lacks modalities."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +34,7 @@ class Subject:
     Attributes:
         subject_id: Unique name of the examination.
         patient_id: The patient, shared by the time-points of one patient.
-        images: Modality to NIfTI file, in the order in which the modalities were asked for.
+        images: Modality to image file, in the order in which the modalities were asked for.
         segmentation: The tumor's segmentation, if there is one.
     """
 
@@ -68,16 +42,6 @@ class Subject:
     patient_id: str
     images: Mapping[str, Path]
     segmentation: Path | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Match:
-    """A file that fits a pattern; `rank` is the pattern's place among the alternatives."""
-
-    subject_id: str
-    patient_id: str
-    rank: int
-    path: Path
 
 
 def find_subjects(
@@ -91,15 +55,18 @@ def find_subjects(
     """The subjects below a folder, sorted by name.
 
     All `LAYOUTS` are looked for at once, at any depth; the root may be one patient's folder.
-    Hidden files and folders are passed over, and links to folders are not followed.
+    Hidden files and folders are passed over, links to folders are followed.
+
+    Where the folder names the subject, patients whose files share a folder are told apart by what
+    `*` stands for, and those whose folders have one name by the folders above.
 
     Args:
         root: Folder to search.
         modalities: Names of the modalities wanted, such as ("t1", "t2").
-        optional: Names of others, which are taken along where a subject has them.
-        patterns: Modality to pattern, see the module's text; replaces `LAYOUTS`. Optional
-            modalities and "segmentation" need none. The patient is `{patient}` where the pattern
-            has it, else the subject without a BraTS or UPenn-GBM time-point.
+        optional: Names of others, which are taken along where a subject has one file for them.
+        patterns: Modality to pattern, see `layouts`; replaces `LAYOUTS`. Optional modalities and
+            "segmentation" need none. The patient is `{patient}` where the pattern has it, else the
+            subject without a BraTS or UPenn-GBM time-point.
         require_all: Leave out subjects that lack a modality, with a warning in the log, rather
             than keep them with what they have.
 
@@ -108,34 +75,74 @@ def find_subjects(
         UserError: No folder, no pattern for a modality, or two files for one modality of one
             subject.
     """
-    root = Path(root).resolve()
-    files = list(nifti_files(root))
-    found = {name: _match(files, _alternatives(name, patterns)) for name in modalities}
-    for name in (*optional, SEGMENTATION):
-        if not patterns or name in patterns:
-            found[name] = _match(files, _alternatives(name, patterns))
-    subject_ids = sorted({subject for name in modalities for subject in found[name]})
-    subjects = [_subject(subject_id, found) for subject_id in subject_ids]
-    complete = [subject for subject in subjects if not _missing(subject, modalities)]
-    if not subjects or (require_all and not complete):
-        raise NoSubjectError(_nothing_found(root, files, subjects, modalities, patterns))
-    if not require_all:
-        return subjects
-    if len(complete) < len(subjects):
-        first = next(s for s in subjects if _missing(s, modalities))
+    subjects, faults = find_with_faults(
+        root,
+        modalities=modalities,
+        optional=optional,
+        patterns=patterns,
+        require_all=require_all,
+    )
+    for fault in faults.values():
+        if not isinstance(fault, LackingError):
+            raise fault
+    if faults:
         _logger.warning(
-            "%d of %d subjects in %s lack a modality and are left out; the first is %s without %s",
-            len(subjects) - len(complete),
-            len(subjects),
-            root,
-            first.subject_id,
-            _missing(first, modalities),
+            "%d of %d subjects in %s lack a modality and are left out; the first is %s",
+            len(faults),
+            len(faults) + len(subjects),
+            Path(root).resolve(),
+            next(iter(faults.values())),
         )
-    return complete
+    return subjects
+
+
+def find_with_faults(
+    root: Path | str,
+    *,
+    modalities: Sequence[str],
+    optional: Sequence[str] = (),
+    patterns: Mapping[str, str] | None = None,
+    require_all: bool = True,
+) -> tuple[list[Subject], dict[str, UserError]]:
+    """As `find_subjects`, and the subjects that cannot be used: name to what is wrong.
+
+    Raises:
+        NoSubjectError: No subject, or none that has all modalities, for want of files.
+        UserError: No folder, or no pattern for a modality.
+    """
+    root = Path(root).resolve()
+    files = image_files(root)
+    names = [*modalities]
+    names += [n for n in (*optional, SEGMENTATION) if not patterns or n in patterns]
+    found = _told_apart(
+        {
+            name: [match for path in files for match in matches_of(path, patterns_of_name)]
+            for name, patterns_of_name in ((n, alternatives(n, patterns)) for n in names)
+        },
+        root,
+    )
+    subject_ids = sorted({match.subject_id for name in modalities for match in found[name]})
+    subjects: list[Subject] = []
+    faults: dict[str, UserError] = {}
+    for subject_id in subject_ids:
+        try:
+            subject = _subject(subject_id, found, optional)
+            lacking = _missing(subject, modalities)
+            if require_all and lacking:
+                raise LackingError(f"{subject_id} without {lacking}")
+            subjects.append(subject)
+        except UserError as error:
+            faults[subject_id] = error
+    if not subjects and all(isinstance(fault, LackingError) for fault in faults.values()):
+        lacks = str(next(iter(faults.values()), "")).replace(" without ", " has no ")
+        raise NoSubjectError(_nothing_found(root, lacks or seen(root, files), modalities, patterns))
+    return subjects, faults
 
 
 def subject_of(path: Path | str, modality: str, patterns: Mapping[str, str] | None = None) -> str:
     """The subject to whom `find_subjects` would count a file; of any other name, its folder.
+
+    Folders above the file's own are not looked at.
 
     Args:
         path: Of the file.
@@ -143,96 +150,114 @@ def subject_of(path: Path | str, modality: str, patterns: Mapping[str, str] | No
         patterns: As for `find_subjects`.
     """
     path = Path(path).resolve()
-    matches = (pattern.search(path.as_posix()) for pattern in _alternatives(modality, patterns))
-    names = next((match.groupdict() for match in matches if match), {})
-    return names.get("subject", path.parent.name)
+    known = alternatives(modality, patterns)
+    if not matches_of(path, known):
+        return path.parent.name
+    beside = image_files(path.parent) if path.parent.is_dir() else []
+    files = {path, *(other for other in beside if other.parent == path.parent)}
+    found = {modality: [m for file in sorted(files) for m in matches_of(file, known)]}
+    split = _side_by_side(found)[modality]
+    return min((m for m in split if m.path == path), key=lambda m: m.rank).subject_id
 
 
-def nifti_files(root: Path) -> Iterator[Path]:
-    """The files below a folder, sorted; those that are hidden are passed over.
+def _told_apart(found: Found, root: Path) -> Found:
+    """The matches, their subjects renamed where several patients got one name by their folders."""
+    return _below_folders(_side_by_side(found), root)
 
-    Raises:
-        UserError: No folder.
+
+def _side_by_side(found: Found) -> Found:
+    """Renames the subjects in a folder that holds several patients' images by their files."""
+    names: dict[tuple[str, int, Path | None], set[str]] = defaultdict(set)
+    for modality, matches in found.items():
+        for match in matches:
+            if modality != SEGMENTATION and match.folder is not None:
+                names[modality, match.rank, match.folder].add(match.name)
+    shared = {folder for (_, _, folder), several in names.items() if len(several) > 1}
+    return _renamed(found, lambda m: (m.name, m.name) if m.folder in shared and m.name else None)
+
+
+def _below_folders(found: Found, root: Path) -> Found:
+    """Renames subjects by the folders above theirs where several folders have one name.
+
+    Not where the files repeat the folder's name: then they are two copies of one patient.
     """
-    if not root.is_dir():
-        raise UserError(f"there is no folder {root}: give the folder that holds the patients")
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(names):
-            if name.endswith((".nii", ".nii.gz")) and not name.startswith("."):
-                yield Path(folder, name)
+    places: dict[str, set[Path]] = defaultdict(set)
+    for modality, matches in found.items():
+        for match in matches:
+            if modality != SEGMENTATION and _is_place(match):
+                places[match.subject_id].add(match.folder)  # type: ignore[arg-type]
+    if all(len(folders) == 1 for folders in places.values()):
+        return found
+    folders = set().union(*places.values())
+    parts = {folder: folder.relative_to(root).parts for folder in folders}
+    depth = next(n for n in count(2) if len({p[-n:] for p in parts.values()}) == len(parts))
+
+    def rename(match: Match) -> tuple[str, str] | None:
+        own = parts.get(match.folder, ())[-depth:] if match.folder and _is_place(match) else ()
+        return ("_".join(own), "_".join(own[:-1]) or own[0]) if own else None
+
+    return _renamed(found, rename)
 
 
-def _alternatives(name: str, patterns: Mapping[str, str] | None) -> list[re.Pattern[str]]:
-    """The patterns for one modality, the preferred first."""
-    if not patterns:
-        listed = [layout[name] for layout in LAYOUTS.values() if name in layout]
-    elif name in patterns:
-        listed = [patterns[name]]
-    else:
-        raise UserError(
-            f"no pattern for the modality {name!r}: patterns are given for {sorted(patterns)}; "
-            f'add one, such as {name}="*_{name}.nii.gz"'
-        )
-    return [_compile(pattern) for line in listed for pattern in line.split("|")]
+def _is_place(match: Match) -> bool:
+    """Whether only the folder says whose file it is."""
+    return (
+        match.folder is not None
+        and match.subject_id == match.folder.name
+        and not match.name.startswith(match.folder.name)
+    )
 
 
-def _compile(pattern: str) -> re.Pattern[str]:
-    stem = pattern.strip().removesuffix(".gz").removesuffix(".nii")
-    regex = re.escape(stem).replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
-    for group in ("subject", "patient"):
-        placeholder = re.escape(f"{{{group}}}")
-        regex = regex.replace(placeholder, f"(?P<{group}>[^/]+)", 1)
-        regex = regex.replace(placeholder, f"(?P={group})")
-    return re.compile(rf"/{regex}\.nii(\.gz)?$")
+def _renamed(found: Found, rename: Callable[[Match], tuple[str, str] | None]) -> Found:
+    """The matches under new names of subject and patient, where `rename` gives some."""
+
+    def changed(match: Match) -> Match:
+        names = rename(match)
+        return replace(match, subject_id=names[0], patient_id=names[1]) if names else match
+
+    return {modality: [changed(match) for match in matches] for modality, matches in found.items()}
 
 
-def _match(
-    files: Sequence[Path], alternatives: Sequence[re.Pattern[str]]
-) -> dict[str, list[_Match]]:
-    """Subject to the files that may be its image of one modality."""
-    found: dict[str, list[_Match]] = defaultdict(list)
-    for path in files:
-        # A file may fit several patterns, each naming another subject; images settle who exists.
-        for rank, pattern in enumerate(alternatives):
-            if match := pattern.search(path.as_posix()):
-                groups = match.groupdict()
-                subject_id = groups.get("subject", path.parent.name)
-                patient_id = groups.get("patient") or _patient(subject_id)
-                found[subject_id].append(
-                    _Match(subject_id=subject_id, patient_id=patient_id, rank=rank, path=path)
-                )
-    return found
+def _subject(subject_id: str, found: Found, optional: Iterable[str]) -> Subject:
+    chosen = {}
+    for name, matches in found.items():
+        try:
+            own = [match for match in matches if match.subject_id == subject_id]
+            if own:
+                chosen[name] = _preferred(subject_id, name, own)
+        except UserError:
+            if name not in optional:
+                raise
+    images = {name: match.path for name, match in chosen.items() if name != SEGMENTATION}
+    return Subject(
+        subject_id=subject_id,
+        patient_id=chosen[next(iter(images))].patient_id,
+        images=images,
+        segmentation=chosen[SEGMENTATION].path if SEGMENTATION in chosen else None,
+    )
 
 
-def _preferred(subject_id: str, name: str, matches: Sequence[_Match]) -> _Match:
+def _preferred(subject_id: str, name: str, matches: Sequence[Match]) -> Match:
     best, *others = sorted(matches, key=lambda match: match.rank)
-    if others and others[0].rank == best.rank:
-        raise UserError(
-            f"subject {subject_id} has two files for {name}: {best.path} and {others[0].path}; "
-            "keep one, give a smaller root, or tell them apart by a pattern with {subject}"
-        )
+    for other in others:
+        if other.rank == best.rank and not _same_content(best.path, other.path):
+            raise UserError(
+                f"subject {subject_id} has two files for {name}: {best.path} and {other.path}; "
+                "keep one, give a smaller root, or tell them apart by a pattern with {subject}"
+            )
     return best
 
 
-def _patient(subject_id: str) -> str:
-    match = _WITH_TIME_POINT.fullmatch(subject_id)
-    return match[1] if match else subject_id
-
-
-def _subject(subject_id: str, found: Mapping[str, Mapping[str, list[_Match]]]) -> Subject:
-    matches = {
-        name: _preferred(subject_id, name, subjects[subject_id])
-        for name, subjects in found.items()
-        if subject_id in subjects
-    }
-    images = {name: match.path for name, match in matches.items() if name != SEGMENTATION}
-    return Subject(
-        subject_id=subject_id,
-        patient_id=matches[next(iter(images))].patient_id,
-        images=images,
-        segmentation=matches[SEGMENTATION].path if SEGMENTATION in matches else None,
-    )
+def _same_content(one: Path, other: Path) -> bool:
+    """Whether two files of one name hold one image, such as a .nii.gz and what it unpacks to."""
+    if one.parent != other.parent or stem(one) != stem(other):
+        return False
+    try:
+        first, second = (read_image(path) for path in (one, other))
+        same_place = first.shape == second.shape and np.allclose(first.affine, second.affine)
+        return same_place and np.array_equal(first.get_fdata(), second.get_fdata(), equal_nan=True)
+    except (UserError, OSError, ValueError, TypeError):
+        return False  # which one is meant cannot be seen
 
 
 def _missing(subject: Subject, modalities: Sequence[str]) -> str:
@@ -240,21 +265,11 @@ def _missing(subject: Subject, modalities: Sequence[str]) -> str:
 
 
 def _nothing_found(
-    root: Path,
-    files: Sequence[Path],
-    subjects: Sequence[Subject],
-    modalities: Sequence[str],
-    patterns: Mapping[str, str] | None,
+    root: Path, found: str, modalities: Sequence[str], patterns: Mapping[str, str] | None
 ) -> str:
-    if subjects:
-        seen = f"{subjects[0].subject_id} has no {_missing(subjects[0], modalities)}"
-    elif files:
-        seen = f"saw {len(files)} NIfTI files such as {files[0].relative_to(root)}"
-    else:
-        seen = "saw no .nii or .nii.gz file at all (links to folders are not followed)"
     naming = "your patterns" if patterns else ", ".join(LAYOUTS)
     example = ", ".join(f'{name}="{{subject}}/*_{name}.nii.gz"' for name in modalities)
     return (
-        f"no subject with {', '.join(modalities)} in {root}: looked for names of {naming}; {seen}; "
-        f"for other names give each modality a pattern, such as {example}"
+        f"no subject with {', '.join(modalities)} in {root}: looked for names of {naming}; "
+        f"{found}; for other names give each modality a pattern, such as {example}"
     )

@@ -115,15 +115,18 @@ class TestLayouts:
         (subject,) = find_subjects(tmp_path, modalities=("t2", "t1"))
         assert list(subject.images) == ["t2", "t1"]
 
-    def test_hidden_and_linked_files_are_passed_over(self, tmp_path):
+    def test_hidden_files_are_passed_over_and_links_followed_once(self, tmp_path):
         add_brats_2021(tmp_path / "data", "BraTS2021_00001")
         add_brats_2021(tmp_path / "data" / ".trash", "BraTS2021_00001")
         add_brats_2021(tmp_path / "elsewhere", "BraTS2021_00002")
         touch(tmp_path / "data", "BraTS2021_00001/.7-BraTS2021_00001_t1.nii.gz")
         (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
+        (tmp_path / "data" / "again").symlink_to(tmp_path / "elsewhere")
         (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
+        (tmp_path / "data" / "above").symlink_to(tmp_path)
+        (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "data")
         found = find_subjects(tmp_path / "data", modalities=MODALITIES)
-        assert [subject.subject_id for subject in found] == ["BraTS2021_00001"]
+        assert [subject.subject_id for subject in found] == ["BraTS2021_00001", "BraTS2021_00002"]
 
 
 class TestPatterns:
@@ -241,7 +244,7 @@ class TestTrouble:
             find_subjects(tmp_path, modalities=(*MODALITIES, "adc"))
 
     def test_an_empty_folder_and_none(self, tmp_path):
-        with pytest.raises(UserError, match=r"no \.nii or \.nii\.gz file at all"):
+        with pytest.raises(UserError, match=r"no \.nii, \.nii\.gz, \.mgz or \.img file"):
             find_subjects(tmp_path, modalities=MODALITIES)
         with pytest.raises(UserError, match="no folder"):
             find_subjects(tmp_path / "gone", modalities=MODALITIES)

@@ -1,0 +1,203 @@
+"""Odd inputs to the commands: every readable image gives a result, all else one clear line.
+
+Inputs are built from scratch. CDM_CASES may name a folder of more cohorts, one a subfolder: none of
+them may end in a traceback.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy.ndimage import zoom
+
+from cdm_jax import main, outputs
+from cdm_jax.data.native import read_native
+from cdm_jax.data.subjects import find_subjects
+from cdm_jax.errors import UserError
+from cdm_jax.evaluate import usable_segmentation
+from cdm_jax.files import is_full
+from cdm_jax.score import score_folders
+from tests.odd_inputs import AFFINE, IDS, NAMES, head, patient, save
+
+
+class TestScore:
+    @pytest.fixture
+    def folders(self, tmp_path):
+        """Truth of two patients, and predictions that are the truth."""
+        for subject in IDS[:2]:
+            patient(tmp_path / "truth", subject, ("t1", "t2", "t1c"))
+            patient(tmp_path / "made", subject, ("t1c",))
+        return tmp_path / "made", tmp_path / "truth", tmp_path / "out"
+
+    @pytest.mark.parametrize("content, said", [
+        ("", "t1c.json is not JSON"), ('{"reference_scale": "x"}', "reference_scale 'x'"),
+    ])  # fmt: skip
+    def test_a_bad_sidecar_fails_its_patient_alone(self, folders, content, said, capsys):
+        (folders[0] / IDS[0] / f"{IDS[0]}-t1c.json").write_text(content)
+        with pytest.raises(UserError, match=rf"1 of 2 subjects failed \({IDS[0]}\)"):
+            score_folders(*folders)
+        assert said in " ".join(capsys.readouterr().out.split())
+        assert [path.stem for path in folders[2].glob("*.json")] == [IDS[1]]
+
+    def test_anothers_sidecar_says_nothing(self, folders):
+        for subject in IDS[:2]:
+            (folders[0] / subject / f"{subject}-t1c.json").write_text('["t1c"]')
+        records = score_folders(*folders)
+        assert [record["scales"]["t1c"] for record in records] == ["the truth's unit"] * 2
+
+    @pytest.mark.parametrize("low, high", [(0, 1), (-1, 1)])
+    def test_a_prediction_that_is_the_truth_is_perfect_in_any_unit(self, folders, low, high):
+        for folder in folders[:2]:
+            for path in folder.rglob("*.nii.gz"):
+                values = nib.load(path).get_fdata()
+                save(path, low + (high - low) * values / values.max())
+        for record in score_folders(*folders):
+            assert record["rows"]["prediction"]["volume"]["t1c"]["mae"] == pytest.approx(0)
+
+    def test_labels_of_another_shape_or_place_are_left_out_and_said(self, tmp_path, capsys):
+        labels = np.where(head("t1") > 800, 3, np.where(head("t1") > 600, 2, 0)).astype(np.uint8)
+        for given, left_out in (((labels,), False), ((labels[:-4],), True),
+                                ((labels, np.eye(4)), True)):  # fmt: skip
+            patient(tmp_path / "x", modalities=("t1", "t2", "segmentation"), segmentation=given)
+            (subject,) = find_subjects(tmp_path / "x", modalities=("t1", "t2"))
+            brain = read_native(subject, ("t1", "t2")).brain
+            found = usable_segmentation(subject, brain)
+            assert (found is None) == left_out
+            said = " ".join(capsys.readouterr().out.split())
+            assert ("no tumor regions are scored" in said) == left_out
+
+
+class TestSynthesize:
+    """By the command, with a small trained system."""
+
+    @pytest.fixture
+    def call(self, finished_run, tmp_path, capsys):
+        def call(source, *flags, output=tmp_path / "out"):
+            given = [f"--workdir={finished_run / 'm1'}", f"--input={source}", f"--output={output}"]
+            status = main.main(["cdm-jax", "synthesize", *given, *flags])
+            captured = capsys.readouterr()
+            assert captured.err.count("\n") == (status != 0), captured.err
+            return status, " ".join(captured.out.split()), captured.err
+
+        return call
+
+    def test_a_bad_patient_stops_no_other(self, call, tmp_path):
+        for subject in IDS:
+            patient(tmp_path / "in", subject)
+        bad = tmp_path / "in" / IDS[1] / f"{IDS[1]}-t2w.nii.gz"
+        bad.write_bytes(bad.read_bytes()[:500])
+        patient(tmp_path / "in", "BraTS-GLI-00004-000", ("t1",))
+        status, said, error = call(tmp_path / "in")
+        assert status == 1
+        assert f"2 of 4 subjects failed (BraTS-GLI-00004-000, {IDS[1]})" in error
+        assert "BraTS-GLI-00004-000 without t2" in said
+        assert f"{bad} cannot be read" in said.replace(" ", "") or "cannot be read" in said
+        assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [IDS[0], IDS[2]]
+        assert not list(tmp_path.rglob("*.partial"))
+
+    def test_what_is_found_stands_in_the_sidecar(self, call, tmp_path):
+        patient(tmp_path / "in", t1=head("t2"), t2=head("t1"))
+        status, said, _ = call(tmp_path / "in")
+        note = "t1, t2: look swapped by their histograms: check the names"
+        assert status == 0 and note in said
+        path = next((tmp_path / "out").rglob("*-t1c.json"))
+        assert json.loads(path.read_text())["notes"] == [note]
+        before = path.stat().st_mtime_ns
+        assert call(tmp_path / "in")[0] == 0
+        assert path.stat().st_mtime_ns == before
+
+    @pytest.mark.parametrize("onto", ["t1", "t2"])
+    def test_other_grids_are_resampled_on_request(self, call, tmp_path, onto):
+        coarse = AFFINE @ np.diag([1, 1, 2, 1])
+        folder = patient(tmp_path / "in", t2=(head("t2")[..., ::2], coarse))
+        assert "--resample_to=<modality>" in call(tmp_path / "in")[2]
+        assert not (tmp_path / "out").exists()
+        assert call(tmp_path / "in", f"--resample_to={onto}")[0] == 0
+        made = nib.load(next((tmp_path / "out").rglob("*-t1c.nii.gz")))
+        given = nib.load(folder / f"{IDS[0]}-{NAMES[onto]}.nii.gz")
+        assert made.shape == given.shape
+        np.testing.assert_array_equal(made.affine, given.affine)
+        sidecar = json.loads(next((tmp_path / "out").rglob("*-t1c.json")).read_text())
+        assert sidecar["resample_to"] == onto
+        assert sidecar["resampled"] == [{"t1": "t2", "t2": "t1"}[onto]]
+
+    @pytest.mark.parametrize("fault", ["other grid", "truncated", "empty"])
+    def test_an_acquired_target_stops_nothing(self, call, tmp_path, fault):
+        folder = patient(tmp_path / "in", modalities=("t1", "t2", "t1c"))
+        path = folder / f"{IDS[0]}-t1c.nii.gz"
+        if fault == "truncated":
+            path.write_bytes(path.read_bytes()[:500])
+        else:
+            values = zoom(head("t1c"), 0.5) if fault == "other grid" else 0 * head("t1c")
+            save(path, values)
+        status, said, _ = call(tmp_path / "in")
+        assert status == 0 and "the picture lacks t1c as acquired" in said
+        assert len(list((tmp_path / "out").rglob("*.nii.gz"))) == 2
+
+    def test_an_acquired_image_is_never_overwritten(self, call, tmp_path):
+        folder = patient(tmp_path / "in", modalities=("t1", "t2", "t1c"))
+        path = folder / f"{IDS[0]}-t1c.nii.gz"
+        before = path.read_bytes()
+        status, _, error = call(tmp_path / "in", output=tmp_path / "in")
+        assert status == 1 and "is there already and is no synthetic image" in error
+        assert path.read_bytes() == before
+        assert len(list(folder.iterdir())) == 3
+
+    def test_bids_in_and_out(self, call, tmp_path):
+        for modality, suffix in (("t1", "T1w"), ("t2", "T2w")):
+            save(tmp_path / f"in/sub-01/ses-1/anat/sub-01_ses-1_{suffix}.nii.gz", head(modality))
+        output = tmp_path / "in/derivatives/cdm_jax"
+        assert call(tmp_path / "in", "--bids", "--samples=1", output=output)[0] == 0
+        folder = output / "sub-01/ses-1/anat"
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "sub-01_ses-1.png",
+            "sub-01_ses-1_ce-gadolinium_desc-synthetic_T1w.json",
+            "sub-01_ses-1_ce-gadolinium_desc-synthetic_T1w.nii.gz",
+            "sub-01_ses-1_desc-synthetic_FLAIR.json",
+            "sub-01_ses-1_desc-synthetic_FLAIR.nii.gz",
+        ]
+        description = json.loads((output / "dataset_description.json").read_text())
+        assert {"Name", "BIDSVersion", "GeneratedBy"} <= description.keys()
+        assert description["DatasetType"] == "derivative"
+        (made,) = find_subjects(output, modalities=("t1c", "t2f"))
+        assert made.subject_id == "sub-01_ses-1"
+
+    @pytest.mark.skipif("CDM_CASES" not in os.environ, reason="set CDM_CASES to a folder of cases")
+    def test_no_case_ends_in_a_traceback(self, call, tmp_path):
+        for case in sorted(pathlib.Path(os.environ["CDM_CASES"]).iterdir()):
+            if not (case / "pred").exists():
+                copy = tmp_path / case.name
+                shutil.copytree(case, copy, symlinks=True)
+                assert call(copy, output=tmp_path / "out" / case.name)[0] in (0, 1), case.name
+
+
+class TestOutputs:
+    def test_bids_names_of_others_hold_letters_and_digits(self, tmp_path):
+        files = outputs.outputs_of(IDS[0], tmp_path, bids=True)
+        name = "sub-BraTSGLI00001000_ce-gadolinium_desc-deviation_T1w.nii.gz"
+        assert files.image("t1c", "deviation") == tmp_path / "sub-BraTSGLI00001000/anat" / name
+
+    def test_a_raw_dataset_is_not_turned_into_derivatives(self, tmp_path):
+        (tmp_path / "dataset_description.json").write_text('{"Name": "raw", "BIDSVersion": "1.9"}')
+        with pytest.raises(UserError, match=r"is a raw BIDS dataset.*derivatives/cdm_jax"):
+            outputs.start_bids(tmp_path, ["t1c"])
+        with pytest.raises(UserError, match="adc has no BIDS name"):
+            outputs.start_bids(tmp_path / "new", ["adc"])
+
+    def test_a_full_disk_is_known_behind_other_errors(self):
+        def chain(cause):
+            try:
+                try:
+                    raise cause
+                finally:
+                    raise ValueError("handle is closed")
+            except ValueError as error:
+                return error
+
+        assert is_full(chain(OSError(28, "No space left on device")))
+        assert is_full(RuntimeError("write failed: No space left on device [OS error 28]"))
+        assert not is_full(chain(OSError(13, "Permission denied")))
