@@ -21,10 +21,11 @@ from rich.progress import track
 
 from cdm_jax import checkpoint, inference, parallel
 from cdm_jax.cards import write_card
+from cdm_jax.data.cache import PreparedSubject
 from cdm_jax.data.dataset import Dataset
 from cdm_jax.data.native import read_native
 from cdm_jax.data.nifti import read_labels
-from cdm_jax.data.prepare import FULL_SCALE, PreparedSubject
+from cdm_jax.data.prepare import FULL_SCALE
 from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import UserError
 from cdm_jax.metrics.conventions import Case, fingerprint, get_convention
@@ -211,7 +212,7 @@ class _Evaluation:
         if not rows:
             return {}
         num_sources = len(subject.sources)
-        slices = np.asarray(subject.slices)
+        slices = subject.slices
         sources, targets = slices[..., :num_sources], slices[..., num_sources:]
         found: dict[str, np.ndarray] = {}
         if not NON_LEARNED.keys().isdisjoint(rows):
@@ -222,7 +223,7 @@ class _Evaluation:
         stored = {
             "source": sources,
             "target": targets,
-            "other": other.slices[matched][..., :num_sources],
+            "other": other.read_slices(matched)[..., :num_sources],
         }
         key = inference.subject_key(self._config.seed, subject.subject_id)
         for name, system in self._systems.items():
@@ -241,7 +242,7 @@ class _Evaluation:
     def _scores(self, subject: PreparedSubject, images: Images) -> dict[str, Any]:
         """Row -> convention -> target -> metrics."""
         conventions, targets = self._config.evaluate.conventions, subject.targets
-        truth = np.asarray(subject.slices)[..., len(subject.sources) :].astype(np.float32)
+        truth = subject.slices[..., len(subject.sources) :].astype(np.float32)
         truth /= FULL_SCALE
         native = None
         if any(get_convention(name).space == "native" for name in conventions):

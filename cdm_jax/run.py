@@ -11,9 +11,10 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from cdm_jax import checkpoint, parallel
+from cdm_jax.data.cache import PreparedSubject
 from cdm_jax.data.dataset import Dataset
 from cdm_jax.data.pipeline import SliceSource, plain_plans
-from cdm_jax.data.prepare import PreparedSubject, median_scales
+from cdm_jax.data.prepare import median_scales
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
 

@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from cdm_jax import checkpoint, inference
+from cdm_jax.data.cache import PreparedSubject
 from cdm_jax.data.native import read_native
-from cdm_jax.data.prepare import Description, PreparedSubject
+from cdm_jax.data.prepare import Description
 from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base

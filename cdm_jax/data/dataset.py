@@ -1,12 +1,14 @@
 """A config's data set: subjects found, split by patient, prepared."""
 
-import os
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cdm_jax.data.prepare import PreparedSubject, PrepareSettings, prepare
+from cdm_jax import workers
+from cdm_jax.data.cache import PreparedSubject
+from cdm_jax.data.cohort import prepare
+from cdm_jax.data.prepare import PrepareSettings
 from cdm_jax.data.splits import load_or_make
 from cdm_jax.data.subjects import Subject, find_subjects
 from cdm_jax.errors import UserError
@@ -63,7 +65,7 @@ def make_phantom(config: Any, workdir: pathlib.Path) -> pathlib.Path:
     if "phantom" not in config:
         raise UserError("this config has no phantom: use --config=configs/phantom.py")
     root = data_root(config, workdir)
-    write_cohort(root, PhantomSettings(**config.phantom.to_dict()), _workers(config))
+    write_cohort(root, PhantomSettings(**config.phantom.to_dict()), num_workers(config))
     return root
 
 
@@ -126,7 +128,7 @@ def load_dataset(config: Any, workdir: pathlib.Path) -> Dataset:
     wanted = [subject for part in parts.values() for subject in part]
     prepared = {
         subject.subject_id: subject
-        for subject in prepare(wanted, settings, cache, num_workers=_workers(config))
+        for subject in prepare(wanted, settings, cache, num_workers=num_workers(config))
     }
     by_part = {
         name: tuple(prepared[subject.subject_id] for subject in part)
@@ -140,5 +142,6 @@ def load_dataset(config: Any, workdir: pathlib.Path) -> Dataset:
     )
 
 
-def _workers(config: Any) -> int:
-    return config.data.num_workers or os.cpu_count() or 1
+def num_workers(config: Any) -> int:
+    """Processes for what is done patient by patient: `data.num_workers`, or one a core where 0."""
+    return config.data.num_workers or workers.cores()
