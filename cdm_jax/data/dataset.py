@@ -9,11 +9,12 @@ from cdm_jax import workers
 from cdm_jax.data.cache import PreparedSubject
 from cdm_jax.data.cohort import prepare
 from cdm_jax.data.prepare import PrepareSettings
-from cdm_jax.data.splits import load_or_make
+from cdm_jax.data.splits import load_or_make, load_split
 from cdm_jax.data.subjects import Subject, find_subjects
 from cdm_jax.errors import UserError
 from cdm_jax.phantom import PhantomSettings, write_cohort
 
+PARTS = ("train", "validation", "test")
 SAME_WEIGHTING = {"t1c": "t1", "t1": "t1c", "t2f": "t2", "t2": "t2f"}
 
 
@@ -115,7 +116,7 @@ def load_dataset(config: Any, workdir: pathlib.Path) -> Dataset:
         patterns=data.patterns.to_dict() or None,
     )
     split = load_or_make(
-        pathlib.Path(data.split_file or workdir / "split.json"),
+        _split_file(config, workdir),
         subjects,
         seed=data.split_seed,
         test_fraction=data.test_fraction,
@@ -140,6 +141,20 @@ def load_dataset(config: Any, workdir: pathlib.Path) -> Dataset:
         copies=copies,
         split_hash=split.hash,
     )
+
+
+def find_split(config: Any, workdir: pathlib.Path) -> str | None:
+    """The hash of the config's split; None where it is not drawn yet.
+
+    Raises:
+        UserError: its file is damaged.
+    """
+    path = _split_file(config, workdir)
+    return load_split(path).hash if path.exists() else None
+
+
+def _split_file(config: Any, workdir: pathlib.Path) -> pathlib.Path:
+    return pathlib.Path(config.data.split_file or workdir / "split.json")
 
 
 def num_workers(config: Any) -> int:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, UInt16
+from jaxtyping import Bool, Float, UInt16
 
 from cdm_jax.data.intensity import Intensity
 from cdm_jax.data.native import NativeImages, read_native
-from cdm_jax.data.resample import to_frame
+from cdm_jax.data.resample import from_frame, to_frame
 from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import UserError
 
@@ -116,6 +116,23 @@ def prepare_images(
 def quantize(values: Float[np.ndarray, "*shape"]) -> UInt16[np.ndarray, "*shape"]:
     """Returns values, clipped to [0, 1], as 16-bit integers: 65535 = 1.0."""
     return np.rint(np.clip(values, 0, 1) * FULL_SCALE).astype(np.uint16)
+
+
+def to_native(
+    description: Description,
+    slices: Float[np.ndarray, "slice size size"],
+    brain: Bool[np.ndarray, "z y x"],
+) -> Float[np.ndarray, "z y x"]:
+    """Undoes the frame: each slice back on the native grid, zero outside the brain.
+
+    Args:
+        description: of the prepared subject: native shape and which slices were kept.
+        slices: one modality in the model's frame, in [0, 1].
+        brain: of the source modalities on the native grid.
+    """
+    volume = np.zeros(description.native_shape, np.float32)
+    volume[list(description.slice_indices)] = from_frame(slices, description.native_shape[1:])
+    return np.clip(volume, 0, 1) * brain
 
 
 def median_scales(prepared: Sequence[Description]) -> dict[str, float]:
