@@ -25,7 +25,7 @@ from cdm_jax.workers import cores
 from cdm_jax.writer import console
 
 NAME = "scoring"
-PATIENTS, ROWS = 3, 11  # rows that an evaluation of CDM and M1 scores
+PATIENTS, ROWS = 2, 4  # an evaluation of CDM and M1 scores 12 rows
 HERE = pathlib.Path(__file__).parents[1]
 GRID = PhantomSettings(num_patients=1, shape=(240, 240, 155), voxel_mm=1.0)
 # Runs with either checkout's package.

@@ -244,7 +244,8 @@ def test_ctrl_c_is_answered_in_one_line(monkeypatch, capsys, tmp_path, pytestcon
     monkeypatch.chdir(pytestconfig.rootpath)
     monkeypatch.setattr(commands, "prepare", stopped)
     code, error = call("prepare", f"--workdir={tmp_path}", capsys=capsys)
-    assert (code, error) == (130, "error: stopped: the same command goes on with what is not done\n")
+    expected = "error: stopped: the same command goes on with what is not done\n"
+    assert (code, error) == (130, expected)
 
 
 UNFIT = {
