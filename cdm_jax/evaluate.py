@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any, NamedTuple, TypeAlias
 
@@ -66,10 +66,10 @@ def evaluate_run(
     share = parallel.process_shard(part)
     number = min(num_workers(config), scoring.most_jobs(len(share), len(evaluation.rows)))
     with workers.pool(number) as pool:
-        _Scoring(dataset, settings.conventions, pool, number).run(
-            evaluation.compute(subject, _another(subject, part), folder)
-            for subject in track(share, "evaluating", console=console)
-        )
+        computed = (evaluation.compute(s, _another(s, part), folder) for s in share)
+        written = _Scoring(dataset, settings.conventions, pool, number).run(computed)
+        for _ in track(written, "evaluating", total=len(share), console=console):
+            pass
     parallel.wait_for_all("records")
     records = [read_record(folder / f"{s.subject_id}.json") for s in part]
     if parallel.is_first():
@@ -121,8 +121,8 @@ class _Scoring:
         self._pool, self._number = pool, number
         self._waiting: collections.deque[tuple[_Pending, list[_Future]]] = collections.deque()
 
-    def run(self, computed: Iterable[_Pending]) -> None:
-        """Writes the subjects' records, in order, each when its scores are there.
+    def run(self, computed: Iterable[_Pending]) -> Iterator[pathlib.Path]:
+        """Writes the subjects' records, in order, and yields the path of each when it is there.
 
         No more subjects are held than keep the workers at work. An error ends it after the subjects
         that were computed before.
@@ -132,22 +132,20 @@ class _Scoring:
                 jobs = self._jobs(pending)
                 self._waiting.append((pending, [self._pool.submit(scoring.score, j) for j in jobs]))
                 while len(self._waiting) > max(1, self._number // max(1, len(jobs))):
-                    self._write_first()
+                    yield self._write_first()
         except Exception:
-            self._write_all()
+            while self._waiting:
+                self._write_first()
             raise
-        self._write_all()
+        while self._waiting:
+            yield self._write_first()
 
     def _jobs(self, pending: _Pending) -> list[scoring.Job]:
         files = self._dataset.subjects[pending.subject.subject_id]
         images, number = pending.images, self._number
         return scoring.jobs(pending.subject, files, self._conventions, images, number)
 
-    def _write_all(self) -> None:
-        while self._waiting:
-            self._write_first()
-
-    def _write_first(self) -> None:
+    def _write_first(self) -> pathlib.Path:
         """Waits for the scores of the first subject, and writes its record if it lacked any."""
         pending, futures = self._waiting.popleft()
         found = [future.result() for future in futures]
@@ -156,6 +154,7 @@ class _Scoring:
         if found:
             rows = pending.record["rows"] | {r: s for scores, _ in found for r, s in scores.items()}
             write_record(pending.path, {**pending.record, "rows": rows})
+        return pending.path
 
 
 class _Evaluation:

@@ -21,7 +21,7 @@ from cdm_jax import workers
 def work(name):
     with workers.whole_file(pathlib.Path(name)) as partial:
         partial.write_text(str(os.getpid()))
-        time.sleep(60)
+        time.sleep(300)
 
 if __name__ == "__main__":
     with workers.pool(2) as pool:
@@ -38,7 +38,7 @@ def alive(pid):
 
 
 def wait_until(condition):
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -60,7 +60,7 @@ def test_workers_end_with_the_first_process_and_leave_nothing_half_written(numbe
         os.killpg(process.pid, signal.SIGINT)
     else:
         os.kill(process.pid, getattr(signal, number))
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=120)
     wait_until(lambda: not any(map(alive, pids)))
     assert not list(folder.iterdir())
     assert said.count("Traceback") == (number == "SIGINT")  # of the first process alone
