@@ -21,6 +21,7 @@ import numpy as np
 
 from benchmarks.records import load_results, save_results
 from benchmarks.scaling import NVLINK, PEAK, SHARE
+from cdm_jax.data.cohort import STORED as SHOWN
 from cdm_jax.data.intensity import brain_mask
 from cdm_jax.data.nifti import read_volume
 from cdm_jax.data.prepare import PrepareSettings, prepare_subject
@@ -130,7 +131,8 @@ def disk_table(record: Mapping[str, Any]) -> list[str]:
     config = brats.get_config("all")
     parts, size = cohort(config), config.data.size
     modalities = len(config.data.sources) + len(config.data.targets)
-    cache = SUBJECTS * STORED * size**2 * modalities * 2
+    height = GRID.shape[2]
+    cache = SUBJECTS * height * SHOWN * size**2 * modalities * 2
     states = sum(record["state_bytes"].values()) * config.checkpoint.keep
     hours = SUBJECTS * record["prepare_core_seconds"] / CORES / 3600
     lines = ["| what | figure | how |", "| --- | ---: | --- |"]
@@ -148,7 +150,8 @@ def disk_table(record: Mapping[str, Any]) -> list[str]:
         (
             "cache",
             f"{cache / 1e9:.0f} GB ({cache / 2**30:.0f} GiB)",
-            f"{SUBJECTS} x {STORED} slices x {size} x {size} x {modalities} modalities x 2 bytes",
+            f"{SUBJECTS} x {height} slices x {SHOWN} (the rows that show anything) x {size} x "
+            f"{size} x {modalities} modalities x 2 bytes",
         ),
         (
             "checkpoints of all stages",

@@ -2,12 +2,12 @@
 
   python -m benchmarks.input [--before=<checkout of another commit>] [--show]
 
-Random slices lie in a cache on disk that is read once before anything is timed. Of each checkout, a
-process of its own measures one setting after the other, in turn with the other checkout's, so that
-what else the machine does falls on both; the record has medians over the rounds. Processor time
-counts all threads of a process, and depends less on what else runs. Nothing is trained. Writes
-`benchmarks/results/input.json` and prints it beside what eight A100s are estimated to take
-(`benchmarks/scaling.py`).
+Random slices in the shape of a brain lie in a cache on disk, which is read once before anything is
+timed. Of each checkout, a process of its own writes such a cache and measures one setting after the
+other, in turn with the other checkout's, so that what else the machine does falls on both; the
+record has medians over the rounds. Processor time counts all threads of a process, and depends less
+on what else runs. Nothing is trained. Writes `benchmarks/results/input.json` and prints it beside
+what eight A100s are estimated to take (`benchmarks/scaling.py`).
 """
 
 import argparse
@@ -25,7 +25,7 @@ from typing import Any
 import jax
 
 from benchmarks import input_worker, scaling
-from benchmarks.input_worker import SIZE, Row, make_cache
+from benchmarks.input_worker import SIZE, Row
 from benchmarks.records import load_results, save_results
 from cdm_jax.writer import console
 
@@ -33,6 +33,7 @@ NAME = "input"
 BATCHES, THREADS = (12, 96), (1, 2, 4)
 QUESTIONS = [("rate", batch, threads) for batch in BATCHES for threads in THREADS]
 QUESTIONS += [("parts", batch) for batch in BATCHES]  # type: ignore[misc]
+QUESTIONS += [("bytes",)]  # type: ignore[list-item]
 ROUNDS = 5
 NEEDED = ("cunet", "mdn")  # the slowest and the fastest stage of CDM
 HERE = pathlib.Path(__file__).parents[1]
@@ -41,6 +42,7 @@ HERE = pathlib.Path(__file__).parents[1]
 @contextlib.contextmanager
 def asked(checkout: pathlib.Path, folder: pathlib.Path) -> Iterator[Callable[..., Row]]:
     """A process with the package of a checkout, as a function that asks it."""
+    folder.mkdir()
     command = [sys.executable, "-P", input_worker.__file__, str(folder)]
     environment = os.environ | {"PYTHONPATH": str(checkout)}
     pipe = subprocess.PIPE
@@ -60,9 +62,10 @@ def measure(before: pathlib.Path | None) -> None:
     checkouts = ({"before": before.absolute()} if before else {}) | {"now": HERE}
     found: dict[tuple, list[Row]] = {}
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
-        folder = pathlib.Path(name)
-        make_cache(folder)
-        workers = {code: stack.enter_context(asked(c, folder)) for code, c in checkouts.items()}
+        workers = {
+            code: stack.enter_context(asked(checkout, pathlib.Path(name, code)))
+            for code, checkout in checkouts.items()
+        }
         for number in range(ROUNDS):
             console.print(f"round {number + 1} of {ROUNDS}")
             for question in QUESTIONS:
@@ -71,7 +74,7 @@ def measure(before: pathlib.Path | None) -> None:
     medians = {key: _medians(several) for key, several in found.items()}
     commits = {code: _commit(checkout) for code, checkout in checkouts.items()}
     content = {
-        "command": f"python -m experiments.{NAME} --before=<checkout of {commits.get('before')}>",
+        "command": f"python -m benchmarks.{NAME} --before=<checkout of {commits.get('before')}>",
         "commits": commits,
         "size": SIZE,
         "cores": os.cpu_count(),
@@ -87,6 +90,7 @@ def measure(before: pathlib.Path | None) -> None:
             for (code, kind, *rest), row in medians.items()
             if kind == "parts"
         ],
+        "bytes_a_slice": {code: medians[code, "bytes"]["a_slice"] for code in checkouts},
     }
     save_results(NAME, content)
 
@@ -130,6 +134,8 @@ def tables(content: Row) -> list[str]:
     for row in content["milliseconds"]:
         times = " | ".join(f"{row[name]:.1f}" if name in row else "" for name in names)
         lines.append(f"| {row['batch_size']} | {row['code']} | {times} |")
+    sizes = [f"{size / 1e3:.0f} ({code})" for code, size in content["bytes_a_slice"].items()]
+    lines += ["", f"Kilobytes of the cache a slice: {', '.join(sizes)}."]
     taken = [f"{stage} {needed(stage):,.0f}" for stage in NEEDED]
     return [*lines, "", f"Estimated of eight A100s, in slices/s: {', '.join(taken)}."]
 

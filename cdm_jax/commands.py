@@ -12,9 +12,11 @@ from cdm_jax.cards import write_card
 from cdm_jax.data import dataset as data
 from cdm_jax.errors import UserError
 from cdm_jax.evaluate import evaluate_run
-from cdm_jax.publish import publish_run
+from cdm_jax.metrics.conformal import patients_needed
+from cdm_jax.preflight import check_evaluation, check_settings, check_training
+from cdm_jax.publish import check_evaluated, publish_run
 from cdm_jax.report.card import FILE as CARD
-from cdm_jax.sampling import slices_per_call
+from cdm_jax.sampling import check_stochastic, slices_per_call
 from cdm_jax.score import score_folders
 from cdm_jax.synthesize import synthesize_folder
 from cdm_jax.train import train_stage
@@ -23,9 +25,12 @@ from cdm_jax.writer import console
 
 def train(*, config: ConfigDict, workdir: pathlib.Path) -> None:
     """Trains a stage; or a system's stages in order, but for what is finished, and scores it."""
+    stages = config.pipeline or (config.stage,)
+    check_training(config, stages, workdir)
+    if config.pipeline:
+        check_evaluation(config, workdir, planned=stages)
     _cache_compilations(workdir)
     dataset = _dataset(config, workdir)
-    stages = config.pipeline or (config.stage,)
     memory.check_pipeline(config, stages, workdir, dataset, memory.device_limit())
     for stage in stages:
         stage_config = config.copy_and_resolve_references()
@@ -50,6 +55,7 @@ def evaluate(*, config: ConfigDict | None, workdir: pathlib.Path) -> None:
     if config is None:
         config = _saved_config(workdir)
         config.evaluate.rows = ()  # those that a table asked for when it trained the run are few
+    check_evaluation(config, workdir)
     _cache_compilations(workdir)
     _evaluate(config, workdir, _dataset(config, workdir))
 
@@ -68,6 +74,8 @@ def calibrate(
     """Makes intervals for `synthesize`, on the validation patients of a run."""
     stage = "cunet" if config is None or config.stage == "cdm" else config.stage
     config = config or _saved_config(workdir)
+    patients_needed(level)  # a wrong level is named before patients are prepared
+    check_stochastic(workdir / stage, samples)
     _cache_compilations(workdir)
     dataset = _dataset(config, workdir)
     with memory.explained("the calibration", _sampling_advice(samples)):
@@ -111,6 +119,7 @@ def score(*, input: pathlib.Path, truth: pathlib.Path, output: pathlib.Path | No
 def report(*, config: ConfigDict | None, workdir: pathlib.Path, patients: int) -> None:
     """Writes a run's pages: summary, tables, pictures of unseen patients, a viewer."""
     config = config or _saved_config(workdir)
+    check_evaluated(workdir / "evaluation" / config.evaluate.part)
     _cache_compilations(workdir)
     page = publish_run(config, workdir, _dataset(config, workdir), patients)
     console.print(f"open {page} in a browser")
@@ -118,6 +127,8 @@ def report(*, config: ConfigDict | None, workdir: pathlib.Path, patients: int) -
 
 def prepare(*, config: ConfigDict, workdir: pathlib.Path) -> None:
     """Builds the cache and the split, and trains nothing."""
+    for stage in config.pipeline or (config.stage,):
+        check_settings(config, stage)
     dataset = _dataset(config, workdir)
     counts = {part: len(getattr(dataset, part)) for part in ("train", "validation", "test")}
     console.print(f"prepared subjects {counts}, split {dataset.split_hash}")

@@ -5,43 +5,35 @@ evaluation goes on where it was, and a row evaluated later joins those that are 
 Several processes share the subjects; those of one that failed are done by the next run.
 """
 
+import collections
 import functools
 import hashlib
-import itertools
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
 from ml_collections import ConfigDict
 from rich.progress import track
 
-from cdm_jax import checkpoint, inference, parallel
+from cdm_jax import checkpoint, inference, parallel, scoring, workers
 from cdm_jax.cards import write_card
-from cdm_jax.data.dataset import Dataset
-from cdm_jax.data.formats import check_file
-from cdm_jax.data.grids import oriented_like
-from cdm_jax.data.native import read_native
-from cdm_jax.data.nifti import read_labels
-from cdm_jax.data.prepare import FULL_SCALE, PreparedSubject
-from cdm_jax.data.subjects import Subject
+from cdm_jax.data.cache import PreparedSubject
+from cdm_jax.data.dataset import Dataset, num_workers
+from cdm_jax.data.prepare import FULL_SCALE
 from cdm_jax.errors import UserError, collected, report_failures
-from cdm_jax.metrics.conventions import Case, fingerprint, get_convention
-from cdm_jax.metrics.regions import region_masks
+from cdm_jax.metrics.conventions import fingerprint
 from cdm_jax.non_learned import NonLearned, fit_non_learned
+from cdm_jax.preflight import check_trained
 from cdm_jax.records import Identity, Record, read_record, write_record
 from cdm_jax.report.rows import CEILING, NON_LEARNED
 from cdm_jax.report.tables import results_table
-from cdm_jax.rows import REFERENCE_ROWS, chosen_rows, images_of, num_samples, rows_of, system_of
+from cdm_jax.rows import asked_rows, images_of, num_samples, system_of
 from cdm_jax.writer import console
 
-Images = Mapping[str, Float[np.ndarray, "slice h w t"]]
-"""Row to the synthetic targets of all slices of a subject, in [0, 1]."""
-Item = TypeVar("Item")
-Made = TypeVar("Made")
+_Future: TypeAlias = "Future[tuple[scoring.Scores, str]]"
 
 
 def evaluate_run(
@@ -71,20 +63,19 @@ def evaluate_run(
     evaluation = _Evaluation(config, workdir, dataset)
     folder = workdir / "evaluation" / (name or settings.part)
     folder.mkdir(parents=True, exist_ok=True)
-    failures: dict[str, UserError] = {}
+    share, failures = parallel.process_shard(part), dict[str, UserError]()
 
-    def compute(subject: PreparedSubject) -> _Pending | None:
-        with collected(failures, subject.subject_id):
-            return evaluation.compute(subject, _another(subject, part), folder)
-        return None
+    def computed() -> Iterator[_Pending]:
+        for subject in share:
+            with collected(failures, subject.subject_id):
+                yield evaluation.compute(subject, _another(subject, part), folder)
 
-    def score(pending: _Pending | None) -> None:
-        if pending is not None:
-            with collected(failures, pending.subject.subject_id):
-                evaluation.score(pending)
-
-    share = track(parallel.process_shard(part), "evaluating", console=console)
-    _one_ahead(share, compute, score)
+    number = min(num_workers(config), scoring.most_jobs(len(share), len(evaluation.rows)))
+    with workers.pool(number) as pool:
+        scoring_of = _Scoring(dataset, settings.conventions, pool, number, failures)
+        written = scoring_of.run(computed())
+        for _ in track(written, "evaluating", total=len(share), console=console):
+            pass
     parallel.wait_for_all("records")
     paths = [folder / f"{s.subject_id}.json" for s in part if s.subject_id not in failures]
     records = [read_record(path) for path in paths if path.exists()]  # not what others failed in
@@ -95,24 +86,6 @@ def evaluate_run(
             evaluation.save_cards(records, workdir)
     report_failures(failures, len(part), console)
     return records
-
-
-def _one_ahead(
-    items: Iterable[Item], make: Callable[[Item], Made], use: Callable[[Made], None]
-) -> None:
-    """Uses what is made of each item, in a thread, while that of the next one is made.
-
-    Nothing is made further ahead. An error of either ends it, after what is being used.
-    """
-    with ThreadPoolExecutor(1) as thread:
-        used: Future[None] | None = None
-        for item in items:
-            made = make(item)
-            if used:
-                used.result()
-            used = thread.submit(use, made)
-        if used:
-            used.result()
 
 
 def _another(subject: PreparedSubject, part: Sequence[PreparedSubject]) -> PreparedSubject:
@@ -126,20 +99,10 @@ def _load(
     stage: str, config: ConfigDict, workdir: pathlib.Path, dataset: Dataset
 ) -> inference.System:
     folder = workdir / stage
-    if not checkpoint.finished(folder):
-        raise UserError(
-            f"{stage} has not been trained to its end in {folder}: train it, or leave it out by "
-            "--config.evaluate.systems='(...)'"
-        )
-    system = inference.load_system(
+    check_trained(folder, dataset.split_hash)
+    return inference.load_system(
         folder, config.evaluate.batch_size, config.sampler, config.checkpoint.use
     )
-    if system.provenance.split != dataset.split_hash:
-        raise UserError(
-            f"{folder} was trained on split {system.provenance.split}, not on this data's "
-            f"{dataset.split_hash}: its training patients may be among the test patients"
-        )
-    return system
 
 
 class _Pending(NamedTuple):
@@ -148,7 +111,68 @@ class _Pending(NamedTuple):
     subject: PreparedSubject
     path: pathlib.Path
     record: Record
-    images: Images
+    images: scoring.Images
+
+
+class _Scoring:
+    """Scores subjects by the workers of a pool while the devices compute the next ones.
+
+    Args:
+      dataset: with the subjects' files.
+      conventions: names.
+      pool: of the workers.
+      number: of them.
+      failures: takes what is wrong with a subject; the others go on.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        conventions: Sequence[str],
+        pool: Executor,
+        number: int,
+        failures: dict[str, UserError],
+    ):
+        self._dataset, self._conventions = dataset, conventions
+        self._pool, self._number, self._failures = pool, number, failures
+        self._waiting: collections.deque[tuple[_Pending, list[_Future]]] = collections.deque()
+
+    def run(self, computed: Iterable[_Pending]) -> Iterator[pathlib.Path]:
+        """Writes the subjects' records, in order, and yields the path of each when it is there.
+
+        No more subjects are held than keep the workers at work. An error ends it after the subjects
+        that were computed before.
+        """
+        try:
+            for pending in computed:
+                jobs = self._jobs(pending)
+                self._waiting.append((pending, [self._pool.submit(scoring.score, j) for j in jobs]))
+                while len(self._waiting) > max(1, self._number // max(1, len(jobs))):
+                    yield self._write_first()
+        except Exception:
+            while self._waiting:
+                self._write_first()
+            raise
+        while self._waiting:
+            yield self._write_first()
+
+    def _jobs(self, pending: _Pending) -> list[scoring.Job]:
+        files = self._dataset.subjects[pending.subject.subject_id]
+        images, number = pending.images, self._number
+        return scoring.jobs(pending.subject, files, self._conventions, images, number)
+
+    def _write_first(self) -> pathlib.Path:
+        """Waits for the scores of the first subject, and writes its record if it lacked any."""
+        pending, futures = self._waiting.popleft()
+        found: list[tuple[scoring.Scores, str]] = []
+        with collected(self._failures, pending.subject.subject_id):
+            found = [future.result() for future in futures]
+        for remark in dict.fromkeys(remark for _, remark in found if remark):
+            console.print(remark)
+        if found:
+            rows = pending.record["rows"] | {r: s for scores, _ in found for r, s in scores.items()}
+            write_record(pending.path, {**pending.record, "rows": rows})
+        return pending.path
 
 
 class _Evaluation:
@@ -157,11 +181,8 @@ class _Evaluation:
     def __init__(self, config: ConfigDict, workdir: pathlib.Path, dataset: Dataset):
         self._config, self._dataset = config, dataset
         systems = {s: _load(s, config, workdir, dataset) for s in config.evaluate.systems}
-        rows = [*REFERENCE_ROWS]
-        for name, system in systems.items():
-            rows += rows_of(name, system.method, num_samples(config, name))
-        self._rows = chosen_rows(config.evaluate.rows, rows)
-        used = {system_of(row) for row in self._rows}
+        self.rows = asked_rows(config, {name: s.method for name, s in systems.items()})
+        used = {system_of(row) for row in self.rows}
         self._systems = {name: system for name, system in systems.items() if name in used}
         self._compiled: dict[tuple[str, ...], inference.Compute] = {}
 
@@ -199,16 +220,9 @@ class _Evaluation:
         wanted = {name: system.fingerprint for name, system in self._systems.items()}
         changed = {name for name in wanted if done.get(name) != wanted[name]}
         kept = {r: s for r, s in known.get("rows", {}).items() if system_of(r) not in changed}
-        lacking = [row for row in self._rows if row not in kept]
+        lacking = [row for row in self.rows if row not in kept]
         record: Record = {**identity, "checkpoint": done | wanted, "rows": kept}
         return _Pending(subject, path, record, self._images(subject, other, lacking))
-
-    def score(self, pending: _Pending) -> None:
-        """Scores the images and writes the record, if it lacked anything."""
-        if pending.images:
-            scores = self._scores(pending.subject, pending.images)
-            rows = pending.record["rows"] | scores
-            write_record(pending.path, {**pending.record, "rows": rows})
 
     def save_cards(self, records: Sequence[Record], workdir: pathlib.Path) -> None:
         """Writes the numbers into the card of each system, unless it was sampled in another way."""
@@ -218,12 +232,12 @@ class _Evaluation:
 
     def _images(
         self, subject: PreparedSubject, other: PreparedSubject, rows: Sequence[str]
-    ) -> Images:
+    ) -> scoring.Images:
         """Predictions of these rows."""
         if not rows:
             return {}
         num_sources = len(subject.sources)
-        slices = np.asarray(subject.slices)
+        slices = subject.slices
         sources, targets = slices[..., :num_sources], slices[..., num_sources:]
         found: dict[str, np.ndarray] = {}
         if not NON_LEARNED.keys().isdisjoint(rows):
@@ -234,7 +248,7 @@ class _Evaluation:
         stored = {
             "source": sources,
             "target": targets,
-            "other": other.slices[matched][..., :num_sources],
+            "other": other.read_slices(matched)[..., :num_sources],
         }
         key = inference.subject_key(self._config.seed, subject.subject_id)
         for name, system in self._systems.items():
@@ -249,76 +263,6 @@ class _Evaluation:
             images = images_of(name, system.method, samples, rows)
             self._compiled[rows] = system.compile(images)
         return self._compiled[rows]
-
-    def _scores(self, subject: PreparedSubject, images: Images) -> dict[str, Any]:
-        """Row -> convention -> target -> metrics."""
-        conventions, targets = self._config.evaluate.conventions, subject.targets
-        truth = np.asarray(subject.slices)[..., len(subject.sources) :].astype(np.float32)
-        truth /= FULL_SCALE
-        native = None
-        if any(get_convention(name).space == "native" for name in conventions):
-            native = _Native(subject, self._dataset.subjects[subject.subject_id])
-
-        def score(name: str, row: str, t: int) -> Mapping[str, Any]:
-            """One row under one convention, for one target."""
-            convention, target = get_convention(name), subject.targets[t]
-            predicted = images[row][..., t]
-            if native and convention.space == "native":
-                return convention.score(native.case(target, predicted))
-            return convention.score(
-                Case(
-                    subject=subject.subject_id,
-                    modality=target,
-                    prediction=predicted,
-                    truth=truth[..., t],
-                )
-            )
-
-        tasks = list(itertools.product(conventions, images, range(len(targets))))
-        # NumPy and SciPy let go of the interpreter while they work.
-        with ThreadPoolExecutor() as pool:
-            found = list(pool.map(score, *zip(*tasks, strict=True)))
-        scores: dict[str, Any] = {row: {name: {} for name in conventions} for row in images}
-        for (name, row, t), values in zip(tasks, found, strict=True):
-            scores[row][name][targets[t]] = values
-        return scores
-
-
-class _Native:
-    """A subject's truth, brain and segmentation on its own grid, read once."""
-
-    def __init__(self, subject: PreparedSubject, files: Subject):
-        self._subject = subject
-        self._native = read_native(files, subject.sources, subject.sources + subject.targets)
-        self._segmentation = usable_segmentation(files, self._native.brain)
-
-    def case(self, target: str, slices: Float[np.ndarray, "slice h w"]) -> Case:
-        """A prediction in the model's frame beside the truth, on the native grid."""
-        return Case(
-            subject=self._subject.subject_id,
-            modality=target,
-            prediction=inference.to_native(self._subject, slices, self._native.brain),
-            truth=self._native.images[target],
-            brain=self._native.brain,
-            segmentation=self._segmentation,
-        )
-
-
-def usable_segmentation(
-    files: Subject, brain: Bool[np.ndarray, "z y x"]
-) -> Int[np.ndarray, "z y x"] | None:
-    """The subject's labels, or None where there are none, of unknown meaning or on another grid."""
-    if files.segmentation is None:
-        return None
-    check_file(files.segmentation)
-    try:
-        image = oriented_like(files.segmentation, next(iter(files.images.values())))
-        labels = read_labels(files.segmentation, image)
-        region_masks(labels, brain)
-    except UserError as error:
-        console.print(f"{files.subject_id}: no tumor regions are scored: {error}")
-        return None
-    return labels
 
 
 def show_tables(

@@ -1,4 +1,4 @@
-"""A trained system on whole volumes: compiled once, fixed-size batches, back to the native grid.
+"""A trained system on whole volumes: compiled once, in batches of one size.
 
 Each process computes its own subjects on its own devices and needs no other.
 """
@@ -12,13 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key, UInt16
+from jaxtyping import Array, Float, Key, UInt16
 from ml_collections import ConfigDict
 
 from cdm_jax import checkpoint, parallel
 from cdm_jax.data.pipeline import padded_batches
-from cdm_jax.data.prepare import Description
-from cdm_jax.data.resample import from_frame
 from cdm_jax.methods import base
 
 Outputs = dict[str, Float[Array, "b h w t"]]
@@ -133,20 +131,3 @@ def subject_key(seed: int, subject_id: str) -> Any:
     """A key of this subject alone: results do not depend on the order of a cohort."""
     digest = hashlib.sha256(subject_id.encode()).digest()
     return jax.random.fold_in(jax.random.key(seed), int.from_bytes(digest[:4], "little"))
-
-
-def to_native(
-    description: Description,
-    slices: Float[np.ndarray, "slice size size"],
-    brain: Bool[np.ndarray, "z y x"],
-) -> Float[np.ndarray, "z y x"]:
-    """Undoes the frame: each slice back on the native grid, zero outside the brain.
-
-    Args:
-      description: of the prepared subject: native shape and which slices were kept.
-      slices: one modality in the model's frame, in [0, 1].
-      brain: of the source modalities on the native grid.
-    """
-    volume = np.zeros(description.native_shape, np.float32)
-    volume[list(description.slice_indices)] = from_frame(slices, description.native_shape[1:])
-    return np.clip(volume, 0, 1) * brain

@@ -17,6 +17,7 @@ from cdm_jax import arguments
 from cdm_jax.errors import UserError
 from cdm_jax.usage import PROCESSES
 
+STOPPED = 130  # what shells call a program that Ctrl-C has ended
 NO_ROOM = "give a folder that exists or can be made, may be written to and has space left"
 
 
@@ -27,8 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: the program's name and its arguments; those of this process by default.
 
     Returns:
-      The exit status: 0; 1 where the command failed; 2 where it was not understood. Nothing at all
-      is not understood either: a script that lost its arguments should not seem to have worked.
+      The exit status: 0; 1 where the command failed; 2 where it was not understood; 130 where it
+      was stopped by Ctrl-C. Nothing at all is not understood either: a script that lost its
+      arguments should not seem to have worked.
     """
     given = list(sys.argv if argv is None else argv)[1:]
     if not given:
@@ -95,6 +97,8 @@ def _run(command: str, options: dict[str, Any], given: Sequence[str]) -> int:
         if isinstance(error, OSError):
             return _refuse(f"{error}: {NO_ROOM}", 1)
         raise
+    except KeyboardInterrupt:
+        return _refuse("stopped: the same command goes on with what is not done", STOPPED)
     return 0
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from cdm_jax.data.prepare import FULL_SCALE, PreparedSubject
+from cdm_jax.data.cache import PreparedSubject
+from cdm_jax.data.prepare import FULL_SCALE
 
 FITTED_SLICES = 1000  # of all subjects together, where these are few
 FITTED_SLICES_EACH = 20  # at least: fewer would not show a brain from its base to its top
@@ -80,6 +81,6 @@ def _brain_pixels(subject: PreparedSubject, count: int) -> Float[np.ndarray, "n 
     """Brain pixels of up to `count` training slices, evenly spaced with both ends."""
     positions = np.linspace(0, len(subject.training) - 1, count).astype(int)
     chosen = np.unique(np.asarray(subject.training)[positions])
-    slices = subject.slices[chosen].astype(np.float32) / FULL_SCALE
-    brain: Bool[np.ndarray, "k h w"] = (slices[..., : len(subject.sources)] > 0).any(axis=-1)
+    slices = subject.read_slices(chosen).astype(np.float32) / FULL_SCALE
+    brain: Bool[np.ndarray, "k h w"] = np.any(slices[..., : len(subject.sources)] > 0, axis=-1)
     return slices[brain]

@@ -88,12 +88,23 @@ def publish_run(
     return page
 
 
-def _records(folder: pathlib.Path, dataset: Dataset) -> list[Record]:
-    records = [r for r in read_records(folder) if r["subject"] in dataset.subjects]
-    if not records:
+def check_evaluated(folder: pathlib.Path) -> None:
+    """Refuses a folder without records.
+
+    Raises:
+      UserError: there are none.
+    """
+    if not any(folder.glob("*.json")):
         raise UserError(
             f"nothing has been evaluated in {folder}: run the command evaluate with this --workdir"
         )
+
+
+def _records(folder: pathlib.Path, dataset: Dataset) -> list[Record]:
+    check_evaluated(folder)
+    records = [r for r in read_records(folder) if r["subject"] in dataset.subjects]
+    if not records:
+        raise UserError(f"the records in {folder} are of other patients: evaluate again")
     others = {record["split"] for record in records} - {dataset.split_hash}
     if others:
         raise UserError(

@@ -5,7 +5,7 @@ method's audits follow under their own names. Rows without a system are the non-
 and the truth at the model's size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from jaxtyping import Array
 from ml_collections import ConfigDict
@@ -51,6 +51,18 @@ def chosen_rows(asked: Sequence[str], allowed: Sequence[str]) -> tuple[str, ...]
             f"{', '.join(allowed)}; --config.evaluate.rows='()' stands for all of them"
         )
     return tuple(row for row in allowed if row in asked or not asked)
+
+
+def asked_rows(config: ConfigDict, methods: Mapping[str, base.Translator]) -> tuple[str, ...]:
+    """The rows of these systems, and those without a system, that `evaluate.rows` asks for.
+
+    Raises:
+      UserError: there is no such row.
+    """
+    rows = [*REFERENCE_ROWS]
+    for name, method in methods.items():
+        rows += rows_of(name, method, num_samples(config, name))
+    return chosen_rows(config.evaluate.rows, rows)
 
 
 def images_of(

@@ -11,9 +11,10 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from cdm_jax import checkpoint, parallel
+from cdm_jax.data.cache import PreparedSubject
 from cdm_jax.data.dataset import Dataset
 from cdm_jax.data.pipeline import SliceSource, plain_plans
-from cdm_jax.data.prepare import PreparedSubject, median_scales
+from cdm_jax.data.prepare import median_scales
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
 
@@ -67,18 +68,45 @@ def load_frozen(method: base.Method, config: ConfigDict, workdir: pathlib.Path) 
       MissingStageError: one is missing or unfinished.
       UserError: one was trained with other settings.
     """
-    frozen = {}
-    for stage in method.depends_on:
+    check_earlier_stages(config, workdir, method.depends_on)
+    which = config.checkpoint.use
+    models = {
+        stage: checkpoint.load_model(workdir / stage, which)[0] for stage in method.depends_on
+    }
+    return {
+        stage: {name: model[name] for name in ("params", "statistics")}
+        for stage, model in models.items()
+    }
+
+
+def check_earlier_stages(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    needed: Sequence[str],
+    planned: Sequence[str] = (),
+) -> None:
+    """Refuses to train the config's stage without those that it builds on.
+
+    Args:
+      config: whole config.
+      workdir: holds the stages' folders.
+      needed: the stages that it builds on.
+      planned: stages that will be trained before it.
+
+    Raises:
+      MissingStageError: one is missing or unfinished.
+      UserError: one was trained with other settings.
+    """
+    for stage in needed:
         folder = workdir / stage
-        if not checkpoint.finished(folder):
+        saved = checkpoint.provenance(folder)
+        if saved is not None and checkpoint.finished(folder):
+            check_same(config, saved.config, ("data", stage), folder)
+        elif stage not in planned:
             raise MissingStageError(
                 f"stage {config.stage} needs a finished {stage} in {folder}: train that first",
                 stage,
             )
-        model, saved = checkpoint.load_model(folder, config.checkpoint.use)
-        check_same(config, saved.config, ("data", stage), folder)
-        frozen[stage] = {name: model[name] for name in ("params", "statistics")}
-    return frozen
 
 
 def check_same(
@@ -165,20 +193,35 @@ class Run:
 
 
 def check_continues(run: Run) -> None:
-    """Refuses to continue a run with other settings, another split or another global batch."""
-    saved, stage = checkpoint.provenance(run.folder), run.config.stage
+    """As `check_resumes`, when the patients are known."""
+    check_resumes(run.config, run.folder, run.dataset.split_hash)
+
+
+def check_resumes(config: ConfigDict, folder: pathlib.Path, split: str | None) -> None:
+    """Refuses to continue a run with other settings, another split or another global batch.
+
+    Args:
+      config: whole config; `config.stage` names the stage.
+      folder: of the stage.
+      split: hash of the patients' split; None where none is drawn yet.
+
+    Raises:
+      UserError: something differs.
+    """
+    saved, stage = checkpoint.provenance(folder), config.stage
     if saved is None:
         return
-    check_same(run.config, saved.config, ("data", stage), run.folder)
-    if saved.split != run.dataset.split_hash:
+    check_same(config, saved.config, ("data", stage), folder)
+    if split is not None and saved.split != split:
         raise UserError(
-            f"{run.folder} was trained on split {saved.split}, the data now has "
-            f"{run.dataset.split_hash}: restore that split file or use another --workdir"
+            f"{folder} was trained on split {saved.split}, the data now has {split}: restore that "
+            "split file or use another --workdir"
         )
-    if saved.batch_size != run.batch_size:
+    batch_size = config[stage].train.batch_size_per_device * jax.device_count()
+    if saved.batch_size != batch_size:
         raise UserError(
-            f"{run.folder} was trained with batches of {saved.batch_size} slices, and "
-            f"{jax.device_count()} devices now make batches of {run.batch_size}: set "
+            f"{folder} was trained with batches of {saved.batch_size} slices, and "
+            f"{jax.device_count()} devices now make batches of {batch_size}: set "
             f"--config.{stage}.train.batch_size_per_device so that they agree (on fewer devices "
             f"that means more on each)"
         )

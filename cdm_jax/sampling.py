@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from cdm_jax import checkpoint, inference
+from cdm_jax.data.cache import PreparedSubject
 from cdm_jax.data.native import read_native
-from cdm_jax.data.prepare import Description, PreparedSubject
+from cdm_jax.data.prepare import Description, to_native
 from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
@@ -31,8 +32,8 @@ def mean_and_deviation(method: base.Translator, samples: int) -> inference.Compu
     return compute
 
 
-def load_stochastic(stage_folder: pathlib.Path, samples: int) -> inference.System:
-    """Loads a stage whose samples differ.
+def check_stochastic(stage_folder: pathlib.Path, samples: int) -> None:
+    """Refuses a stage whose samples do not differ.
 
     Raises:
       UserError: no checkpoint there, a deterministic system, or fewer than two samples.
@@ -40,12 +41,19 @@ def load_stochastic(stage_folder: pathlib.Path, samples: int) -> inference.Syste
     if samples < 2:
         raise UserError(f"--samples={samples} has no deviation: give 2 or more, for example 8")
     saved = checkpoint.provenance(stage_folder)
+    if saved is None:
+        raise UserError(f"no checkpoint in {stage_folder}: train this stage first")
     # A stage that makes no images, such as mrm, does not say whether it is stochastic.
-    if saved is not None and not getattr(base.create(saved.config), "stochastic", False):
+    if not getattr(base.create(saved.config), "stochastic", False):
         raise UserError(
             f"{stage_folder.name} is deterministic: it has no samples whose deviation could say "
             "anything of its error; calibrate a system that samples, such as cunet"
         )
+
+
+def load_stochastic(stage_folder: pathlib.Path, samples: int) -> inference.System:
+    """Loads a stage whose samples differ; raises as `check_stochastic`."""
+    check_stochastic(stage_folder, samples)
     return inference.load_system(stage_folder, slices_per_call(samples))
 
 
@@ -83,8 +91,7 @@ class SubjectSampler:
         outputs = self.system.volumes(self._compiled, stored, key)
         return {
             target: {
-                name: inference.to_native(subject, images[..., t], brain)
-                for name, images in outputs.items()
+                name: to_native(subject, images[..., t], brain) for name, images in outputs.items()
             }
             for t, target in enumerate(config.data.targets)
         }

@@ -20,10 +20,11 @@ from cdm_jax.data.nifti import volume_of
 from cdm_jax.data.subjects import NoSubjectError, Subject, find_subjects
 from cdm_jax.data.walk import image_files
 from cdm_jax.errors import UserError, collected, report_failures
-from cdm_jax.evaluate import show_tables, usable_segmentation
+from cdm_jax.evaluate import show_tables
 from cdm_jax.files import read_json
 from cdm_jax.metrics.conventions import CONVENTIONS, Case, fingerprint, get_convention
 from cdm_jax.records import Record, read_record, write_record
+from cdm_jax.scoring import usable_segmentation
 from cdm_jax.writer import console
 
 MODALITIES = tuple(
@@ -132,7 +133,9 @@ def _record(predicted: Subject, real: Subject) -> Record:
         )
     inputs = [name for name in real.images if name not in targets] or targets
     native = read_native(real, inputs, [*inputs, *(t for t in targets if t not in inputs)])
-    segmentation = usable_segmentation(real, native.brain)
+    segmentation, remark = usable_segmentation(real, native.brain)
+    if remark:
+        console.print(remark)
     scores: dict[str, Any] = {name: {} for name in CONVENTIONS}
     scales = {}
     for target in targets:

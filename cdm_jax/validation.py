@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from cdm_jax import checkpoint, parallel
+from cdm_jax.data.cache import PreparedSubject
 from cdm_jax.data.pipeline import SliceSource, plain_plans
-from cdm_jax.data.prepare import PreparedSubject
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
 from cdm_jax.run import Run

@@ -102,7 +102,7 @@ def base(stage: str) -> ConfigDict:
                 "test_patients": (),  # names of the patients to test on, instead of a share
                 "exclude": (),  # names of patients to leave out, such as another set's duplicates
                 "cache": "",  # folder of prepared slices; empty: <workdir>/cache
-                "num_workers": 0,  # processes that prepare patients; 0: one a CPU core
+                "num_workers": 0,  # processes that prepare and score patients; 0: one a core
                 "read_threads": 4,  # that read training batches, a process; 0: one a CPU core
             },
             "pipeline": SYSTEMS.get(stage, ()),  # stages to train in order, then evaluate

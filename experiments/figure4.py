@@ -19,9 +19,10 @@ from matplotlib.axes import Axes
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from cdm_jax import inference
+from cdm_jax.data.cache import PreparedSubject
 from cdm_jax.data.dataset import Dataset
 from cdm_jax.data.nifti import read_labels
-from cdm_jax.data.prepare import FULL_SCALE, PreparedSubject
+from cdm_jax.data.prepare import FULL_SCALE
 from cdm_jax.data.resample import to_frame
 from cdm_jax.methods import base
 from cdm_jax.metrics.regions import ENHANCING_TUMOR
@@ -41,7 +42,7 @@ def measure(study: Study) -> None:
     study.run(SYSTEMS, ROWS)
     dataset = study.data()
     shown = patients_to_show(dataset)
-    slices = np.stack([np.asarray(s.slices[place]) for s, place, _ in shown])
+    slices = np.stack([s.read_slices([place])[0] for s, place, _ in shown])
     number = len(shown[0][0].sources)
     images = {
         "sources": slices[..., :number] / FULL_SCALE,
@@ -75,9 +76,10 @@ def patients_to_show(
     found = []
     for subject in dataset.test:
         path = dataset.subjects[subject.subject_id].segmentation
-        size = subject.slices.shape[1]
+        size = subject.size
         if path is None:
-            found.append((0, subject, len(subject.slices) // 2, np.zeros((size, size), bool)))
+            middle = len(subject.slice_indices) // 2
+            found.append((0, subject, middle, np.zeros((size, size), bool)))
             continue
         labels = read_labels(path)[list(subject.slice_indices)]
         enhancing = np.isin(labels, ENHANCING_TUMOR)

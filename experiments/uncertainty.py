@@ -30,7 +30,6 @@ from cdm_jax.calibration import (
     fit_intervals,
     save_intervals,
 )
-from cdm_jax.evaluate import usable_segmentation
 from cdm_jax.metrics.aggregate import Summary, summarize
 from cdm_jax.metrics.conformal import coverage_by_region, risk_coverage
 from cdm_jax.metrics.regions import region_masks
@@ -39,6 +38,7 @@ from cdm_jax.report.render import to_markdown
 from cdm_jax.report.rows import MEAN_OF
 from cdm_jax.report.tables import with_interval
 from cdm_jax.sampling import Drawn, SubjectSampler, draw_beside_truth, load_stochastic
+from cdm_jax.scoring import usable_segmentation
 from cdm_jax.writer import console
 from experiments.records import load_results, save_results
 from experiments.study import COLORS, DOCS, PAGE_WIDTH, Study, main, write
@@ -82,7 +82,7 @@ def measure(study: Study) -> None:
     for subject in track(dataset.test, "measuring coverage", console=console):
         files = dataset.subjects[subject.subject_id]
         brain, drawn = draw_beside_truth(sampler, subject, files)
-        regions = region_masks(usable_segmentation(files, brain), brain)
+        regions = region_masks(usable_segmentation(files, brain)[0], brain)
         identity = {
             "subject": subject.subject_id,
             "patient": subject.patient_id,

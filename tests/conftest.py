@@ -62,3 +62,13 @@ def finished_run(tmp_path_factory) -> pathlib.Path:
         for stage in helpers.STAGES:  # of those that are finished nothing is trained
             helpers.train(stage, workdir)
     return workdir
+
+
+@pytest.fixture(scope="module")
+def evaluated(finished_run, tmp_path_factory):
+    """A run of its own, its patients, and their records with every row."""
+    workdir = tmp_path_factory.mktemp("evaluated") / "run"
+    helpers.copy_run(finished_run, workdir, helpers.STAGES)
+    config = helpers.smoke_config("cdm")
+    dataset = helpers.load_dataset(config, workdir)
+    return workdir, dataset, helpers.evaluate_run(config, workdir, dataset)

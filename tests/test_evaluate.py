@@ -1,14 +1,12 @@
 """Records of a run: complete, reproducible, refused where they would deceive."""
 
-import itertools
 import json
-import threading
 
 import jax
 import numpy as np
 import pytest
 
-from cdm_jax import draws, evaluate, inference
+from cdm_jax import draws, evaluate, inference, scoring
 from cdm_jax.data.dataset import load_dataset
 from cdm_jax.errors import UserError
 from cdm_jax.methods.cdm.cunet import CrossConditioned
@@ -17,14 +15,6 @@ from tests import helpers
 from tests.helpers import STAGES, compilations, copy_run, smoke_config
 
 AUDITS = ("mean_of_2", "mean_representation", "oracle", "null", "mean", "shuffled")
-
-
-@pytest.fixture(scope="module")
-def evaluated(finished_run, tmp_path_factory):
-    workdir = copy_run(finished_run, tmp_path_factory.mktemp("evaluated") / "run", STAGES)
-    config = smoke_config("cdm")
-    dataset = load_dataset(config, workdir)
-    return workdir, dataset, evaluate.evaluate_run(config, workdir, dataset)
 
 
 def never(*_):
@@ -97,7 +87,7 @@ def test_a_second_evaluation_reads_the_records_back(evaluated, monkeypatch):
 
     monkeypatch.setattr(inference.System, "volumes", never)
     monkeypatch.setattr(evaluate, "fit_non_learned", never)
-    monkeypatch.setattr(evaluate, "read_native", never)
+    monkeypatch.setattr(scoring, "read_native", never)
     assert evaluate.evaluate_run(smoke_config("cdm"), workdir, dataset) == json.loads(
         json.dumps(records)
     )
@@ -231,71 +221,11 @@ def test_slices_are_scored_without_reading_volumes(evaluated, monkeypatch):
     workdir, dataset, records = evaluated
     config = smoke_config("cdm")
     config.evaluate.update({"rows": ("copy",), "conventions": ("paper",)})
-    monkeypatch.setattr(evaluate, "read_native", never)
+    monkeypatch.setattr(scoring, "read_native", never)
     for record, whole in zip(
         evaluate.evaluate_run(config, workdir, dataset, "slices"), records, strict=True
     ):
         assert record["rows"]["copy"] == {"paper": whole["rows"]["copy"]["paper"]}
-
-
-def test_a_subject_is_scored_while_the_next_one_is_computed(evaluated, monkeypatch):
-    workdir, dataset, records = evaluated
-    assert len(dataset.test) > 1
-    config = smoke_config("cdm")
-    config.evaluate.rows = ("copy",)
-    begun = {subject.subject_id: threading.Event() for subject in dataset.test}
-    following = dict(itertools.pairwise(begun))
-    images, scores = evaluate._Evaluation._images, evaluate._Evaluation._scores
-
-    def computed(self, subject, other, rows):
-        begun[subject.subject_id].set()
-        return images(self, subject, other, rows)
-
-    def scored(self, subject, found):
-        name = following.get(subject.subject_id, subject.subject_id)
-        assert begun[name].wait(timeout=20), f"{name} waits for {subject.subject_id}"
-        return scores(self, subject, found)
-
-    monkeypatch.setattr(evaluate._Evaluation, "_images", computed)
-    monkeypatch.setattr(evaluate._Evaluation, "_scores", scored)
-    found = evaluate.evaluate_run(config, workdir, dataset, "ahead")
-    assert [record["subject"] for record in found] == [record["subject"] for record in records]
-    for record, whole in zip(found, records, strict=True):
-        assert record["rows"]["copy"] == whole["rows"]["copy"]
-
-
-def test_no_more_than_one_subject_is_computed_ahead():
-    log = []
-    evaluate._one_ahead(range(4), lambda n: log.append(("made", n)) or n, lambda n: log.append(n))
-    assert [n for n in log if isinstance(n, int)] == [0, 1, 2, 3]
-    for n in range(2, 4):
-        assert log.index(n - 2) < log.index(("made", n))
-
-
-@pytest.mark.parametrize("broken", ["_images", "_scores"])
-def test_an_error_leaves_whole_records_of_the_subjects_before(
-    evaluated, tmp_path, monkeypatch, broken
-):
-    workdir, dataset, records = evaluated
-    config, last = smoke_config("cdm"), dataset.test[-1].subject_id
-    config.evaluate.rows = ("copy",)
-    original = getattr(evaluate._Evaluation, broken)
-
-    def fail(self, subject, *arguments):
-        if subject.subject_id == last:
-            raise OSError("the disk is gone")
-        return original(self, subject, *arguments)
-
-    monkeypatch.setattr(evaluate._Evaluation, broken, fail)
-    with pytest.raises(OSError, match="the disk is gone"):
-        evaluate.evaluate_run(config, workdir, dataset, f"broken {broken}")
-    found = {path.name for path in (workdir / "evaluation" / f"broken {broken}").iterdir()}
-    assert found == {f"{s.subject_id}.json" for s in dataset.test[:-1]}
-    (first,) = dataset.test[:-1]
-    record = json.loads(
-        (workdir / f"evaluation/broken {broken}/{first.subject_id}.json").read_text()
-    )
-    assert record["rows"]["copy"] == records[0]["rows"]["copy"]
 
 
 def test_a_system_of_another_split_is_refused(evaluated, tmp_path):

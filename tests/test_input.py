@@ -14,13 +14,14 @@ from benchmarks.records import load_results
 def test_a_worker_times_the_pipeline_and_its_parts(tmp_path, monkeypatch, capsys):
     for name, value in {"SIZE": 8, "SUBJECTS": 2, "SLICES": 12, "SECONDS": 0.05}.items():
         monkeypatch.setattr(input_worker, name, value)
-    input_worker.make_cache(tmp_path)
-    monkeypatch.setattr(sys, "stdin", io.StringIO('["rate", 6, 2]\n["parts", 6]\n'))
+    monkeypatch.setattr(sys, "stdin", io.StringIO('["rate", 6, 2]\n["parts", 6]\n["bytes"]\n'))
     input_worker.worker(tmp_path)
-    rate, parts = map(json.loads, capsys.readouterr().out.splitlines())
+    rate, parts, size = map(json.loads, capsys.readouterr().out.splitlines())
     assert rate["slices_a_second"] > 0 and rate["processor_us_a_slice"] > 0
     assert list(parts) == ["plan", "read", "put", "to floats in the step"]
     assert all(value >= 0 for value in parts.values())
+    whole = 8 * 8 * 4 * 2
+    assert 0.4 * whole < size["a_slice"] < 0.8 * whole + 128
 
 
 def test_the_committed_record_has_every_setting_of_both_codes():

@@ -237,6 +237,17 @@ def test_a_mistake_is_answered_in_one_line(mistake, capsys, tmp_path, monkeypatc
     assert error.count("\n") == 1
 
 
+def test_ctrl_c_is_answered_in_one_line(monkeypatch, capsys, tmp_path, pytestconfig):
+    def stopped(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(pytestconfig.rootpath)
+    monkeypatch.setattr(commands, "prepare", stopped)
+    code, error = call("prepare", f"--workdir={tmp_path}", capsys=capsys)
+    expected = "error: stopped: the same command goes on with what is not done\n"
+    assert (code, error) == (130, expected)
+
+
 UNFIT = {
     "--config.mrm.heads=3": "cannot divide mrm.width by mrm.heads: 32 / 3 leaves a remainder; use",
     "--config.mrm.patch=0": "mrm.patch 0 is too small: use 1 or more",

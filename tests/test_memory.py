@@ -116,6 +116,8 @@ def call(tmp_path, monkeypatch, pytestconfig, capsys):
     monkeypatch.chdir(pytestconfig.rootpath)
     monkeypatch.setattr(commands, "_dataset", lambda config, workdir: NOBODY)
     monkeypatch.setattr(commands, "find_system", lambda workdir: workdir / "m1")
+    for check in ("check_evaluation", "check_stochastic"):  # nothing is trained
+        monkeypatch.setattr(commands, check, lambda *_, **__: None)
 
     def run(*arguments):
         code = command_line.main(["cdm_jax.main", *arguments, f"--workdir={tmp_path}"])

@@ -1,15 +1,14 @@
 import numpy as np
 import pytest
 
-from cdm_jax.data.prepare import PreparedSubject
+from cdm_jax.data.cache import write_prepared
+from cdm_jax.data.prepare import Prepared
 from cdm_jax.non_learned import fit_non_learned
 
 
 def make(tmp_path, name, slices):
-    path = tmp_path / f"{name}.npy"
-    np.save(path, np.rint(slices * 65535).astype(np.uint16))
     count = len(slices)
-    return PreparedSubject(
+    prepared = Prepared(
         subject_id=name,
         patient_id=name,
         sources=("t1", "t2"),
@@ -18,8 +17,9 @@ def make(tmp_path, name, slices):
         slice_indices=tuple(range(count)),
         training=tuple(range(count)),
         intensities={},
-        path=path,
+        slices=np.rint(slices * 65535).astype(np.uint16),
     )
+    return write_prepared(prepared, tmp_path / f"{name}.npy")
 
 
 @pytest.fixture

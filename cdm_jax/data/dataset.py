@@ -1,17 +1,20 @@
 """A config's data set: subjects found, split by patient, prepared."""
 
-import os
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cdm_jax.data.prepare import PreparedSubject, PrepareSettings, prepare
-from cdm_jax.data.splits import load_or_make
+from cdm_jax import workers
+from cdm_jax.data.cache import PreparedSubject
+from cdm_jax.data.cohort import prepare
+from cdm_jax.data.prepare import PrepareSettings
+from cdm_jax.data.splits import load_or_make, load_split
 from cdm_jax.data.subjects import Subject, find_subjects
 from cdm_jax.errors import UserError
 from cdm_jax.phantom import PhantomSettings, write_cohort
 
+PARTS = ("train", "validation", "test")
 SAME_WEIGHTING = {"t1c": "t1", "t1": "t1c", "t2f": "t2", "t2": "t2f"}
 
 
@@ -63,7 +66,7 @@ def make_phantom(config: Any, workdir: pathlib.Path) -> pathlib.Path:
     if "phantom" not in config:
         raise UserError("this config has no phantom: use --config=configs/phantom.py")
     root = data_root(config, workdir)
-    write_cohort(root, PhantomSettings(**config.phantom.to_dict()), _workers(config))
+    write_cohort(root, PhantomSettings(**config.phantom.to_dict()), num_workers(config))
     return root
 
 
@@ -113,7 +116,7 @@ def load_dataset(config: Any, workdir: pathlib.Path) -> Dataset:
         patterns=data.patterns.to_dict() or None,
     )
     split = load_or_make(
-        pathlib.Path(data.split_file or workdir / "split.json"),
+        _split_file(config, workdir),
         subjects,
         seed=data.split_seed,
         test_fraction=data.test_fraction,
@@ -126,7 +129,7 @@ def load_dataset(config: Any, workdir: pathlib.Path) -> Dataset:
     wanted = [subject for part in parts.values() for subject in part]
     prepared = {
         subject.subject_id: subject
-        for subject in prepare(wanted, settings, cache, num_workers=_workers(config))
+        for subject in prepare(wanted, settings, cache, num_workers=num_workers(config))
     }
     by_part = {
         name: tuple(prepared[subject.subject_id] for subject in part)
@@ -140,5 +143,20 @@ def load_dataset(config: Any, workdir: pathlib.Path) -> Dataset:
     )
 
 
-def _workers(config: Any) -> int:
-    return config.data.num_workers or os.cpu_count() or 1
+def find_split(config: Any, workdir: pathlib.Path) -> str | None:
+    """The hash of the config's split; None where it is not drawn yet.
+
+    Raises:
+        UserError: its file is damaged.
+    """
+    path = _split_file(config, workdir)
+    return load_split(path).hash if path.exists() else None
+
+
+def _split_file(config: Any, workdir: pathlib.Path) -> pathlib.Path:
+    return pathlib.Path(config.data.split_file or workdir / "split.json")
+
+
+def num_workers(config: Any) -> int:
+    """Processes for what is done patient by patient: `data.num_workers`, or one a core where 0."""
+    return config.data.num_workers or workers.cores()

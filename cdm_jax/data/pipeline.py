@@ -12,7 +12,7 @@ import grain
 import numpy as np
 from jaxtyping import Int, UInt16
 
-from cdm_jax.data.prepare import PreparedSubject
+from cdm_jax.data.cache import PreparedSubject
 from cdm_jax.errors import UserError
 
 Item = dict[str, UInt16[np.ndarray, "batch height width _modality"]]
@@ -58,8 +58,8 @@ class SliceSource:
                 "with less brain (minimum_brain)"
             )
         for subject in prepared:
-            _ = subject.layout  # read here, not by the threads that fetch slices
-        self._shape = prepared[0].layout[0][1:]
+            _ = subject.offsets  # read here, not by the threads that fetch slices
+        self._shape = prepared[0].shape
         self._prepared = tuple(prepared)
         self.positions = np.array(positions)
 

@@ -1,35 +1,18 @@
-"""The prepared cache: each subject's slices at the model's size, ready to be memory-mapped.
+"""A subject prepared: its slices at the model's size by the intensity rule, in memory."""
 
-A subject becomes two files: `<subject>-<hash>.npy`, its slices, and `<subject>-<hash>.json`, what
-is known of them.  The hash covers the input files' names, sizes and times of change, the settings
-and the format, but no folder: a new patient or a moved data set rebuilds nothing.  The json file is
-written last and marks the pair as complete; a `.partial` file is what a killed run left behind.
-"""
-
-import dataclasses
-import functools
-import hashlib
-import json
-import multiprocessing
-import os
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
-from jaxtyping import Float, UInt16
-from rich.progress import track
+from jaxtyping import Bool, Float, UInt16
 
 from cdm_jax.data.intensity import Intensity
 from cdm_jax.data.native import NativeImages, read_native
-from cdm_jax.data.resample import to_frame
+from cdm_jax.data.resample import from_frame, to_frame
 from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import UserError
 
-FORMAT = 1  # Raise it when a change here makes the same input give another cache.
 FULL_SCALE = 65535  # The stored value of 1.0.
 
 
@@ -90,55 +73,13 @@ class Prepared(Description):
     slices: UInt16[np.ndarray, "slice size size modality"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class PreparedSubject(Description):
-    """A prepared subject in the cache: as `Prepared`, with the slices left on disk."""
-
-    path: Path
-
-    @functools.cached_property
-    def layout(self) -> tuple[tuple[int, ...], int]:
-        """Shape of the slices and where they begin in the file.
-
-        Read once: NumPy parses a file's header as Python, which threads of Python 3.11 cannot do
-        at the same time ("AST constructor recursion depth mismatch").
-        """
-        mapped = np.load(self.path, mmap_mode="r")
-        return mapped.shape, mapped.offset
-
-    @property
-    def slices(self) -> UInt16[np.ndarray, "slice size size modality"]:
-        """The slices, memory-mapped, 65535 = 1.0.
-
-        Mapped anew each time: a map that is kept holds a file open, of which a process may have
-        fewer than a data set has subjects, and would be copied to worker processes.
-        """
-        shape, offset = self.layout
-        return np.memmap(self.path, np.uint16, mode="r", offset=offset, shape=shape)
-
-    def read_slice(self, position: int, out: UInt16[np.ndarray, "size size modality"]) -> None:
-        """Reads one stored slice into `out`, while other threads run.
-
-        Mapped memory, as `slices` returns it, takes a page fault for every few kilobytes, and
-        threads that map and unmap wait for each other.
-
-        Raises:
-            UserError: the file ends before the slice does.
-        """
-        _, offset = self.layout
-        with open(self.path, "rb") as file:
-            file.seek(offset + position * out.nbytes)
-            if file.readinto(out.data) != out.nbytes:
-                raise UserError(f"{self.path} is cut short: remove it and prepare the data again")
-
-
 def prepare_subject(subject: Subject, settings: PrepareSettings) -> Prepared:
     """Reads and prepares one subject, in memory; targets are left out if it lacks any of them.
 
     Raises:
         UserError: a source is missing, a file is unreadable, or the files' grids differ.
     """
-    native = read_native(subject, settings.sources, tuple(_files(subject, settings)))
+    native = read_native(subject, settings.sources, tuple(files_of(subject, settings)))
     return prepare_images(native, settings, subject.subject_id, subject.patient_id)
 
 
@@ -177,36 +118,21 @@ def quantize(values: Float[np.ndarray, "*shape"]) -> UInt16[np.ndarray, "*shape"
     return np.rint(np.clip(values, 0, 1) * FULL_SCALE).astype(np.uint16)
 
 
-def prepare(
-    subjects: Sequence[Subject], settings: PrepareSettings, folder: Path, *, num_workers: int = 0
-) -> list[PreparedSubject]:
-    """Returns the subjects from the cache in `folder`, preparing those that are not yet there.
+def to_native(
+    description: Description,
+    slices: Float[np.ndarray, "slice size size"],
+    brain: Bool[np.ndarray, "z y x"],
+) -> Float[np.ndarray, "z y x"]:
+    """Undoes the frame: each slice back on the native grid, zero outside the brain.
 
     Args:
-        subjects: the subjects, in the order wanted.
-        settings: what decides the content.
-        folder: where the cache is; made if need be.
-        num_workers: processes that prepare subjects side by side; 0: this process does it.
-
-    Raises:
-        UserError: some subjects cannot be prepared; all the others have been.
+        description: of the prepared subject: native shape and which slices were kept.
+        slices: one modality in the model's frame, in [0, 1].
+        brain: of the source modalities on the native grid.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    missing = [subject for subject in subjects if not _is_cached(subject, settings, folder)]
-    build = functools.partial(_build, settings=settings, folder=folder)
-    outcomes = track(
-        _map(build, missing, num_workers),
-        "Preparing subjects",
-        total=len(missing),
-        disable=not missing,
-    )
-    failures = [message for message in outcomes if message]
-    if failures:
-        raise UserError(
-            f"{len(failures)} of {len(subjects)} subjects cannot be prepared (the others are "
-            f"done): {'; '.join(failures[:3])}{'; ...' if len(failures) > 3 else ''}"
-        )
-    return [_load(subject, settings, folder) for subject in subjects]
+    volume = np.zeros(description.native_shape, np.float32)
+    volume[list(description.slice_indices)] = from_frame(slices, description.native_shape[1:])
+    return np.clip(volume, 0, 1) * brain
 
 
 def median_scales(prepared: Sequence[Description]) -> dict[str, float]:
@@ -222,7 +148,7 @@ def median_scales(prepared: Sequence[Description]) -> dict[str, float]:
     return {modality: float(np.median(values)) for modality, values in scales.items()}
 
 
-def _files(subject: Subject, settings: PrepareSettings) -> dict[str, Path]:
+def files_of(subject: Subject, settings: PrepareSettings) -> dict[str, Path]:
     """Returns the files to prepare by modality: the sources', then the targets' if all exist."""
     missing = [name for name in settings.sources if name not in subject.images]
     if missing:
@@ -233,74 +159,3 @@ def _files(subject: Subject, settings: PrepareSettings) -> dict[str, Path]:
     complete = all(name in subject.images for name in settings.targets)
     names = settings.sources + (settings.targets if complete else ())
     return {name: subject.images[name] for name in names}
-
-
-def _cache_path(subject: Subject, settings: PrepareSettings, folder: Path) -> Path:
-    """Returns where the subject's slices lie; its description lies beside, as .json."""
-    stats = [(name, path.name, path.stat()) for name, path in _files(subject, settings).items()]
-    files = [(name, file, stat.st_size, stat.st_mtime_ns) for name, file, stat in stats]
-    key = json.dumps([FORMAT, files, dataclasses.asdict(settings)])
-    return folder / f"{subject.subject_id}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
-
-
-def _map(
-    build: Callable[[Subject], str | None], subjects: Sequence[Subject], num_workers: int
-) -> Iterator[str | None]:
-    if num_workers == 0 or not subjects:
-        yield from map(build, subjects)
-        return
-    # Not forked: JAX may have started threads in this process.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, mp_context=context) as executor:
-        yield from executor.map(build, subjects)
-
-
-def _build(subject: Subject, settings: PrepareSettings, folder: Path) -> str | None:
-    """Prepares a subject into the cache; returns what is wrong with it, if anything."""
-    try:
-        prepared = prepare_subject(subject, settings)
-    except UserError as error:
-        return str(error)
-    names = (field.name for field in dataclasses.fields(Description))
-    content = {name: getattr(prepared, name) for name in names}
-    text = json.dumps(content, default=dataclasses.asdict, indent=1)
-    path = _cache_path(subject, settings, folder)
-    _write(path, lambda file: np.save(file, prepared.slices))
-    _write(path.with_suffix(".json"), lambda file: file.write(text.encode()))
-    return None
-
-
-def _write(path: Path, save: Callable[[IO[bytes]], Any]) -> None:
-    """Writes a file that others see complete or not at all, also when several write it at once."""
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with open(partial, "wb") as file:
-            save(file)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _is_cached(subject: Subject, settings: PrepareSettings, folder: Path) -> bool:
-    """Returns whether the subject is in the cache, complete and not cut short."""
-    try:
-        _ = _load(subject, settings, folder).slices
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def _load(subject: Subject, settings: PrepareSettings, folder: Path) -> PreparedSubject:
-    path = _cache_path(subject, settings, folder)
-    content = json.loads(path.with_suffix(".json").read_text())
-    return PreparedSubject(
-        subject_id=subject.subject_id,
-        patient_id=subject.patient_id,
-        sources=tuple(content["sources"]),
-        targets=tuple(content["targets"]),
-        native_shape=tuple(content["native_shape"]),
-        slice_indices=tuple(content["slice_indices"]),
-        training=tuple(content["training"]),
-        intensities={name: Intensity(**values) for name, values in content["intensities"].items()},
-        path=path,
-    )

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import os
 import shutil
 from pathlib import Path
@@ -7,13 +8,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from cdm_jax.data import cohort
 from cdm_jax.data.intensity import measure
 from cdm_jax.data.nifti import read_volume
 from cdm_jax.data.prepare import (
     FULL_SCALE,
     PrepareSettings,
     median_scales,
-    prepare,
     prepare_subject,
     quantize,
 )
@@ -24,6 +25,7 @@ from cdm_jax.errors import UserError
 SETTINGS = PrepareSettings(
     sources=("t1", "t2"), targets=("t1c",), size=16, minimum_brain=32 / (14 * 14)
 )
+prepare = functools.partial(cohort.prepare, num_workers=1)
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -113,7 +115,6 @@ def test_the_cache_gives_what_preparing_in_memory_gives(subjects, tmp_path):
             subjects, prepare(subjects, SETTINGS, tmp_path / "cache"), strict=True
         ):
             fresh = prepare_subject(subject, SETTINGS)
-            assert isinstance(cached.slices, np.memmap)
             for field in dataclasses.fields(fresh):
                 np.testing.assert_equal(getattr(cached, field.name), getattr(fresh, field.name))
 
@@ -209,7 +210,7 @@ def test_a_failed_write_leaves_nothing_behind(subjects, tmp_path, monkeypatch):
     assert written(tmp_path / "cache") == {}
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [1, 2])
 def test_a_corrupt_file_is_named_after_the_others_are_done(subjects, tmp_path, num_workers):
     folder = tmp_path / "cache"
     path = subjects[0].images["t2"]

@@ -1,0 +1,150 @@
+"""Scores of some of a subject's images, as a worker process computes them. Imports no JAX."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from cdm_jax.data.cache import PreparedSubject
+from cdm_jax.data.formats import check_file
+from cdm_jax.data.grids import oriented_like
+from cdm_jax.data.native import read_native
+from cdm_jax.data.nifti import read_labels
+from cdm_jax.data.prepare import FULL_SCALE, to_native
+from cdm_jax.data.subjects import Subject
+from cdm_jax.errors import UserError
+from cdm_jax.metrics.conventions import Case, get_convention
+from cdm_jax.metrics.regions import region_masks
+
+Images = Mapping[str, Float[np.ndarray, "slice h w t"]]
+"""Row to the synthetic targets of all slices of a subject, in [0, 1]."""
+Scores = dict[str, dict[str, dict[str, Any]]]
+"""Row -> convention -> target -> metrics."""
+
+ROWS_A_JOB = 4  # at least: a job reads the subject's own files, which takes as long as one image
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """Rows of a subject to score together.
+
+    Attributes:
+        subject: with the truth at the model's size.
+        files: of the same subject, with the truth on its own grid.
+        conventions: names.
+        images: of the rows.
+    """
+
+    subject: PreparedSubject
+    files: Subject
+    conventions: tuple[str, ...]
+    images: Images
+
+
+def most_jobs(subjects: int, rows: int) -> int:
+    """As many jobs as so many rows of so many subjects can be shared out to."""
+    return max(1, subjects * -(-rows // ROWS_A_JOB))
+
+
+def jobs(
+    subject: PreparedSubject,
+    files: Subject,
+    conventions: Sequence[str],
+    images: Images,
+    at_most: int,
+) -> list[Job]:
+    """Shares a subject's rows out, each to one job.
+
+    Args:
+        subject: prepared.
+        files: of the same subject.
+        conventions: names.
+        images: of all rows.
+        at_most: so many jobs.
+    """
+    rows = list(images)
+    each = max(ROWS_A_JOB, -(-len(rows) // at_most))
+    return [
+        Job(
+            subject=subject,
+            files=files,
+            conventions=tuple(conventions),
+            images={row: images[row] for row in rows[start : start + each]},
+        )
+        for start in range(0, len(rows), each)
+    ]
+
+
+def score(job: Job) -> tuple[Scores, str]:
+    """Scores each row of a job under each convention for each target, once.
+
+    Returns:
+        The scores, and what is to be said of the subject's segmentation; nothing where it is empty.
+    """
+    subject, targets = job.subject, job.subject.targets
+    truth = subject.slices[..., len(subject.sources) :].astype(np.float32) / FULL_SCALE
+    native = None
+    if any(get_convention(name).space == "native" for name in job.conventions):
+        native = _Native(subject, job.files)
+
+    def case(space: str, row: str, t: int) -> Case:
+        predicted = job.images[row][..., t]
+        if native and space == "native":
+            return native.case(targets[t], predicted)
+        return Case(
+            subject=subject.subject_id,
+            modality=targets[t],
+            prediction=predicted,
+            truth=truth[..., t],
+        )
+
+    conventions = {name: get_convention(name) for name in job.conventions}
+    scores: Scores = {
+        row: {
+            name: {
+                target: convention.score(case(convention.space, row, t))
+                for t, target in enumerate(targets)
+            }
+            for name, convention in conventions.items()
+        }
+        for row in job.images
+    }
+    return scores, native.remark if native else ""
+
+
+class _Native:
+    """A subject's truth, brain and segmentation on its own grid, read once."""
+
+    def __init__(self, subject: PreparedSubject, files: Subject):
+        self._subject = subject
+        self._native = read_native(files, subject.sources, subject.sources + subject.targets)
+        self._segmentation, self.remark = usable_segmentation(files, self._native.brain)
+
+    def case(self, target: str, slices: Float[np.ndarray, "slice h w"]) -> Case:
+        """A prediction in the model's frame beside the truth, on the native grid."""
+        return Case(
+            subject=self._subject.subject_id,
+            modality=target,
+            prediction=to_native(self._subject, slices, self._native.brain),
+            truth=self._native.images[target],
+            brain=self._native.brain,
+            segmentation=self._segmentation,
+        )
+
+
+def usable_segmentation(
+    files: Subject, brain: Bool[np.ndarray, "z y x"]
+) -> tuple[Int[np.ndarray, "z y x"] | None, str]:
+    """The subject's labels; or None and why: none, of unknown meaning, or on another grid."""
+    if files.segmentation is None:
+        return None, ""
+    try:
+        check_file(files.segmentation)
+        image = oriented_like(files.segmentation, next(iter(files.images.values())))
+        labels = read_labels(files.segmentation, image)
+        region_masks(labels, brain)
+    except UserError as error:
+        return None, f"{files.subject_id}: no tumor regions are scored: {error}"
+    return labels, ""
