@@ -18,7 +18,8 @@ import numpy as np
 from cdm_jax import parallel
 from cdm_jax.data import pipeline
 from cdm_jax.data.prepare import PreparedSubject
-from cdm_jax.methods import base
+from cdm_jax.methods.base import to_model_range
+from cdm_jax.tasks import Task
 
 SIZE, SUBJECTS, SLICES = 256, 8, 120  # half a gigabyte
 SECONDS, REPEATS = 1.0, 5
@@ -92,12 +93,13 @@ def parts_now(source: Any, order: Any, batch_size: int) -> dict[str, Callable[[]
     """What makes a batch today, on the host and on the devices."""
     plans = np.array([order[k] for k in range(batch_size)])
     stored, put = source.read(plans), parallel.all_devices("jit").put
-    placed, unpack = put(stored), jax.jit(base.unpack, static_argnums=2)
+    placed, task = put(stored), Task(sources=("t1", "t2"), targets=("t1c", "t2f"))
+    unpack, key = jax.jit(task.batch), jax.random.key(0)
     return {
         "plan": lambda: np.array([order[k] for k in range(batch_size)]),
         "read": lambda: source.read(plans),
         "put": lambda: put(stored),
-        "to floats in the step": lambda: unpack(placed["images"], placed["mirrored"], 2),
+        "to floats in the step": lambda: unpack(placed, key),
     }
 
 
@@ -108,7 +110,7 @@ def parts_before(source: Any, order: Any, batch_size: int) -> dict[str, Callable
     items = [source[first] for first in plans[:, 0].tolist()]
     known = dict(zip(plans[:, 0].tolist(), items, strict=True))
     stored = pipeline._read(known, plans)  # type: ignore[attr-defined]
-    placed, to_floats = put(stored), jax.jit(base.to_model_range)
+    placed, to_floats = put(stored), jax.jit(to_model_range)
     return {
         "plan": lambda: batches[0],
         "read": lambda: [source[first] for first in plans[:, 0].tolist()],

@@ -12,11 +12,13 @@ from cdm_jax.cards import write_card
 from cdm_jax.data import dataset as data
 from cdm_jax.errors import UserError
 from cdm_jax.evaluate import evaluate_run
+from cdm_jax.patterns import evaluate_patterns
 from cdm_jax.publish import publish_run
 from cdm_jax.report.card import FILE as CARD
 from cdm_jax.sampling import slices_per_call
 from cdm_jax.score import score_folders
 from cdm_jax.synthesize import synthesize_folder
+from cdm_jax.tasks import task_of
 from cdm_jax.train import train_stage
 from cdm_jax.writer import console
 
@@ -42,7 +44,8 @@ def train(*, config: ConfigDict, workdir: pathlib.Path) -> None:
 def _evaluate(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> None:
     advice = f"set --config.evaluate.batch_size below {config.evaluate.batch_size}"
     with memory.explained("the evaluation", f"{advice}, or {memory.FRACTION}"):
-        evaluate_run(config, workdir, dataset)
+        evaluate = evaluate_patterns if task_of(config.data).is_any else evaluate_run
+        evaluate(config, workdir, dataset)
 
 
 def evaluate(*, config: ConfigDict | None, workdir: pathlib.Path) -> None:

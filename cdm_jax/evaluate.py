@@ -122,6 +122,8 @@ def _load(
     system = inference.load_system(
         folder, config.evaluate.batch_size, config.sampler, config.checkpoint.use
     )
+    if inference.is_any_to_any(system):
+        system = inference.restricted(system, config.data.sources, config.data.targets)
     if system.provenance.split != dataset.split_hash:
         raise UserError(
             f"{folder} was trained on split {system.provenance.split}, not on this data's "
@@ -162,6 +164,7 @@ class _Evaluation:
         settings = checkpoint.plain(self._config.sampler) | {
             "num_samples": self._config.evaluate.num_samples,
             "copies": self._dataset.copies,
+            "sources": self._config.data.sources,
             "seed": self._config.seed,
         }
         text = json.dumps(settings, sort_keys=True)

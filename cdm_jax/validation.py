@@ -18,7 +18,9 @@ from cdm_jax.data.prepare import PreparedSubject
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
 from cdm_jax.run import Run
+from cdm_jax.tasks import task_of
 
+PATTERNS = 1  # folds a slice's key into that of its pattern
 STEP_PASSES = 3  # of a network in a training step: forward, and twice as much backward
 RISING = ("psnr", "explained")  # how metrics begin of which more is better
 
@@ -44,7 +46,8 @@ class Validation:
             run.method.validation_passes,
         )
         chosen = [chosen_slices(subject, number, run.config.seed) for subject in subjects]
-        self._source = SliceSource(subjects, chosen)
+        self._task = task_of(run.config.data)
+        self._source = SliceSource(subjects, chosen, self._task.is_any)
         # Those from the middle of the brains come first: the first batch is what pictures show.
         middles = np.array([len(subject.slice_indices) // 2 for subject in subjects])
         numbers, places = self._source.positions.T
@@ -82,8 +85,7 @@ class Validation:
     def _batch(
         self, model: base.Model, stored: Mapping[str, Array], keys: Key[Array, "b"]
     ) -> tuple[base.Values, base.Pictures]:
-        sources = len(self._run.config.data.sources)
-        batch = base.unpack(stored["images"], stored["mirrored"], sources)
+        batch = self._task.batch(stored, jax.vmap(jax.random.fold_in, (0, None))(keys, PATTERNS))
         return self._run.method.validate(model, batch, keys)
 
 

@@ -11,6 +11,7 @@ from cdm_jax.data.splits import load_or_make
 from cdm_jax.data.subjects import Subject, find_subjects
 from cdm_jax.errors import UserError
 from cdm_jax.phantom import PhantomSettings, write_cohort
+from cdm_jax.tasks import task_of
 
 SAME_WEIGHTING = {"t1c": "t1", "t1": "t1c", "t2f": "t2", "t2": "t2f"}
 
@@ -98,10 +99,10 @@ def load_dataset(config: Any, workdir: pathlib.Path) -> Dataset:
     Raises:
         UserError: no patients, an unreadable file, a split or copies that do not fit.
     """
-    data = config.data
+    data, task = config.data, task_of(config.data)
     settings = PrepareSettings(
-        sources=tuple(data.sources),
-        targets=tuple(data.targets),
+        sources=task.sources,
+        targets=() if task.is_any else task.targets,
         size=data.size,
         minimum_brain=data.minimum_brain,
     )
@@ -111,6 +112,7 @@ def load_dataset(config: Any, workdir: pathlib.Path) -> Dataset:
         root,
         modalities=settings.sources + settings.targets,
         patterns=data.patterns.to_dict() or None,
+        require_all=not task.is_any,
     )
     split = load_or_make(
         pathlib.Path(data.split_file or workdir / "split.json"),

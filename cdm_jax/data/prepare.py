@@ -39,7 +39,8 @@ class PrepareSettings:
 
     Attributes:
         sources: the input modalities.
-        targets: the modalities to synthesize.
+        targets: the modalities to synthesize; none where any of the sources may be missing, and be
+            what is to be synthesized.
         size: rows and columns of a slice in the model's frame.
         minimum_brain: a slice is trained on if brain covers at least this part of its square.
     """
@@ -66,7 +67,8 @@ class Description:
         subject_id: the subject (one scan).
         patient_id: the patient, who may have several scans.
         sources: the input modalities, the first channels of the slices.
-        targets: the target modalities, the channels after them; empty if the subject lacks any.
+        targets: the target modalities, the channels after them; empty if the subject lacks any,
+            and where any of the sources may be missing (their channels are 0 then).
         native_shape: the volume's (z, y, x) before slices were left out and resized.
         slice_indices: the z index of each stored slice: every slice with any brain in the sources.
         training: the positions, among the stored slices, of those to train on.
@@ -116,6 +118,12 @@ class PreparedSubject(Description):
         shape, offset = self.layout
         return np.memmap(self.path, np.uint16, mode="r", offset=offset, shape=shape)
 
+    def view(self, sources: tuple[str, ...], targets: tuple[str, ...]) -> "SubjectView":
+        """The subject as one of a fixed task, with these of its modalities."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        changed = {"sources": sources, "targets": targets, "stored": self.sources + self.targets}
+        return SubjectView(**fields | changed)
+
     def read_slice(self, position: int, out: UInt16[np.ndarray, "size size modality"]) -> None:
         """Reads one stored slice into `out`, while other threads run.
 
@@ -132,13 +140,31 @@ class PreparedSubject(Description):
                 raise UserError(f"{self.path} is cut short: remove it and prepare the data again")
 
 
+@dataclass(frozen=True, kw_only=True)
+class SubjectView(PreparedSubject):
+    """A prepared subject of whose modalities some are sources and some targets.
+
+    Attributes:
+        stored: the modalities of the file, in its order.
+    """
+
+    stored: tuple[str, ...]
+
+    @property
+    def slices(self) -> UInt16[np.ndarray, "slice size size modality"]:
+        """A copy of the slices: the sources, then the targets."""
+        chosen = [self.stored.index(name) for name in self.sources + self.targets]
+        return super().slices[..., chosen]
+
+
 def prepare_subject(subject: Subject, settings: PrepareSettings) -> Prepared:
     """Reads and prepares one subject, in memory; targets are left out if it lacks any of them.
 
     Raises:
         UserError: a source is missing, a file is unreadable, or the files' grids differ.
     """
-    native = read_native(subject, settings.sources, tuple(_files(subject, settings)))
+    files = tuple(_files(subject, settings))
+    native = read_native(subject, [name for name in settings.sources if name in files], files)
     return prepare_images(native, settings, subject.subject_id, subject.patient_id)
 
 
@@ -148,7 +174,7 @@ def prepare_images(
     """Prepares a subject's images.
 
     Args:
-        native: the sources' in the settings' order, then the targets' if any.
+        native: the sources', then the targets' in the settings' order if any.
         settings: what decides the content.
         subject_id: the subject.
         patient_id: the patient.
@@ -156,14 +182,19 @@ def prepare_images(
     brain = native.brain
     coverage = brain.sum(axis=(1, 2)) / max(brain.shape[1:]) ** 2
     kept = np.flatnonzero(coverage)
+    targets = tuple(name for name in native.images if name not in settings.sources)
+    none = np.zeros((len(kept), settings.size, settings.size), np.uint16)
     channels = [
-        quantize(to_frame(volume[kept], settings.size)) for volume in native.images.values()
+        quantize(to_frame(native.images[name][kept], settings.size))
+        if name in native.images
+        else none
+        for name in settings.sources + targets
     ]
     return Prepared(
         subject_id=subject_id,
         patient_id=patient_id,
         sources=settings.sources,
-        targets=tuple(native.images)[len(settings.sources) :],
+        targets=targets,
         native_shape=brain.shape,
         slice_indices=tuple(kept.tolist()),
         training=tuple(np.flatnonzero(coverage[kept] >= settings.minimum_brain).tolist()),
@@ -225,6 +256,8 @@ def median_scales(prepared: Sequence[Description]) -> dict[str, float]:
 def _files(subject: Subject, settings: PrepareSettings) -> dict[str, Path]:
     """Returns the files to prepare by modality: the sources', then the targets' if all exist."""
     missing = [name for name in settings.sources if name not in subject.images]
+    if not settings.targets and len(missing) < len(settings.sources):
+        return {name: subject.images[name] for name in settings.sources if name not in missing}
     if missing:
         raise UserError(
             f"{subject.subject_id} has no {', '.join(missing)}, only "
