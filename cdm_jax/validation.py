@@ -117,6 +117,8 @@ def chosen_slices(subject: PreparedSubject, number: int, seed: int) -> list[int]
 
 def better(metric: str, value: float, than: checkpoint.Best | None) -> bool:
     """Whether a validation did better than the best before."""
+    if np.isnan(value):
+        return False
     if than is None or than.metric != metric:
         return True
     return value > than.value if metric.startswith(RISING) else value < than.value
@@ -135,7 +137,8 @@ def judged(
         each = [metrics[metric]]
     if not each:
         raise UserError(f"best_by='{metric}' is not measured here: use {', '.join(metrics)}")
-    return float(np.mean(each))
+    known = [value for value in each if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
 
 
 def by_modality(values: Mapping[str, Float[np.ndarray, "..."]], data: ConfigDict) -> Numbers:

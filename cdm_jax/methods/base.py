@@ -6,6 +6,7 @@ pytree. The loop, the evaluation and the synthesis know systems by the base clas
 
 import abc
 import importlib
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -215,13 +216,19 @@ class Translator(Method):
             {name: each[patients == one].astype(np.float64) for name, each in values.items()}
             for one in np.unique(patients)
         ]
-        psnr = [np.nanmean(own["psnr"], axis=0) for own in of_patients]
-        brain = [own["brain_error"].sum(axis=0) / own["brain_pixels"].sum() for own in of_patients]
-        return {
-            "loss": values["loss"].mean(),
-            "psnr": np.mean(psnr, axis=0),
-            "psnr_brain": -10 * np.log10(np.maximum(brain, 1e-10)).mean(axis=0),
-        }
+        with warnings.catch_warnings():  # what nobody lacks in any pattern drawn is not a number
+            warnings.simplefilter("ignore", RuntimeWarning)
+            psnr = [np.nanmean(own["psnr"], axis=0) for own in of_patients]
+            errors = [own["brain_error"].sum(axis=0) for own in of_patients]
+            brain = [
+                e / own["brain_pixels"].sum(axis=0)
+                for e, own in zip(errors, of_patients, strict=True)
+            ]
+            return {
+                "loss": values["loss"].mean(),
+                "psnr": np.nanmean(psnr, axis=0),
+                "psnr_brain": np.nanmean(-10 * np.log10(np.maximum(brain, 1e-10)), axis=0),
+            }
 
 
 def create(config: Any) -> Method:
