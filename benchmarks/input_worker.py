@@ -17,7 +17,7 @@ import numpy as np
 
 from cdm_jax import parallel
 from cdm_jax.data import pipeline, prepare
-from cdm_jax.methods import base
+from cdm_jax.tasks import Task
 
 SIZE, SUBJECTS, SLICES = 256, 8, 120  # half a gigabyte of whole slices
 ROWS = 0.75  # of a slice, that the largest section of a brain covers; 0.59 on average, as in BraTS
@@ -96,12 +96,13 @@ def parts(prepared: list[Any], batch_size: int) -> Row:
     order = order.random_map(pipeline._plan_flip).repeat()
     plans = np.array([order[k] for k in range(batch_size)])
     stored, put = source.read(plans), parallel.all_devices("jit").put
-    placed, unpack = put(stored), jax.jit(base.unpack, static_argnums=2)
+    placed, task = put(stored), Task(sources=("t1", "t2"), targets=("t1c", "t2f"))
+    unpack, key = jax.jit(task.batch), jax.random.key(0)
     calls: dict[str, Callable[[], Any]] = {
         "plan": lambda: np.array([order[k] for k in range(batch_size)]),
         "read": lambda: source.read(plans),
         "put": lambda: put(stored),
-        "to floats in the step": lambda: unpack(placed["images"], placed["mirrored"], 2),
+        "to floats in the step": lambda: unpack(placed, key),
     }
     return {name: milliseconds(call) for name, call in calls.items()}
 

@@ -32,6 +32,7 @@ from benchmarks.traces import by_kind, operations
 from cdm_jax import checkpoint, inference, parallel
 from cdm_jax.methods import base
 from cdm_jax.shapes import create, example, stored_shapes
+from cdm_jax.tasks import task_of
 from cdm_jax.train import make_step
 from cdm_jax.writer import console
 
@@ -95,7 +96,7 @@ def training_step(config: ConfigDict, stage: str) -> Program:
         stage=stage,
         part="step",
         slices=number,
-        function=make_step(method, key(), devices, state, len(config.data.sources)),
+        function=make_step(method, key(), devices, state, task_of(config.data)),
         arguments=(state, totals, devices.put(random_batch(config, number))),
         advance=lambda returned, arguments: (*returned, arguments[2]),
     )

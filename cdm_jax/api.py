@@ -14,7 +14,7 @@ The command `synthesize` calls it and writes what it returns.
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 from jaxtyping import Float
@@ -84,16 +84,36 @@ class TrainedModel:
     Attributes:
       folder: of the system, such as `runs/brats/cunet`.
       system: its networks, and the config, split and scales of its training.
-      sources: modalities that it needs.
-      targets: modalities that it makes.
+      sources: modalities that it needs; any of them, where it takes what there is.
+      targets: modalities that it makes; the same ones, where it makes what is missing.
     """
 
     def __init__(self, folder: pathlib.Path, system: inference.System):
         self.folder, self.system = folder, system
         data = system.provenance.config.data
         self.sources, self.targets = tuple(data.sources), tuple(data.targets)
+        self._patterns: dict[tuple[tuple[str, ...], tuple[str, ...]], TrainedModel] = {}
         self._samplers: dict[int, SubjectSampler] = {}
         self._intervals: dict[int, calibration.Intervals | None] = {}
+
+    def for_pattern(
+        self, sources: Iterable[str], targets: Iterable[str] | None = None
+    ) -> "TrainedModel":
+        """The system for these sources, where it takes any modalities; kept once it is made.
+
+        Args:
+          sources: that a patient has.
+          targets: to make; by default all others.
+
+        Raises:
+          UserError: nothing is given or left to make, or an unknown modality.
+        """
+        sources = tuple(sources)
+        if targets is None:
+            targets = [name for name in self.targets if name not in sources]
+        system = inference.restricted(self.system, sources, tuple(targets))
+        made = TrainedModel(self.folder, system)
+        return self._patterns.setdefault((made.sources, made.targets), made)
 
     def synthesize(
         self,
@@ -102,12 +122,14 @@ class TrainedModel:
         samples: int = 1,
         subject: str | None = None,
         resample_to: str | None = None,
+        make: Iterable[str] | None = None,
     ) -> Synthesis:
         """Makes the target modalities of a patient.
 
         Args:
           images: each source modality's image: the path of a NIfTI file, a nibabel image, or an
-            array with its affine. Skull-stripped, on one grid.
+            array with its affine. Skull-stripped, on one grid. Of a system that takes any
+            modalities those that there are, and it makes the others.
           samples: independent samples, of which the mean and the deviation are returned.
           subject: name on which the draws depend, so that a patient's are the same in every cohort
             and order. By default the name under which the command `synthesize` finds the first
@@ -115,10 +137,23 @@ class TrainedModel:
             no file.
           resample_to: the source onto whose grid the others are resampled; by default they have to
             lie on one grid.
+          make: the modalities to make, where not all of them are wanted.
 
         Raises:
-          UserError: a source is missing, unknown, unreadable or on another grid.
+          UserError: a source is missing, unknown, unreadable or on another grid; or nothing is to
+            be made.
         """
+        if inference.is_any_to_any(self.system):
+            model = self.for_pattern(images, make)
+            return model.synthesize(
+                images, samples=samples, subject=subject, resample_to=resample_to
+            )
+        wanted = tuple(self.targets if make is None else make)
+        if unknown := [name for name in wanted if name not in self.targets]:
+            raise UserError(
+                f"{', '.join(unknown)} is not made by this model: it makes "
+                f"{', '.join(self.targets)}"
+            )
         if samples < 1:
             raise UserError(f"samples={samples} is too few: give 1 or more")
         sources = self._sources(images)
@@ -129,7 +164,8 @@ class TrainedModel:
         drawn = self._sampler(samples).draw(prepared, prepared.slices, native.brain)
         intervals = self.intervals(samples)
         found: dict[str, dict[str, Image]] = {"deviation": {}, "lower": {}, "upper": {}}
-        for target, volumes in drawn.items():
+        for target in wanted:
+            volumes = drawn[target]
             if intervals is not None:
                 volumes |= calibration.within(volumes, native.brain, intervals, target)
             for name, volume in volumes.items():

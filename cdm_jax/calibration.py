@@ -178,6 +178,11 @@ def calibrate_stage(
     """
     conformal.patients_needed(level)  # a wrong level is named before patients are drawn
     system = load_stochastic(stage_folder, samples)
+    if inference.is_any_to_any(system):
+        raise UserError(
+            f"{stage_folder} takes any modalities, and its error depends on which: intervals are "
+            "calibrated for systems of a fixed task"
+        )
     with parallel.first_process_first("intervals"):
         if parallel.is_first():
             sampler = SubjectSampler(system, samples)

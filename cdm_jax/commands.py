@@ -13,12 +13,14 @@ from cdm_jax.data import dataset as data
 from cdm_jax.errors import UserError
 from cdm_jax.evaluate import evaluate_run
 from cdm_jax.metrics.conformal import patients_needed
+from cdm_jax.patterns import evaluate_patterns
 from cdm_jax.preflight import check_evaluation, check_settings, check_training
 from cdm_jax.publish import check_evaluated, publish_run
 from cdm_jax.report.card import FILE as CARD
 from cdm_jax.sampling import check_stochastic, slices_per_call
 from cdm_jax.score import score_folders
 from cdm_jax.synthesize import synthesize_folder
+from cdm_jax.tasks import task_of
 from cdm_jax.train import train_stage
 from cdm_jax.writer import console
 
@@ -47,7 +49,8 @@ def train(*, config: ConfigDict, workdir: pathlib.Path) -> None:
 def _evaluate(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> None:
     advice = f"set --config.evaluate.batch_size below {config.evaluate.batch_size}"
     with memory.explained("the evaluation", f"{advice}, or {memory.FRACTION}"):
-        evaluate_run(config, workdir, dataset)
+        evaluate = evaluate_patterns if task_of(config.data).is_any else evaluate_run
+        evaluate(config, workdir, dataset)
 
 
 def evaluate(*, config: ConfigDict | None, workdir: pathlib.Path) -> None:

@@ -100,9 +100,12 @@ def _load(
 ) -> inference.System:
     folder = workdir / stage
     check_trained(folder, dataset.split_hash)
-    return inference.load_system(
+    system = inference.load_system(
         folder, config.evaluate.batch_size, config.sampler, config.checkpoint.use
     )
+    if inference.is_any_to_any(system):
+        return inference.restricted(system, config.data.sources, config.data.targets)
+    return system
 
 
 class _Pending(NamedTuple):
@@ -195,6 +198,7 @@ class _Evaluation:
         settings = checkpoint.plain(self._config.sampler) | {
             "num_samples": self._config.evaluate.num_samples,
             "copies": self._dataset.copies,
+            "sources": self._config.data.sources,
             "seed": self._config.seed,
         }
         text = json.dumps(settings, sort_keys=True)

@@ -6,7 +6,7 @@ Each process computes its own subjects on its own devices and needs no other.
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,8 @@ from ml_collections import ConfigDict
 from cdm_jax import checkpoint, parallel
 from cdm_jax.data.pipeline import padded_batches
 from cdm_jax.methods import base
+from cdm_jax.methods.pattern import for_pattern
+from cdm_jax.tasks import task_of
 
 Outputs = dict[str, Float[Array, "b h w t"]]
 Compute = Callable[[base.Model, base.Batch, Key[Array, "*keys"]], Outputs]
@@ -111,6 +113,27 @@ def load_system(
         provenance=provenance,
         fingerprint=_fingerprint(model),
         batch_size=batch_size_per_device * jax.local_device_count(),
+    )
+
+
+def is_any_to_any(system: System) -> bool:
+    """Whether a system takes any modalities and makes the others."""
+    return task_of(system.provenance.config.data).is_any
+
+
+def restricted(system: System, sources: Sequence[str], targets: Sequence[str]) -> System:
+    """An any-to-any system for one pattern, as the fixed task's system that it then is.
+
+    Raises:
+      UserError: see `methods.pattern.for_pattern`.
+    """
+    config = system.provenance.config.copy_and_resolve_references()
+    method = for_pattern(system.method, tuple(config.data.sources), tuple(sources), tuple(targets))
+    config.data.update({"sources": method.sources, "targets": method.targets})
+    return dataclasses.replace(
+        system,
+        method=method,
+        provenance=dataclasses.replace(system.provenance, config=config),
     )
 
 

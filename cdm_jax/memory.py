@@ -20,6 +20,7 @@ from cdm_jax.data.dataset import Dataset
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
 from cdm_jax.run import resolve, stage_keys, training_slices
+from cdm_jax.tasks import task_of
 from cdm_jax.train import empty_totals, make_step
 from cdm_jax.writer import console
 
@@ -44,7 +45,7 @@ def lowered_step(config: ConfigDict, devices: parallel.Devices, key: Array) -> j
         name: jax.ShapeDtypeStruct((*lead, *part.shape[1:]), part.dtype)
         for name, part in shapes.stored_shapes(config, each * number).items()
     }
-    step: Any = make_step(method, key, devices, state, len(config.data.sources))
+    step: Any = make_step(method, key, devices, state, task_of(config.data))
     return step.lower(
         devices.sharded_shapes(state),
         _placed(totals, parallel.replicated(devices.mesh)),

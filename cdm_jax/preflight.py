@@ -15,6 +15,7 @@ from cdm_jax.methods import base
 from cdm_jax.metrics.conventions import get_convention
 from cdm_jax.rows import asked_rows
 from cdm_jax.run import check_earlier_stages, check_resumes, resolve
+from cdm_jax.tasks import parse_pattern
 
 
 def check_settings(config: ConfigDict, stage: str) -> base.Method:
@@ -92,6 +93,8 @@ def check_evaluation(
         raise UserError(f"evaluate.batch_size is {settings.batch_size}: use 1 or more")
     for name in settings.conventions:
         get_convention(name)
+    for name in settings.patterns:
+        parse_pattern(name, config.data.sources)
     methods = {}
     for stage in settings.systems:
         method = check_settings(config, stage)

@@ -17,13 +17,14 @@ from cdm_jax.data.pipeline import SliceSource, plain_plans
 from cdm_jax.data.prepare import median_scales
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
+from cdm_jax.tasks import Task, task_of
 
 LENGTHS = (
     *("num_steps", "num_epochs", "log_every", "validate_every", "checkpoint_every"),
     *("best_by", "patience"),
 )
 
-_unpack = jax.jit(base.unpack, static_argnums=2)
+_batch = jax.jit(Task.batch, static_argnums=0)
 
 
 def resolve(config: ConfigDict, num_slices: int) -> ConfigDict:
@@ -133,19 +134,24 @@ def check_same(
 
 
 def slice_batches(
-    subjects: Sequence[PreparedSubject], batch_size: int, limit: int, mesh: jax.sharding.Mesh
+    subjects: Sequence[PreparedSubject],
+    batch_size: int,
+    limit: int,
+    mesh: jax.sharding.Mesh,
+    task: Task,
 ) -> Iterator[base.Batch]:
     """Up to `limit` slices, evenly spaced over the subjects, as full global batches of floats.
 
-    The last batch is filled up from the start. Each process reads its own part of each.
+    The last batch is filled up from the start. Each process reads its own part of each. The
+    patterns of an any-to-any task are the same each time.
     """
-    source = SliceSource(subjects)
+    source = SliceSource(subjects, any_to_any=task.is_any)
     chosen = np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).astype(int))
     batches = np.resize(chosen, (-(-len(chosen) // batch_size), batch_size))
-    for indices in batches:
+    for number, indices in enumerate(batches):
         own = np.split(indices, jax.process_count())[jax.process_index()]
         stored = parallel.global_batch(source.read(plain_plans(own)), mesh)
-        yield _unpack(stored["images"], stored["mirrored"], len(subjects[0].sources))
+        yield _batch(task, stored, jax.random.key(number))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -189,7 +195,8 @@ class Run:
 
     def slices(self, subjects: Sequence[PreparedSubject], limit: int) -> Iterator[base.Batch]:
         """Slices of these subjects in order, shared out over all devices."""
-        return slice_batches(subjects, self.batch_size, limit, self.devices.mesh)
+        task = task_of(self.config.data)
+        return slice_batches(subjects, self.batch_size, limit, self.devices.mesh, task)
 
 
 def check_continues(run: Run) -> None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from cdm_jax.methods import base
+from cdm_jax.tasks import task_of
 
 Shapes = Any  # a tree of jax.ShapeDtypeStruct
 
@@ -15,20 +16,26 @@ Shapes = Any  # a tree of jax.ShapeDtypeStruct
 def example(config: ConfigDict, number: int) -> Shapes:
     """The shapes of a batch of this many slices."""
     data = config.data
-    return {
+    shapes = {
         name: jax.ShapeDtypeStruct((number, data.size, data.size, len(modalities)), jnp.float32)
         for name, modalities in (("source", data.sources), ("target", data.targets))
     }
+    if task_of(data).is_any:
+        shapes["weight"] = jax.ShapeDtypeStruct((number, len(data.targets)), jnp.float32)
+    return shapes
 
 
 def stored_shapes(config: ConfigDict, number: int) -> dict[str, jax.ShapeDtypeStruct]:
     """What a stored batch of this many slices is made of, as the input pipeline gives it."""
-    data = config.data
-    modalities = len(data.sources) + len(data.targets)
-    return {
+    data, task = config.data, task_of(config.data)
+    modalities = len(task.modalities)
+    shapes = {
         "images": jax.ShapeDtypeStruct((number, data.size, data.size, modalities), jnp.uint16),
         "mirrored": jax.ShapeDtypeStruct((number,), jnp.bool_),
     }
+    if task.is_any:
+        shapes["known"] = jax.ShapeDtypeStruct((number, modalities), jnp.bool_)
+    return shapes
 
 
 def create(config: ConfigDict, stage: str) -> base.Method:

@@ -24,9 +24,11 @@ from cdm_jax.data.pipeline import prefetched, training_batches
 from cdm_jax.methods import base
 from cdm_jax.run import Run, check_continues, load_frozen, resolve, stage_keys, training_slices
 from cdm_jax.shapes import Shapes, example
+from cdm_jax.tasks import Task, task_of
 from cdm_jax.validation import Validation, better, judged
 from cdm_jax.writer import ProfilerWindow, StopRequest, TrainingProgress, Writer, console
 
+PATTERNS = 1  # folds a step's key into that of its patterns
 MEASURED_SLICES = 4096  # enough for the means and covariances that `finish` measures
 
 
@@ -39,14 +41,15 @@ def make_step(
     root: Array,
     devices: parallel.Devices,
     state: base.State,
-    num_sources: int,
+    task: Task,
 ) -> Step:
     """The compiled step: stored batch to floats, update, running means; the state is donated."""
 
     def step(state: base.State, totals: Totals, batch: Any) -> tuple[base.State, Totals]:
         """State and running means after one batch."""
-        floats = base.unpack(batch["images"], batch["mirrored"], num_sources)
-        state, metrics = method.update(state, floats, jax.random.fold_in(root, state.step))
+        key = jax.random.fold_in(root, state.step)
+        floats = task.batch(batch, jax.random.fold_in(key, PATTERNS))
+        state, metrics = method.update(state, floats, key)
         return state, {
             name: totals[name].merge(Average.from_model_output(value))
             for name, value in parallel.mean(metrics).items()
@@ -122,6 +125,7 @@ def _training_iterator(run: Run) -> Any:
         seed=run.config.seed,
         flips=run.config.data.flips,
         paired=run.method.paired,
+        any_to_any=task_of(run.config.data).is_any,
         threads=run.config.data.read_threads or os.cpu_count() or 1,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -180,8 +184,8 @@ def _loop(
       The state, and which validation was the best.
     """
     length, first = run.length, int(state.step)
-    num_sources = len(run.config.data.sources)
-    step_function = make_step(run.method, run.keys[1], run.devices, state, num_sources)
+    task = task_of(run.config.data)
+    step_function = make_step(run.method, run.keys[1], run.devices, state, task)
     validation = Validation(run) if run.dataset.validation else None
     patience = length.patience * length.validate_every
     profiler = ProfilerWindow(run.folder, **run.config.profile.to_dict())

@@ -18,7 +18,9 @@ from cdm_jax.data.pipeline import SliceSource, plain_plans
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
 from cdm_jax.run import Run
+from cdm_jax.tasks import task_of
 
+PATTERNS = 1  # folds a slice's key into that of its pattern
 STEP_PASSES = 3  # of a network in a training step: forward, and twice as much backward
 RISING = ("psnr", "explained")  # how metrics begin of which more is better
 
@@ -44,7 +46,8 @@ class Validation:
             run.method.validation_passes,
         )
         chosen = [chosen_slices(subject, number, run.config.seed) for subject in subjects]
-        self._source = SliceSource(subjects, chosen)
+        self._task = task_of(run.config.data)
+        self._source = SliceSource(subjects, chosen, self._task.is_any)
         # Those from the middle of the brains come first: the first batch is what pictures show.
         middles = np.array([len(subject.slice_indices) // 2 for subject in subjects])
         numbers, places = self._source.positions.T
@@ -83,8 +86,7 @@ class Validation:
         self, model: base.Model, stored: Mapping[str, Array], keys: Key[Array, "b"]
     ) -> tuple[base.Values, base.Pictures]:
         """The method's values of a stored batch; pure."""
-        sources = len(self._run.config.data.sources)
-        batch = base.unpack(stored["images"], stored["mirrored"], sources)
+        batch = self._task.batch(stored, jax.vmap(jax.random.fold_in, (0, None))(keys, PATTERNS))
         return self._run.method.validate(model, batch, keys)
 
 
@@ -116,6 +118,8 @@ def chosen_slices(subject: PreparedSubject, number: int, seed: int) -> list[int]
 
 def better(metric: str, value: float, than: checkpoint.Best | None) -> bool:
     """Whether a validation did better than the best before."""
+    if np.isnan(value):
+        return False
     if than is None or than.metric != metric:
         return True
     return value > than.value if metric.startswith(RISING) else value < than.value
@@ -134,7 +138,8 @@ def judged(
         each = [metrics[metric]]
     if not each:
         raise UserError(f"best_by='{metric}' is not measured here: use {', '.join(metrics)}")
-    return float(np.mean(each))
+    known = [value for value in each if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
 
 
 def by_modality(values: Mapping[str, Float[np.ndarray, "..."]], data: ConfigDict) -> Numbers:

@@ -4,6 +4,13 @@ from ml_collections import ConfigDict
 
 from configs.lengths import optimizer, training
 
+# The task "whatever is missing": a quarter of the slices gives what the paper's patients have.
+ALL = ("t1", "t1c", "t2", "t2f")
+ANY = {"sources": ALL, "targets": ALL, "favored": ("t1", "t2"), "favored_share": 0.25}
+
+# What the paper's patients have, all but one modality, and T1 alone.
+PATTERNS = ("t1+t2", "t1+t1c+t2", "t1+t1c+t2f", "t1+t2+t2f", "t1c+t2+t2f", "t1")
+
 
 def mrm() -> ConfigDict:
     """SimMIM's ViT-S/16 with cells of 32 pixels, 60 % hidden."""

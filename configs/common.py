@@ -11,14 +11,16 @@ Stages of CDM:
 
 Systems, each trained with all its stages in order and then evaluated:
   cdm        mrm, mdn, cunet, and m1 to compare with
+  any        the same for whatever is missing: any modalities in, the others out
   m1         the plain UNet: C-UNet without the condition (Table III)
   m1_1x1     M1 with the Condition Embedding's 1x1 branch kept: the same capacity
   m2         the condition without decoupling (Table III)
   pix2pix, cyclegan, gcgan, cut, reggan, resvit, diffusion, rcg (configs/baselines.py)
   all        every one of them
 
-Values: `size` (pixels), `seed`, `small` (networks and schedule for a CPU), `length` (of that
-schedule, see configs/lengths.py), `smoke` (seconds; for tests).
+Values: `size` (pixels), `seed`, `any` (for a stage alone: whatever is missing), `small` (networks
+and schedule for a CPU), `length` (of that schedule, see configs/lengths.py), `smoke` (seconds; for
+tests).
 """
 
 import difflib
@@ -30,6 +32,7 @@ from configs import baselines, cdm, lengths
 PARTS = ("mrm", "mdn", "mdn_joint", "cunet", "resvit_cnn", "rdm")  # stages that are not systems
 SYSTEMS = {
     "cdm": ("mrm", "mdn", "cunet", "m1"),
+    "any": ("mrm", "mdn", "cunet", "m1"),
     "m1": ("m1",),
     "m1_1x1": ("m1_1x1",),
     "m2": ("mrm", "mdn_joint", "m2"),
@@ -57,7 +60,7 @@ def parse(argument: str) -> tuple[str, Values]:
         nearest = difflib.get_close_matches(stage, STAGES, n=1)
         hint = f" (did you mean {nearest[0]}?)" if nearest else ""
         raise ValueError(f"unknown stage '{stage}'{hint}: allowed are {', '.join(STAGES)}")
-    kinds = {"size": int, "seed": int, "small": bool, "length": str, "smoke": bool}
+    kinds = {"size": int, "seed": int, "small": bool, "length": str, "smoke": bool, "any": bool}
     values: Values = {}
     for pair in pairs:
         key, _, text = pair.partition("=")
@@ -89,7 +92,9 @@ def base(stage: str) -> ConfigDict:
                 "name": "",  # of the data set, for records and model cards
                 "root": "",  # folder of the patients, at any depth
                 "sources": ("t1", "t2"),  # modalities that a patient has
-                "targets": ("t1c", "t2f"),  # modalities to synthesize
+                "targets": ("t1c", "t2f"),  # modalities to synthesize; the sources: any missing one
+                "favored": (),  # where any may be missing, sources of a pattern drawn more often
+                "favored_share": 0.0,  # how often that is
                 "copies": (),  # source shown by the "copy" row for each target; (): by name
                 "patterns": ConfigDict(),  # modality -> names of its files; empty: known layouts
                 "size": 256,  # rows and columns of a slice in the model's frame, in pixels
@@ -126,6 +131,7 @@ def base(stage: str) -> ConfigDict:
                 "part": "test",  # of the split: "test" or "validation"
                 "systems": _translators(stage),  # stages to score
                 "rows": (),  # to score, such as ("cunet", "cunet/mean_of_8"); (): all
+                "patterns": (),  # where any may be missing: sources to score from, such as "t1+t2"
                 "reference": "cunet" if stage == "all" else "m1",  # row to test the others against
                 "conventions": ("paper", "volume"),  # metric conventions, by name
                 "num_samples": 8,  # K of the row mean_of_K
@@ -211,6 +217,10 @@ def finish(config: ConfigDict, values: Values) -> ConfigDict:
         config = shrink(config, str(values.get("length", "small")))
     elif "length" in values:
         raise ValueError("'length' is of small networks: add 'small'")
+    if values.get("any") or config.stage == "any":
+        config.data.update(cdm.ANY)
+        config.evaluate.patterns = cdm.PATTERNS
+        config.stage = "cdm" if config.stage == "any" else config.stage
     config.data.size = values.get("size", config.data.size)
     config.seed = values.get("seed", config.seed)
     return config

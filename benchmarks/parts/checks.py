@@ -20,6 +20,7 @@ from benchmarks.profile import fresh_state, random_batch
 from cdm_jax import parallel
 from cdm_jax.methods import base
 from cdm_jax.shapes import create
+from cdm_jax.tasks import task_of
 from configs import phantom
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -53,7 +54,7 @@ def _stage(session: Session, stage: str) -> tuple[Any, base.State, dict[str, np.
     config = phantom.get_config("cdm,smoke" if session.smoke else "cdm")
     state = fresh_state(config, stage, parallel.all_devices("jit"))
     stored = jax.tree.map(jnp.asarray, random_batch(config, SLICES))
-    batch = base.unpack(stored["images"], stored["mirrored"], len(config.data.sources))
+    batch = task_of(config.data).batch(stored, jax.random.key(0))
     draws, state = np.random.default_rng(0), jax.device_get(state)
     params = jax.tree.map(
         lambda leaf: leaf + 0.02 * draws.standard_normal(leaf.shape, np.float32), state.params

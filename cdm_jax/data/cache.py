@@ -102,6 +102,30 @@ class PreparedSubject(Description):
             if file.readinto(stored.data) != stored.nbytes:
                 raise UserError(f"{self.path} is cut short: remove it and prepare the data again")
 
+    def view(self, sources: tuple[str, ...], targets: tuple[str, ...]) -> "SubjectView":
+        """The subject as one of a fixed task, with these of its modalities."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return SubjectView(**fields | {"sources": sources, "targets": targets, "whole": self})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectView(PreparedSubject):
+    """A prepared subject of whose modalities some are sources and some targets.
+
+    Attributes:
+        whole: with all that is stored.
+    """
+
+    whole: PreparedSubject
+
+    def read_slices(
+        self, positions: Sequence[int] | np.ndarray
+    ) -> UInt16[np.ndarray, "slice size size modality"]:
+        """The sources and then the targets of the slices at these positions, 65535 = 1.0."""
+        stored = self.whole.sources + self.whole.targets
+        chosen = [stored.index(name) for name in self.sources + self.targets]
+        return self.whole.read_slices(positions)[..., chosen]
+
 
 def write_prepared(prepared: Prepared, path: Path) -> PreparedSubject:
     """Writes a prepared subject; returns it as it is read back.

@@ -102,9 +102,11 @@ def load_dataset(config: Any, workdir: pathlib.Path) -> Dataset:
         UserError: no patients, an unreadable file, a split or copies that do not fit.
     """
     data = config.data
+    sources, targets = tuple(data.sources), tuple(data.targets)
+    any_to_any = sources == targets  # whatever a subject lacks is wanted, see `tasks.Task`
     settings = PrepareSettings(
-        sources=tuple(data.sources),
-        targets=tuple(data.targets),
+        sources=sources,
+        targets=() if any_to_any else targets,
         size=data.size,
         minimum_brain=data.minimum_brain,
     )
@@ -114,6 +116,7 @@ def load_dataset(config: Any, workdir: pathlib.Path) -> Dataset:
         root,
         modalities=settings.sources + settings.targets,
         patterns=data.patterns.to_dict() or None,
+        require_all=not any_to_any,
     )
     split = load_or_make(
         _split_file(config, workdir),

@@ -10,13 +10,14 @@ from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Int, UInt16
+from jaxtyping import Bool, Int, UInt16
 
 from cdm_jax.data.cache import PreparedSubject
 from cdm_jax.errors import UserError
 
 Item = dict[str, UInt16[np.ndarray, "batch height width _modality"]]
-Stored = dict[str, np.ndarray]  # "images": uint16 [b, h, w, modality]; "mirrored": bool [b]
+# "images": uint16 [b, h, w, modality]; "mirrored": bool [b]; any-to-any "known": bool [b, modality]
+Stored = dict[str, np.ndarray]
 Plan = tuple[int, int, bool]  # slice of the sources, slice of the targets, mirrored or not
 
 HOST_BUFFER = 4  # Batches read ahead, at least: Grain's own 500 would be tens of gigabytes.
@@ -33,18 +34,22 @@ class SliceSource:
     positions: Int[np.ndarray, "slice 2"]
 
     def __init__(
-        self, prepared: Sequence[PreparedSubject], chosen: Sequence[Sequence[int]] | None = None
+        self,
+        prepared: Sequence[PreparedSubject],
+        chosen: Sequence[Sequence[int]] | None = None,
+        any_to_any: bool = False,
     ) -> None:
         """Lists the slices.
 
         Args:
             prepared: the subjects.
             chosen: places among each subject's slices; those to train on where None.
+            any_to_any: whether subjects may lack modalities; what each has is read too.
 
         Raises:
             UserError: the subjects' modalities differ, or there is nothing to train on.
         """
-        for subject in prepared:
+        for subject in prepared if not any_to_any else ():
             if not subject.targets or subject.targets != prepared[0].targets:
                 raise UserError(
                     f"{subject.subject_id} has only {', '.join(subject.intensities)}: every "
@@ -62,6 +67,11 @@ class SliceSource:
         self._shape = prepared[0].shape
         self._prepared = tuple(prepared)
         self.positions = np.array(positions)
+        self._known: Bool[np.ndarray, "subject modality"] | None = None
+        if any_to_any:
+            self._known = np.array(
+                [[name in subject.intensities for name in subject.sources] for subject in prepared]
+            )
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -80,7 +90,10 @@ class SliceSource:
                 other = np.empty_like(image)
                 self._read_slice(targets, other)
                 image[..., first_target:] = other[..., first_target:]
-        return {"images": images, "mirrored": plans[:, 2].astype(bool)}
+        stored = {"images": images, "mirrored": plans[:, 2].astype(bool)}
+        if self._known is not None:
+            stored["known"] = self._known[self.positions[plans[:, 0], 0]]
+        return stored
 
     def _read_slice(self, index: int, out: UInt16[np.ndarray, "height width modality"]) -> None:
         number, position = self.positions[index].tolist()
@@ -99,6 +112,7 @@ def training_batches(
     seed: int,
     flips: bool,
     paired: bool = True,
+    any_to_any: bool = False,
     threads: int = 4,
     process_index: int = 0,
     process_count: int = 1,
@@ -116,6 +130,7 @@ def training_batches(
         flips: whether half of the slices, at random, are mirrored left to right.
         paired: whether sources and targets are of the same slices; if not, the targets are those
             of other slices, shuffled by themselves.
+        any_to_any: whether subjects may lack modalities.
         threads: that read batches side by side; the batches do not depend on it.
         process_index: which of the processes this is.
         process_count: how many processes share a batch.
@@ -123,7 +138,7 @@ def training_batches(
     Raises:
         UserError: there are no slices, or the processes do not divide the batch.
     """
-    source = SliceSource(prepared)
+    source = SliceSource(prepared, any_to_any=any_to_any)
     if batch_size % process_count:
         raise UserError(
             f"a batch of {batch_size} slices cannot be shared by {process_count} processes: use a "

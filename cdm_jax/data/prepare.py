@@ -22,7 +22,8 @@ class PrepareSettings:
 
     Attributes:
         sources: the input modalities.
-        targets: the modalities to synthesize.
+        targets: the modalities to synthesize; none where any of the sources may be missing, and be
+            what is to be synthesized.
         size: rows and columns of a slice in the model's frame.
         minimum_brain: a slice is trained on if brain covers at least this part of its square.
     """
@@ -49,7 +50,8 @@ class Description:
         subject_id: the subject (one scan).
         patient_id: the patient, who may have several scans.
         sources: the input modalities, the first channels of the slices.
-        targets: the target modalities, the channels after them; empty if the subject lacks any.
+        targets: the target modalities, the channels after them; empty if the subject lacks any,
+            and where any of the sources may be missing (their channels are 0 then).
         native_shape: the volume's (z, y, x) before slices were left out and resized.
         slice_indices: the z index of each stored slice: every slice with any brain in the sources.
         training: the positions, among the stored slices, of those to train on.
@@ -79,7 +81,8 @@ def prepare_subject(subject: Subject, settings: PrepareSettings) -> Prepared:
     Raises:
         UserError: a source is missing, a file is unreadable, or the files' grids differ.
     """
-    native = read_native(subject, settings.sources, tuple(files_of(subject, settings)))
+    files = tuple(files_of(subject, settings))
+    native = read_native(subject, [name for name in settings.sources if name in files], files)
     return prepare_images(native, settings, subject.subject_id, subject.patient_id)
 
 
@@ -89,7 +92,7 @@ def prepare_images(
     """Prepares a subject's images.
 
     Args:
-        native: the sources' in the settings' order, then the targets' if any.
+        native: the sources', then the targets' in the settings' order if any.
         settings: what decides the content.
         subject_id: the subject.
         patient_id: the patient.
@@ -97,14 +100,19 @@ def prepare_images(
     brain = native.brain
     coverage = brain.sum(axis=(1, 2)) / max(brain.shape[1:]) ** 2
     kept = np.flatnonzero(coverage)
+    targets = tuple(name for name in native.images if name not in settings.sources)
+    none = np.zeros((len(kept), settings.size, settings.size), np.uint16)
     channels = [
-        quantize(to_frame(volume[kept], settings.size)) for volume in native.images.values()
+        quantize(to_frame(native.images[name][kept], settings.size))
+        if name in native.images
+        else none
+        for name in settings.sources + targets
     ]
     return Prepared(
         subject_id=subject_id,
         patient_id=patient_id,
         sources=settings.sources,
-        targets=tuple(native.images)[len(settings.sources) :],
+        targets=targets,
         native_shape=brain.shape,
         slice_indices=tuple(kept.tolist()),
         training=tuple(np.flatnonzero(coverage[kept] >= settings.minimum_brain).tolist()),
@@ -151,6 +159,8 @@ def median_scales(prepared: Sequence[Description]) -> dict[str, float]:
 def files_of(subject: Subject, settings: PrepareSettings) -> dict[str, Path]:
     """Returns the files to prepare by modality: the sources', then the targets' if all exist."""
     missing = [name for name in settings.sources if name not in subject.images]
+    if not settings.targets and len(missing) < len(settings.sources):
+        return {name: subject.images[name] for name in settings.sources if name not in missing}
     if missing:
         raise UserError(
             f"{subject.subject_id} has no {', '.join(missing)}, only "

@@ -6,6 +6,7 @@ pytree. The loop, the evaluation and the synthesis know systems by the base clas
 
 import abc
 import importlib
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -18,10 +19,12 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree
 
 from cdm_jax import parallel
+from cdm_jax.errors import UserError
 from cdm_jax.optim import moving_average
 from cdm_jax.precision import with_precision
+from cdm_jax.tasks import task_of
 
-Batch = Mapping[str, Num[Array, "b h w _"]]  # "source" and "target", as `to_model_range` returns
+Batch = Mapping[str, Num[Array, "b ..."]]  # "source", "target"; any-to-any "weight": `tasks.Task`
 Metrics = dict[str, Float[Array, "..."]]  # numbers, or one for each target modality
 Values = dict[str, Float[Array, "b *values"]]  # of each slice
 Summary = dict[str, Any]  # numbers of NumPy, or one for each target modality
@@ -187,16 +190,17 @@ class Translator(Method):
         "brain_pixels".
         """
         brain = in_brain(batch["source"])
+        counted = weight_of(batch)
         prediction = self.synthesize(model, batch["source"], keys, 1)[0] * brain
         source, truth = to_unit_range(batch["source"]), to_unit_range(batch["target"])
         square = (prediction - truth) ** 2
         error = square.mean(axis=(1, 2))
-        shown = jnp.any(truth > 0, axis=(1, 2))
+        shown = jnp.any(truth > 0, axis=(1, 2)) & (counted > 0)
         values = {
-            "loss": error.mean(axis=-1),
+            "loss": jnp.sum(error * counted, axis=-1) / jnp.sum(counted, axis=-1),
             "psnr": jnp.where(shown, -10 * jnp.log10(jnp.maximum(error, 1e-10)), jnp.nan),
-            "brain_error": jnp.sum(square * brain, axis=(1, 2)),
-            "brain_pixels": jnp.sum(brain, axis=(1, 2, 3)).astype(jnp.float32),
+            "brain_error": jnp.sum(square * brain, axis=(1, 2)) * counted,
+            "brain_pixels": jnp.sum(brain, axis=(1, 2)) * counted,
         }
         return values, {"source": source, "truth": truth, "synthesis": prediction}
 
@@ -212,18 +216,33 @@ class Translator(Method):
             {name: each[patients == one].astype(np.float64) for name, each in values.items()}
             for one in np.unique(patients)
         ]
-        psnr = [np.nanmean(own["psnr"], axis=0) for own in of_patients]
-        brain = [own["brain_error"].sum(axis=0) / own["brain_pixels"].sum() for own in of_patients]
-        return {
-            "loss": values["loss"].mean(),
-            "psnr": np.mean(psnr, axis=0),
-            "psnr_brain": -10 * np.log10(np.maximum(brain, 1e-10)).mean(axis=0),
-        }
+        with warnings.catch_warnings():  # what nobody lacks in any pattern drawn is not a number
+            warnings.simplefilter("ignore", RuntimeWarning)
+            psnr = [np.nanmean(own["psnr"], axis=0) for own in of_patients]
+            errors = [own["brain_error"].sum(axis=0) for own in of_patients]
+            brain = [
+                e / own["brain_pixels"].sum(axis=0)
+                for e, own in zip(errors, of_patients, strict=True)
+            ]
+            return {
+                "loss": values["loss"].mean(),
+                "psnr": np.nanmean(psnr, axis=0),
+                "psnr_brain": np.nanmean(-10 * np.log10(np.maximum(brain, 1e-10)), axis=0),
+            }
 
 
 def create(config: Any) -> Method:
-    """Builds the system of the config's stage: `config[stage].method` names its module."""
+    """Builds the system of the config's stage: `config[stage].method` names its module.
+
+    Raises:
+      UserError: settings that do not fit, or a compared system for an any-to-any task.
+    """
     section = config[config.stage]
+    if task_of(config.data).is_any and not section.method.startswith("cdm."):
+        raise UserError(
+            f"{config.stage} has a fixed task, the published one: only CDM's stages and M1 take "
+            "any modalities; use other data.sources and data.targets"
+        )
     method = importlib.import_module(f"cdm_jax.methods.{section.method}").create(config)
     return with_precision(method, config.precision, config.matmul_precision)
 
@@ -233,27 +252,16 @@ def to_model_range(stored: Num[Array, "b h w m"]) -> Float[Array, "b h w m"]:
     return stored.astype(jnp.float32) * (2 / 65535) - 1
 
 
-def unpack(
-    images: Num[Array, "b h w m"], mirrored: Bool[Array, "b"], num_sources: int
-) -> dict[str, Float[Array, "b h w _"]]:
-    """A stored training batch as methods see it.
-
-    Args:
-      images: stored uint16 in [0, 65535], the source modalities first.
-      mirrored: which slices are mirrored left to right, all modalities alike.
-      num_sources: how many of the modalities are sources.
-
-    Returns:
-      "source" and "target" in [-1, 1].
-    """
-    images = jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
-    floats = to_model_range(images)
-    return {"source": floats[..., :num_sources], "target": floats[..., num_sources:]}
-
-
 def to_unit_range(images: Float[Array, "..."]) -> Float[Array, "..."]:
     """The networks' range [-1, 1] to clipped intensities in [0, 1]."""
     return jnp.clip((images + 1) / 2, 0, 1)
+
+
+def weight_of(batch: Batch) -> Float[Array, "b t"]:
+    """How much each target of each slice counts: all alike, but in an any-to-any task."""
+    if "weight" in batch:
+        return batch["weight"]
+    return jnp.ones((batch["target"].shape[0], batch["target"].shape[-1]))
 
 
 def in_brain(sources: Float[Array, "b h w s"]) -> Bool[Array, "b h w 1"]:

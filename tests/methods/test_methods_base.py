@@ -5,6 +5,7 @@ import optax
 import pytest
 
 from cdm_jax.methods import base
+from cdm_jax.tasks import Task
 
 STAGES = ("mrm", "mdn", "cunet", "m1")
 
@@ -23,7 +24,9 @@ def test_every_stored_intensity_survives_the_way_to_the_networks_and_back():
 def test_a_stored_batch_is_mirrored_left_to_right_and_split():
     images = np.random.default_rng(0).integers(0, 65536, (3, 4, 6, 5)).astype(np.uint16)
     mirrored = np.array([True, False, True])
-    batch = base.unpack(jnp.asarray(images), jnp.asarray(mirrored), 2)
+    task = Task(sources=("t1", "t2"), targets=("t1c", "t2f", "pd"))
+    stored = {"images": jnp.asarray(images), "mirrored": jnp.asarray(mirrored)}
+    batch = task.batch(stored, jax.random.key(0))
     assert set(batch) == {"source", "target"}
     stored = np.concatenate([batch["source"], batch["target"]], axis=-1)
     expected = [np.fliplr(image) if m else image for image, m in zip(images, mirrored, strict=True)]

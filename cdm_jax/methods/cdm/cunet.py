@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
-from cdm_jax import draws
+from cdm_jax import draws, parallel
 from cdm_jax.errors import UserError
 from cdm_jax.methods.base import (
     Batch,
@@ -31,6 +31,7 @@ from cdm_jax.methods.cdm.cunet_network import CUNet
 from cdm_jax.methods.cdm.mdn import MDN
 from cdm_jax.methods.cdm.mdn import create as create_mdn
 from cdm_jax.optim import average_decay, make_optimizer
+from cdm_jax.tasks import given_in, task_of, with_pattern
 
 OPTIONS = {
     "encoder": ("hybrid", "printed"),
@@ -62,6 +63,7 @@ class CrossConditioned(Translator):
         Above 1 C-UNet trusts y less than the size of MDN's error would allow.
       noise: deviation of white noise added to the encoder's y (not where it is "noised" already).
       condition_dropout: probability that a learned null replaces y.
+      any_to_any: whether any modality may be missing; all are then synthesized.
     """
 
     network: CUNet
@@ -75,6 +77,7 @@ class CrossConditioned(Translator):
     error_scale: float
     noise: float
     condition_dropout: float
+    any_to_any: bool = False
 
     @property
     def depends_on(self) -> tuple[str, ...]:
@@ -93,7 +96,7 @@ class CrossConditioned(Translator):
             width = self.mdn.representation.representation_width
             params["null"] = jnp.zeros(width)
             y = jnp.zeros((batch["source"].shape[0], width))
-        params["network"] = self.network.init(key, batch["source"], y)["params"]
+        params["network"] = self.network.init(key, self._inputs(batch["source"]), y)["params"]
         return new_state(params, self.optimizer, averaged=bool(self.average_decay), frozen=frozen)
 
     def _training_y(
@@ -104,7 +107,7 @@ class CrossConditioned(Translator):
             return None
         sample_key, mix_key, noise_key, null_key = jax.random.split(key, 4)
         b = batch["source"].shape[0]
-        truth = self.mdn.representation.represent(frozen["mrm"], batch["target"])
+        truth = self.mdn.representation.represent_batch(frozen["mrm"], batch)
         noise = draws.normal(noise_key, truth.shape)
         y = truth + self.noise * noise
         if self.training_y == "noised":
@@ -126,12 +129,16 @@ class CrossConditioned(Translator):
         def loss(params: Any) -> tuple[Array, Metrics]:
             y = self._training_y(state.frozen, params, batch, key)
             painted = self._paint({"params": params}, batch["source"], y)
-            return synthesis_loss(painted, batch["target"], self.loss), {}
+            return synthesis_loss(painted, batch["target"], self.loss, batch.get("weight")), {}
 
         return gradient_step(state, loss, self.optimizer, self.average_decay)
 
     def _paint(self, model: Model, sources: Array, y: Array | None) -> Float[Array, "b h w t"]:
-        return apply(self.network, model["params"]["network"], sources, y)
+        return apply(self.network, model["params"]["network"], self._inputs(sources), y)
+
+    def _inputs(self, sources: Array) -> Array:
+        """What the network sees of the sources: in an any-to-any task also which are given."""
+        return with_pattern(sources, given_in(sources)) if self.any_to_any else sources
 
     def translate(
         self,
@@ -180,8 +187,8 @@ class CrossConditioned(Translator):
         return {
             "mean_representation": given(sampled_mean),
             "oracle": given(
-                lambda model, batch, key: mdn.representation.represent(
-                    model["frozen"]["mrm"], batch["target"]
+                lambda model, batch, key: mdn.representation.represent_batch(
+                    model["frozen"]["mrm"], batch
                 )
             ),
             "null": given(lambda model, batch, key: repeated(batch, model["params"]["null"])),
@@ -207,10 +214,24 @@ class CrossConditioned(Translator):
 
 
 def synthesis_loss(
-    synthesis: Float[Array, "b h w t"], truth: Float[Array, "b h w t"], kind: str
+    synthesis: Float[Array, "b h w t"],
+    truth: Float[Array, "b h w t"],
+    kind: str,
+    weight: Float[Array, "b t"] | None = None,
 ) -> Float[Array, ""]:
-    """The distance of a synthesis to the truth (Eq. 4), one of `OPTIONS["loss"]`."""
+    """The distance of a synthesis to the truth (Eq. 4), one of `OPTIONS["loss"]`.
+
+    Args:
+      synthesis: images.
+      truth: images.
+      kind: of distance.
+      weight: how much each target of each slice counts; all alike where None.
+    """
     difference = synthesis - truth
+    if weight is not None:  # as if the batch were of what counts alone
+        total = parallel.mean(weight.sum()) / weight.size
+        power = 1 if kind == "l1" else 2
+        difference *= ((weight / jnp.maximum(total, 1e-6)) ** (1 / power))[:, None, None]
     if kind == "l1":
         return jnp.mean(jnp.abs(difference))
     if kind == "l2norm":
@@ -270,4 +291,5 @@ def create(config: Any) -> CrossConditioned:
         error_scale=section.error_scale,
         noise=section.noise,
         condition_dropout=section.condition_dropout,
+        any_to_any=task_of(config.data).is_any,
     )

@@ -42,6 +42,7 @@ from cdm_jax.methods.cdm import mrm
 from cdm_jax.methods.cdm.mdn_network import Denoiser
 from cdm_jax.methods.cdm.source import SourceEncoder, disturb
 from cdm_jax.optim import average_decay, make_optimizer
+from cdm_jax.tasks import given_in, task_of, with_pattern
 
 EXPLAINED = tuple(
     f"explained_{what}_{part}" for part in ("train", "validation") for what in ("one", "mean")
@@ -62,6 +63,7 @@ class MDN(Method):
       sampler: DDIM with the schedule of training.
       augmentation: strengths of the disturbances of the sources, see `source.disturb`.
       num_samples: samples averaged where a mean is measured.
+      any_to_any: whether any modality may be missing.
     """
 
     representation: mrm.MRM
@@ -72,6 +74,7 @@ class MDN(Method):
     sampler: DDIM
     augmentation: Any
     num_samples: int
+    any_to_any: bool = False
 
     depends_on = ("mrm",)
 
@@ -85,8 +88,9 @@ class MDN(Method):
         denoiser_key, encoder_key = jax.random.split(key)
         params, context = {}, None
         if self.encoder is not None:
-            params["encoder"] = self.encoder.init(encoder_key, batch["source"])["params"]
-            context = apply(self.encoder, params["encoder"], batch["source"])
+            inputs = self._inputs(batch["source"], batch["source"])
+            params["encoder"] = self.encoder.init(encoder_key, inputs)["params"]
+            context = apply(self.encoder, params["encoder"], inputs)
         b = batch["source"].shape[0]
         y = jnp.zeros((b, self.representation.representation_width))
         t = jnp.zeros(b, jnp.int32)
@@ -108,15 +112,20 @@ class MDN(Method):
         if self.encoder is None:
             return None
         if dropout is None:
-            return apply(self.encoder, params["encoder"], sources)
+            return apply(self.encoder, params["encoder"], self._inputs(sources, sources))
         disturb_key, dropout_key = jax.random.split(dropout)
+        disturbed = disturb(disturb_key, sources, self.augmentation)
         return apply(
             self.encoder,
             params["encoder"],
-            disturb(disturb_key, sources, self.augmentation),
+            self._inputs(disturbed, sources),
             train=True,
             rngs={"dropout": dropout_key},
         )
+
+    def _inputs(self, images: Array, sources: Array) -> Array:
+        """What the encoder sees of images: in an any-to-any task also which the sources give."""
+        return with_pattern(images, given_in(sources)) if self.any_to_any else images
 
     def _errors(
         self, params: Any, y: Float[Array, "b d"], context: Array | None, key: Key[Array, "*keys"]
@@ -139,7 +148,7 @@ class MDN(Method):
 
     def update(self, state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
         """One step of denoising y_t."""
-        y = self.representation.represent(state.frozen["mrm"], batch["target"])
+        y = self.representation.represent_batch(state.frozen["mrm"], batch)
         encode_key, loss_key = jax.random.split(key)
 
         def loss(params: Any) -> tuple[Array, Metrics]:
@@ -182,7 +191,7 @@ class MDN(Method):
     ) -> tuple[Values, Pictures]:
         """The loss, y, and the squared errors of one sample and of a mean of samples."""
         loss_key, sample_key = draws.split(keys)
-        y = self.representation.represent(model["frozen"]["mrm"], batch["target"])
+        y = self.representation.represent_batch(model["frozen"]["mrm"], batch)
         context = self._encode(model["params"], batch["source"])
         drawn = self.samples(model, batch["source"], sample_key, self.num_samples)
         return self._errors(model["params"], y, context, loss_key) | {
@@ -217,7 +226,7 @@ class MDN(Method):
 
         @jax.jit
         def draw(model: Model, frozen: Model, batch: Batch, key: Array) -> tuple[Array, Array]:
-            y = self.representation.represent(frozen["mrm"], batch["target"])
+            y = self.representation.represent_batch(frozen["mrm"], batch)
             return y, self.samples(model, batch["source"], key, self.num_samples)
 
         statistics = {}
@@ -299,4 +308,5 @@ def create(config: Any, stage: str = "") -> MDN:
         sampler=sampler,
         augmentation=section.augmentation,
         num_samples=config.evaluate.num_samples,
+        any_to_any=task_of(config.data).is_any,
     )

@@ -40,6 +40,7 @@ from cdm_jax.methods.cdm.mrm_network import (
 )
 from cdm_jax.nn.vit import from_patches, to_patches
 from cdm_jax.optim import average_decay, make_optimizer
+from cdm_jax.tasks import task_of
 
 LOSSES = ("mse", "l1", "l2norm")
 
@@ -148,9 +149,10 @@ class MRM(Method):
         )
 
     def _restore(
-        self, params: Any, targets: Float[Array, "b h w m"], key: Key[Array, "*keys"]
+        self, params: Any, batch: Batch, key: Key[Array, "*keys"]
     ) -> tuple[tuple[Array, Array], Array, Array]:
         """`masked_distances`, restored images and mask of each view of a batch."""
+        targets, weight = batch["target"], batch.get("weight")
         images = self._views(targets)
         if key.ndim and not self.joint:  # one for each slice, which has several views
             key = draws.split(key, targets.shape[-1]).T.reshape(-1)
@@ -160,7 +162,10 @@ class MRM(Method):
         hidden = jnp.repeat(jnp.repeat(hidden, repeats, axis=1), repeats, axis=2)
         truth = to_patches(images, patch)
         restored = apply(self.network, params, images, hidden).reshape(truth.shape)
-        counted = hidden
+        if weight is not None:  # given modalities are hidden whole, and count for nothing
+            missing = weight[:, None, None] > 0
+            hidden = jnp.broadcast_to(hidden | ~missing, hidden.shape)
+        counted = hidden if weight is None else hidden & missing
         if self.foreground_only:
             counted &= jnp.any(truth > BACKGROUND, axis=-1)
         distances = masked_distances(restored, truth, counted, self.loss)
@@ -171,7 +176,7 @@ class MRM(Method):
         """One step of masked image modeling on the targets."""
 
         def loss(params: Any) -> tuple[Array, Metrics]:
-            return masked_loss(*self._restore(params, batch["target"], key)[0]), {}
+            return masked_loss(*self._restore(params, batch, key)[0]), {}
 
         return gradient_step(state, loss, self.optimizer, self.average_decay)
 
@@ -179,7 +184,7 @@ class MRM(Method):
         self, model: Model, batch: Batch, keys: Key[Array, "b"]
     ) -> tuple[Values, Pictures]:
         """Masked distances, and the truth beside what was hidden and what was restored."""
-        found, restored, hidden = self._restore(model["params"], batch["target"], keys)
+        found, restored, hidden = self._restore(model["params"], batch, keys)
         b = len(batch["target"])
         distances, numbers = (each.reshape(b, -1).sum(axis=1) for each in found)
         images = self._views(batch["target"])
@@ -196,21 +201,44 @@ class MRM(Method):
         """The loss of Eq. 1 over all slices."""
         return {"loss": values["distance"].sum() / np.maximum(values["number"].sum(), 1)}
 
-    def _pooled(self, params: Any, targets: Float[Array, "b h w m"]) -> Float[Array, "b d"]:
+    def _pooled(
+        self, params: Any, targets: Float[Array, "b h w m"], weight: Array | None
+    ) -> Float[Array, "b d"]:
         """Tokens of the unmasked targets, averaged over places."""
-        tokens = apply(self.network, params, self._views(targets), method=MaskedAutoencoder.encode)
+        hidden = None
+        if weight is not None:  # what is given is hidden: y is what the sources do not show
+            side = self.size // self.network.encoder.patch
+            shape = (len(targets), side, side, targets.shape[-1])
+            hidden = jnp.broadcast_to(weight[:, None, None] == 0, shape)
+        encode = MaskedAutoencoder.encode
+        tokens = apply(self.network, params, self._views(targets), hidden, method=encode)
         views, n, width = tokens.shape
         places = math.isqrt(n) // self.pool
         grid = tokens.reshape(views, self.pool, places, self.pool, places, width)
         return grid.mean(axis=(2, 4)).reshape(targets.shape[0], -1)
 
-    def represent(self, model: Model, targets: Float[Array, "b h w m"]) -> Float[Array, "b d"]:
-        """The representation y of target images, standardized; carries no gradient."""
-        y = jax.lax.stop_gradient(self._pooled(model["params"], targets))
+    def represent(
+        self,
+        model: Model,
+        targets: Float[Array, "b h w m"],
+        weight: Float[Array, "b m"] | None = None,
+    ) -> Float[Array, "b d"]:
+        """The representation y of target images, standardized; carries no gradient.
+
+        Args:
+          model: of this stage.
+          targets: images in [-1, 1].
+          weight: 0 where a modality is given or unknown, and y is not to hold it; None: nowhere.
+        """
+        y = jax.lax.stop_gradient(self._pooled(model["params"], targets, weight))
         if self.normalization == "per_sample":
             return (y - y.mean(-1, keepdims=True)) / (y.std(-1, keepdims=True) + 1e-6)
         mean, deviation = model["statistics"]["mean"], model["statistics"]["deviation"]
         return (y - mean[None]) / deviation[None]
+
+    def represent_batch(self, model: Model, batch: Batch) -> Float[Array, "b d"]:
+        """The representation of a batch's targets; of what is missing, where any may be."""
+        return self.represent(model, batch["target"], batch.get("weight"))
 
     def finish(
         self,
@@ -222,20 +250,24 @@ class MRM(Method):
         """Measures mean and deviation of each entry of y over the training slices."""
         if self.normalization != "zscore":
             return state
-        pooled = jax.jit(lambda params, targets: self._pooled(params, targets))
+        pooled = jax.jit(
+            lambda params, batch: self._pooled(params, batch["target"], batch.get("weight"))
+        )
         params = state.average or state.params
-        y = np.concatenate([parallel.to_numpy(pooled(params, b["target"])) for b in train()])
+        y = np.concatenate([parallel.to_numpy(pooled(params, batch)) for batch in train()])
         deviation = np.maximum(y.std(axis=0), 1e-6)
         return state.replace(
             statistics={"mean": jnp.asarray(y.mean(axis=0)), "deviation": jnp.asarray(deviation)}
         )
 
 
-def _check(config: Any, size: int) -> None:
+def _check(config: Any, size: int, any_to_any: bool) -> None:
     """Refuses sizes that do not divide and names that do not exist."""
     for name in ("patch", "mask_cell", "pool", "heads", "width"):
         if config[name] < 1:
             raise UserError(f"mrm.{name} {config[name]} is too small: use 1 or more")
+    if any_to_any and not config.joint:
+        raise UserError("mrm.joint=false has no meaning where any modality may be missing")
     for whole, part, names in (
         (size, config.mask_cell, "data.size by mrm.mask_cell"),
         (config.mask_cell, config.patch, "mrm.mask_cell by mrm.patch"),
@@ -264,7 +296,7 @@ def create(config: Any) -> MRM:
       UserError: an option that does not exist, or sizes that do not divide.
     """
     section = config.mrm
-    _check(section, config.data.size)
+    _check(section, config.data.size, task_of(config.data).is_any)
     seen = len(config.data.targets) if section.joint else 1
     network = MaskedAutoencoder(
         FeatureEncoder(

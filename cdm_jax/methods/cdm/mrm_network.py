@@ -83,6 +83,6 @@ class MaskedAutoencoder(nn.Module):
         """Restored patches [b, n, m, pixels]."""
         return self.decoder(self.encoder(images, hidden))
 
-    def encode(self, images: Array) -> Array:
-        """Tokens of unmasked images [b, n, d]."""
-        return self.encoder(images)
+    def encode(self, images: Array, hidden: Array | None = None) -> Array:
+        """Tokens of images [b, n, d]."""
+        return self.encoder(images, hidden)

@@ -1,0 +1,92 @@
+"""Evaluation of any-to-any systems: pattern by pattern, each as the fixed task that it is."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+import pandas as pd
+from ml_collections import ConfigDict
+
+from cdm_jax import parallel
+from cdm_jax.data.cache import PreparedSubject
+from cdm_jax.data.dataset import Dataset, copied_sources
+from cdm_jax.evaluate import evaluate_run
+from cdm_jax.records import Record
+from cdm_jax.tasks import parse_pattern
+from cdm_jax.writer import console
+
+
+def evaluate_patterns(
+    config: ConfigDict, workdir: pathlib.Path, dataset: Dataset
+) -> dict[str, list[Record]]:
+    """Scores the config's systems under each of `evaluate.patterns`; prints the tables.
+
+    Args:
+      config: of an any-to-any task.
+      workdir: holds the systems' folders; records go to `<workdir>/evaluation/<part>/<pattern>`.
+      dataset: prepared patients. Those that have all modalities are scored; the non-learned
+        baselines are fitted on such patients too.
+
+    Returns:
+      Pattern to its records.
+
+    Raises:
+      UserError: as `evaluate.evaluate_run`, or a pattern that does not exist.
+    """
+    modalities, part = tuple(config.data.sources), config.evaluate.part
+    asked = {name: parse_pattern(name, modalities) for name in config.evaluate.patterns}
+    records = {}
+    for name, (sources, targets) in asked.items():
+        console.rule(f"{', '.join(sources)} to {', '.join(targets)}")
+        fixed = config.copy_and_resolve_references()
+        fixed.data.update({"sources": sources, "targets": targets, "copies": ()})
+        shown = _view(dataset, sources, targets, copied_sources(fixed.data))
+        records[name] = evaluate_run(fixed, workdir, shown, f"{part}/{name}")
+    if parallel.is_first():
+        for convention in config.evaluate.conventions:
+            table = summary(records, convention, "psnr")
+            console.print(f"PSNR in dB by pattern, convention {convention}")
+            text = table.reset_index().to_markdown(index=False, floatfmt=".2f", missingval="")
+            console.print(text, markup=False)
+            path = workdir / "evaluation" / part / f"patterns_{convention}.csv"
+            table.to_csv(path, float_format="%.4f")
+    return records
+
+
+def _view(
+    dataset: Dataset, sources: tuple[str, ...], targets: tuple[str, ...], copies: tuple[str, ...]
+) -> Dataset:
+    """The data set as that of a fixed task, of the subjects that have all modalities."""
+
+    def part(subjects: Sequence[PreparedSubject]) -> tuple[PreparedSubject, ...]:
+        wanted = {*sources, *targets}
+        complete = (s for s in subjects if wanted <= s.intensities.keys())
+        return tuple(subject.view(sources, targets) for subject in complete)
+
+    return dataclasses.replace(
+        dataset,
+        train=part(dataset.train),
+        validation=part(dataset.validation),
+        test=part(dataset.test),
+        copies=copies,
+    )
+
+
+def summary(records: dict[str, list[Record]], convention: str, metric: str) -> pd.DataFrame:
+    """A table: a line for each pattern and row, a column for each target, means over subjects."""
+    lines = {}
+    for pattern, scored in records.items():
+        for row in scored[0]["rows"]:
+            if "/" in row:
+                continue  # audits
+            values = pd.DataFrame(
+                [
+                    {t: v[metric] for t, v in record["rows"][row][convention].items()}
+                    for record in scored
+                ]
+            )
+            lines[pattern, row] = values.mean()
+    table = pd.DataFrame(lines).T
+    table = table[sorted(table.columns)]
+    table.index.names = ["sources", "system"]
+    return table

@@ -1,0 +1,138 @@
+"""What a slice gives and what is wanted of it: a fixed task, or whatever is missing.
+
+A fixed task has sources and other modalities as targets, alike in every slice. Of an any-to-any
+task every modality is both: each slice draws which ones it gives (its pattern), the others are
+hidden behind the background, and the loss counts those that are hidden and known in truth.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+from ml_collections import ConfigDict
+
+from cdm_jax import draws
+from cdm_jax.errors import UserError
+
+BACKGROUND = -1.0  # of the networks' range
+JOIN = "+"  # between the sources of a pattern's name, such as "t1+t2"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """Modalities in and out.
+
+    Attributes:
+      sources: what a slice gives, or may give.
+      targets: what is wanted, or may be; the sources themselves of an any-to-any task.
+      favored: of an any-to-any task, the sources of the pattern that is drawn more often.
+      share: how often that is.
+    """
+
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    favored: tuple[str, ...] = ()
+    share: float = 0.0
+
+    @property
+    def is_any(self) -> bool:
+        """Whether it is any-to-any."""
+        return self.sources == self.targets
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Those of a stored slice, in order."""
+        return self.sources if self.is_any else self.sources + self.targets
+
+    def patterns(self) -> tuple[tuple[str, ...], ...]:
+        """Every choice of sources that leaves something to synthesize, the smallest first."""
+        if not self.is_any:
+            return (self.sources,)
+        sizes = range(1, len(self.sources))
+        return tuple(itertools.chain(*(itertools.combinations(self.sources, n) for n in sizes)))
+
+    def batch(self, stored: Mapping[str, Array], key: Key[Array, "*keys"]) -> dict[str, Array]:
+        """A stored batch as methods see it.
+
+        Args:
+          stored: "images", uint16 [b, h, w, modality]; "mirrored", which slices are mirrored left
+            to right; of an any-to-any task "known", which modalities each slice's subject has.
+          key: draws the patterns; of the batch, or of each slice.
+
+        Returns:
+          "source" and "target" in [-1, 1]; of an any-to-any task also "weight" [b, target]: 1 of
+          what is hidden and known, else 0.
+        """
+        images = stored["images"]
+        images = jnp.where(stored["mirrored"][:, None, None, None], images[:, :, ::-1], images)
+        floats = images.astype(jnp.float32) * (2 / 65535) - 1
+        if not self.is_any:
+            number = len(self.sources)
+            return {"source": floats[..., :number], "target": floats[..., number:]}
+        given = self._draw(stored["known"], key)
+        return {
+            "source": hide(floats, given),
+            "target": floats,
+            "weight": (stored["known"] & ~given).astype(jnp.float32),
+        }
+
+    def _draw(self, known: Bool[Array, "b m"], key: Key[Array, "*keys"]) -> Bool[Array, "b m"]:
+        """Which modalities each slice gives: known ones, with a known one left to synthesize."""
+        patterns = self.patterns()
+        table = jnp.asarray([[name in one for name in self.sources] for one in patterns])
+        others = (1 - self.share) / (len(patterns) - bool(self.favored))
+        odds = [self.share if one == self.favored else others for one in patterns]
+        possible = jnp.all(known[:, None] | ~table[None], axis=-1)
+        possible &= jnp.any(known[:, None] & ~table[None], axis=-1)
+        scores = draws.draw(key, possible.shape, jax.random.gumbel)
+        scores += jnp.log(jnp.asarray(odds, jnp.float32))[None]
+        return table[jnp.argmax(jnp.where(possible, scores, -jnp.inf), axis=-1)]
+
+
+def hide(images: Float[Array, "b h w m"], given: Bool[Array, "b m"]) -> Float[Array, "b h w m"]:
+    """Images in [-1, 1] with what is not given behind the background."""
+    return jnp.where(given[:, None, None], images, BACKGROUND)
+
+
+def given_in(sources: Float[Array, "b h w m"]) -> Bool[Array, "b m"]:
+    """Which modalities a slice gives: those of which anything is above the background."""
+    return jnp.any(sources > BACKGROUND, axis=(1, 2))
+
+
+def with_pattern(
+    images: Float[Array, "b h w m"], given: Bool[Array, "b m"]
+) -> Float[Array, "b h w 2*m"]:
+    """Images, hidden where they are not given, and a channel more for each: 1 if given, else -1."""
+    channels = jnp.where(given, 1.0, -1.0)[:, None, None]
+    hidden = hide(images, given)
+    return jnp.concatenate([hidden, jnp.broadcast_to(channels, images.shape)], axis=-1)
+
+
+def task_of(data: ConfigDict) -> Task:
+    """The task of a config's section `data`."""
+    return Task(
+        sources=tuple(data.sources),
+        targets=tuple(data.targets),
+        favored=tuple(data.favored),
+        share=data.favored_share,
+    )
+
+
+def parse_pattern(name: str, modalities: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The sources and targets of a pattern such as "t1+t2".
+
+    Raises:
+      UserError: an unknown modality, or none or all of them.
+    """
+    sources = tuple(name.split(JOIN))
+    if unknown := [one for one in sources if one not in modalities]:
+        raise UserError(
+            f"pattern '{name}': {', '.join(unknown)} is not among {', '.join(modalities)}"
+        )
+    targets = tuple(one for one in modalities if one not in sources)
+    if not targets:
+        raise UserError(f"pattern '{name}' gives all modalities: leave one out")
+    return tuple(one for one in modalities if one in sources), targets
