@@ -3,7 +3,7 @@
 import contextlib
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class UserError(Exception):
@@ -37,6 +37,7 @@ def collected(failures: dict[str, UserError], subject: str) -> Iterator[None]:
         failures[subject] = error
 
 
+@runtime_checkable
 class Printer(Protocol):
     """What prints a line, such as rich's console."""
 
