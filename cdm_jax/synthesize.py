@@ -19,12 +19,19 @@ from cdm_jax.data.nifti import read_volume, volume_of, write_like
 from cdm_jax.data.subjects import Subject, find_with_faults
 from cdm_jax.errors import UserError, about, collected, report_failures
 from cdm_jax.files import read_json, write_json
-from cdm_jax.outputs import ENDINGS, Outputs, bids_fields, check_free, outputs_of, start_bids
+from cdm_jax.outputs import (
+    ENDINGS,
+    NOTICE,
+    Outputs,
+    bids_fields,
+    check_free,
+    outputs_of,
+    start_bids,
+)
 from cdm_jax.report.overview import Panel, save_overview
 from cdm_jax.writer import console
 
 FOUND = ("resampled", "notes")  # what a sidecar says that only making the images shows
-NOTICE = "Synthetic image made by a neural network for research. Not for clinical use."
 SCALE_RULE = (
     "The scale of a modality that was never acquired is unknown. Values are the network's [0, 1] "
     "times `reference_scale`, the median over the training subjects of the modality's 99.5th "
