@@ -36,7 +36,7 @@ from cdm_jax.records import Identity, Record, read_record, write_record
 from cdm_jax.report.rows import CEILING, NON_LEARNED
 from cdm_jax.report.tables import results_table
 from cdm_jax.rows import REFERENCE_ROWS, chosen_rows, images_of, num_samples, rows_of, system_of
-from cdm_jax.writer import console
+from cdm_jax.writer import console, say
 
 Images = Mapping[str, Float[np.ndarray, "slice h w t"]]
 """Row to the synthetic targets of all slices of a subject, in [0, 1]."""
@@ -93,7 +93,7 @@ def evaluate_run(
         show_tables(records, settings.conventions, reference, folder)
         if name is None and settings.part == "test":
             evaluation.save_cards(records, workdir)
-    report_failures(failures, len(part), console)
+    report_failures(failures, len(part), say)
     return records
 
 
@@ -316,7 +316,7 @@ def usable_segmentation(
         labels = read_labels(files.segmentation, image)
         region_masks(labels, brain)
     except UserError as error:
-        console.print(f"{files.subject_id}: no tumor regions are scored: {error}")
+        say(f"{files.subject_id}: no tumor regions are scored: {error}")
         return None
     return labels
 

@@ -24,7 +24,7 @@ from cdm_jax.evaluate import show_tables, usable_segmentation
 from cdm_jax.files import read_json
 from cdm_jax.metrics.conventions import CONVENTIONS, Case, fingerprint, get_convention
 from cdm_jax.records import Record, read_record, write_record
-from cdm_jax.writer import console
+from cdm_jax.writer import console, say
 
 MODALITIES = tuple(
     dict.fromkeys(n for names in LAYOUTS.values() for n in names if n != SEGMENTATION)
@@ -70,7 +70,7 @@ def score_folders(
             records.append(read_record(path))
     if records:
         show_tables(records, tuple(CONVENTIONS), None, output)
-    report_failures(failures, len(pairs), console)
+    report_failures(failures, len(pairs), say)
     return records
 
 

@@ -29,7 +29,7 @@ from cdm_jax.outputs import (
     start_bids,
 )
 from cdm_jax.report.overview import Panel, save_overview
-from cdm_jax.writer import console
+from cdm_jax.writer import console, say
 
 FOUND = ("resampled", "notes")  # what a sidecar says that only making the images shows
 SCALE_RULE = (
@@ -117,7 +117,7 @@ class _Job:
             with collected(failures, subject.subject_id):
                 self._make(subject, files[subject.subject_id])
         parallel.wait_for_all("synthesis")
-        report_failures(failures, len(subjects) + len(faults), console)
+        report_failures(failures, len(subjects) + len(faults), say)
         return [outputs.folder for outputs in files.values()]
 
     def _make(self, subject: Subject, outputs: Outputs) -> None:
@@ -136,7 +136,7 @@ class _Job:
             resample_to=self.resample_to,
         )
         for note in result.notes:
-            console.print(f"{subject.subject_id}: {note}")
+            say(f"{subject.subject_id}: {note}")
         for target in sidecars:  # what they say is true no longer
             outputs.sidecar(target).unlink(missing_ok=True)
         _write_images(result, self.model.targets, outputs)
@@ -229,7 +229,7 @@ def _acquired(
         volume, _ = volume_of(oriented_like(path, result.reference), str(path))
         return measure(volume, f"{subject.subject_id} {target}").apply(volume)
     except UserError as error:
-        console.print(f"{subject.subject_id}: the picture lacks {target} as acquired: {error}")
+        say(f"{subject.subject_id}: the picture lacks {target} as acquired: {error}")
         return None
 
 
