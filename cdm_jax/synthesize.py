@@ -12,6 +12,7 @@ from rich.progress import track
 
 import cdm_jax
 from cdm_jax import api, calibration, parallel
+from cdm_jax.data.checks import same_image
 from cdm_jax.data.formats import check_file
 from cdm_jax.data.grids import oriented_like
 from cdm_jax.data.intensity import measure
@@ -168,6 +169,9 @@ class _Job:
             acquired = _acquired(subject, target, result)
             if acquired is not None:
                 panels.append(Panel(f"{target} acquired", acquired))
+                for name, image in result.native.images.items():
+                    if line := same_image(image, acquired):
+                        say(f"{subject.subject_id}: {name}, {target} as acquired: {line}")
             if target in result.deviation:
                 deviation = read_volume(result.deviation[target]) / scale
                 panels.append(Panel(f"{target} deviation x 5", 5 * deviation))

@@ -138,6 +138,11 @@ class TestSynthesize:
         assert status == 0 and "the picture lacks t1c as acquired" in said
         assert len(list((tmp_path / "out").rglob("*.nii.gz"))) == 2
 
+    def test_a_source_given_again_as_a_target_is_told(self, call, tmp_path):
+        patient(tmp_path / "in", modalities=("t1", "t2", "t1c"), t1c=head("t1"))
+        status, said, _ = call(tmp_path / "in")
+        assert status == 0 and f"{IDS[0]}: t1, t1c as acquired: hold the same image" in said
+
     def test_an_acquired_image_is_never_overwritten(self, call, tmp_path):
         folder = patient(tmp_path / "in", modalities=("t1", "t2", "t1c"))
         path = folder / f"{IDS[0]}-t1c.nii.gz"
