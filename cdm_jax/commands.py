@@ -12,8 +12,8 @@ from cdm_jax.cards import write_card
 from cdm_jax.data import dataset as data
 from cdm_jax.errors import UserError
 from cdm_jax.evaluate import evaluate_run
+from cdm_jax.evaluate_patterns import evaluate_patterns
 from cdm_jax.metrics.conformal import patients_needed
-from cdm_jax.patterns import evaluate_patterns
 from cdm_jax.preflight import check_evaluation, check_settings, check_training
 from cdm_jax.publish import check_evaluated, publish_run
 from cdm_jax.report.card import FILE as CARD

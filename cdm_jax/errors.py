@@ -2,8 +2,7 @@
 
 import contextlib
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 
 class UserError(Exception):
@@ -37,21 +36,15 @@ def collected(failures: dict[str, UserError], subject: str) -> Iterator[None]:
         failures[subject] = error
 
 
-@runtime_checkable
-class Printer(Protocol):
-    """What prints a line, such as rich's console."""
-
-    def print(self, text: str, /) -> None:
-        """Prints a line."""
-
-
-def report_failures(failures: Mapping[str, UserError], total: int, printer: Printer) -> None:
+def report_failures(
+    failures: Mapping[str, UserError], total: int, say: Callable[[str], None]
+) -> None:
     """Lists at the end of a cohort whom it could not be done for; all others are done.
 
     Args:
         failures: Subject to what is wrong.
         total: Number of subjects, these among them.
-        printer: Where the list goes.
+        say: Prints a line.
 
     Raises:
         UserError: There are any. A single subject's is its own.
@@ -61,8 +54,8 @@ def report_failures(failures: Mapping[str, UserError], total: int, printer: Prin
     if total == 1:
         raise next(iter(failures.values()))
     for subject, error in failures.items():
-        printer.print(f"failed: {subject}: {error}")
+        say(f"failed: {subject}: {error}")
     raise UserError(
-        f"{len(failures)} of {total} subjects failed ({', '.join(failures)}), the others are done: "
-        "mend those, or leave them out, and give the same command again"
+        f"{len(failures)} of {total} subjects failed ({', '.join(failures)}), all others are done; "
+        f"the first because {next(iter(failures.values()))}"
     )

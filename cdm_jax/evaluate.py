@@ -31,7 +31,7 @@ from cdm_jax.records import Identity, Record, read_record, write_record
 from cdm_jax.report.rows import CEILING, NON_LEARNED
 from cdm_jax.report.tables import results_table
 from cdm_jax.rows import asked_rows, images_of, num_samples, system_of
-from cdm_jax.writer import console
+from cdm_jax.writer import console, say
 
 _Future: TypeAlias = "Future[tuple[scoring.Scores, str]]"
 
@@ -84,7 +84,7 @@ def evaluate_run(
         show_tables(records, settings.conventions, reference, folder)
         if name is None and settings.part == "test":
             evaluation.save_cards(records, workdir)
-    report_failures(failures, len(part), console)
+    report_failures(failures, len(part), say)
     return records
 
 
@@ -171,7 +171,7 @@ class _Scoring:
         with collected(self._failures, pending.subject.subject_id):
             found = [future.result() for future in futures]
         for remark in dict.fromkeys(remark for _, remark in found if remark):
-            console.print(remark)
+            say(remark)
         if found:
             rows = pending.record["rows"] | {r: s for scores, _ in found for r, s in scores.items()}
             write_record(pending.path, {**pending.record, "rows": rows})

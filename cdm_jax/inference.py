@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from cdm_jax import checkpoint, parallel
 from cdm_jax.data.pipeline import padded_batches
 from cdm_jax.methods import base
-from cdm_jax.methods.pattern import for_pattern
+from cdm_jax.pattern import for_pattern
 from cdm_jax.tasks import task_of
 
 Outputs = dict[str, Float[Array, "b h w t"]]
@@ -125,7 +125,7 @@ def restricted(system: System, sources: Sequence[str], targets: Sequence[str]) -
     """An any-to-any system for one pattern, as the fixed task's system that it then is.
 
     Raises:
-      UserError: see `methods.pattern.for_pattern`.
+      UserError: see `pattern.for_pattern`.
     """
     config = system.provenance.config.copy_and_resolve_references()
     method = for_pattern(system.method, tuple(config.data.sources), tuple(sources), tuple(targets))

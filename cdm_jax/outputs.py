@@ -14,6 +14,7 @@ from cdm_jax.data.formats import open_image
 from cdm_jax.errors import UserError
 from cdm_jax.files import read_json, write_json
 
+NOTICE = "Synthetic images made by a neural network for research. Not for clinical use."
 MARK = "SYNTHETIC"  # with which the header's description of every synthetic image begins
 
 # What may be written of a target: what each file's name ends in, and its BIDS description.
@@ -110,6 +111,7 @@ def start_bids(output: pathlib.Path, targets: Iterable[str]) -> None:
         return
     output.mkdir(parents=True, exist_ok=True)
     write_json(path, _dataset_description())
+    (output / "README.md").write_text(f"{NOTICE}\n")
     (output / ".bidsignore").write_text("*.png\n")
 
 

@@ -25,7 +25,7 @@ from cdm_jax.files import read_json
 from cdm_jax.metrics.conventions import CONVENTIONS, Case, fingerprint, get_convention
 from cdm_jax.records import Record, read_record, write_record
 from cdm_jax.scoring import usable_segmentation
-from cdm_jax.writer import console
+from cdm_jax.writer import console, say
 
 MODALITIES = tuple(
     dict.fromkeys(n for names in LAYOUTS.values() for n in names if n != SEGMENTATION)
@@ -71,7 +71,7 @@ def score_folders(
             records.append(read_record(path))
     if records:
         show_tables(records, tuple(CONVENTIONS), None, output)
-    report_failures(failures, len(pairs), console)
+    report_failures(failures, len(pairs), say)
     return records
 
 
@@ -135,7 +135,7 @@ def _record(predicted: Subject, real: Subject) -> Record:
     native = read_native(real, inputs, [*inputs, *(t for t in targets if t not in inputs)])
     segmentation, remark = usable_segmentation(real, native.brain)
     if remark:
-        console.print(remark)
+        say(remark)
     scores: dict[str, Any] = {name: {} for name in CONVENTIONS}
     scales = {}
     for target in targets:

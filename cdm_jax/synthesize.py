@@ -12,6 +12,7 @@ from rich.progress import track
 
 import cdm_jax
 from cdm_jax import api, calibration, parallel
+from cdm_jax.data.checks import same_image
 from cdm_jax.data.formats import check_file
 from cdm_jax.data.grids import oriented_like
 from cdm_jax.data.intensity import measure
@@ -19,12 +20,19 @@ from cdm_jax.data.nifti import read_volume, volume_of, write_like
 from cdm_jax.data.subjects import Subject, find_with_faults
 from cdm_jax.errors import UserError, about, collected, report_failures
 from cdm_jax.files import read_json, write_json
-from cdm_jax.outputs import ENDINGS, Outputs, bids_fields, check_free, outputs_of, start_bids
+from cdm_jax.outputs import (
+    ENDINGS,
+    NOTICE,
+    Outputs,
+    bids_fields,
+    check_free,
+    outputs_of,
+    start_bids,
+)
 from cdm_jax.report.overview import Panel, save_overview
-from cdm_jax.writer import console
+from cdm_jax.writer import console, say
 
 FOUND = ("resampled", "notes")  # what a sidecar says that only making the images shows
-NOTICE = "Synthetic image made by a neural network for research. Not for clinical use."
 SCALE_RULE = (
     "The scale of a modality that was never acquired is unknown. Values are the network's [0, 1] "
     "times `reference_scale`, the median over the training subjects of the modality's 99.5th "
@@ -110,7 +118,7 @@ class _Job:
             with collected(failures, subject.subject_id):
                 self._make(subject, files[subject.subject_id])
         parallel.wait_for_all("synthesis")
-        report_failures(failures, len(subjects) + len(faults), console)
+        report_failures(failures, len(subjects) + len(faults), say)
         return [outputs.folder for outputs in files.values()]
 
     def _make(self, subject: Subject, outputs: Outputs) -> None:
@@ -129,7 +137,7 @@ class _Job:
             resample_to=self.resample_to,
         )
         for note in result.notes:
-            console.print(f"{subject.subject_id}: {note}")
+            say(f"{subject.subject_id}: {note}")
         for target in sidecars:  # what they say is true no longer
             outputs.sidecar(target).unlink(missing_ok=True)
         _write_images(result, self.model.targets, outputs)
@@ -161,6 +169,9 @@ class _Job:
             acquired = _acquired(subject, target, result)
             if acquired is not None:
                 panels.append(Panel(f"{target} acquired", acquired))
+                for name, image in result.native.images.items():
+                    if line := same_image(image, acquired):
+                        say(f"{subject.subject_id}: {name}, {target} as acquired: {line}")
             if target in result.deviation:
                 deviation = read_volume(result.deviation[target]) / scale
                 panels.append(Panel(f"{target} deviation x 5", 5 * deviation))
@@ -222,7 +233,7 @@ def _acquired(
         volume, _ = volume_of(oriented_like(path, result.reference), str(path))
         return measure(volume, f"{subject.subject_id} {target}").apply(volume)
     except UserError as error:
-        console.print(f"{subject.subject_id}: the picture lacks {target} as acquired: {error}")
+        say(f"{subject.subject_id}: the picture lacks {target} as acquired: {error}")
         return None
 
 

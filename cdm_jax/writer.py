@@ -24,6 +24,11 @@ from cdm_jax import parallel
 console = Console(width=None if sys.stdout.isatty() else 120)
 
 
+def say(text: str) -> None:
+    """Prints one line as it is: paths may have brackets, and are not broken."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 class Writer:
     """Scalars to `metrics.jsonl` and TensorBoard, pictures to `pictures/` and TensorBoard.
 

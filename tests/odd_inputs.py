@@ -39,7 +39,7 @@ def save(path: pathlib.Path, values, affine=AFFINE, *, code=1, kind=nib.Nifti1Im
 def patient(root: pathlib.Path, subject=IDS[0], modalities=("t1", "t2"), **changed):
     """A patient in BraTS 2023's layout; `changed`: modality to the values, or values and affine."""
     for modality in modalities:
-        given = changed.get(modality, head(modality))
+        given = changed[modality] if modality in changed else head(modality)
         values = given if isinstance(given, tuple) else (given,)
         save(root / subject / f"{subject}-{NAMES[modality]}.nii.gz", *values)
     return root / subject

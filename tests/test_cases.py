@@ -18,9 +18,9 @@ from cdm_jax import main, outputs
 from cdm_jax.data.native import read_native
 from cdm_jax.data.subjects import find_subjects
 from cdm_jax.errors import UserError
-from cdm_jax.evaluate import usable_segmentation
 from cdm_jax.files import is_full
 from cdm_jax.score import score_folders
+from cdm_jax.scoring import usable_segmentation
 from tests.odd_inputs import AFFINE, IDS, NAMES, head, patient, save
 
 
@@ -58,16 +58,15 @@ class TestScore:
         for record in score_folders(*folders):
             assert record["rows"]["prediction"]["volume"]["t1c"]["mae"] == pytest.approx(0)
 
-    def test_labels_of_another_shape_or_place_are_left_out_and_said(self, tmp_path, capsys):
+    def test_labels_of_another_shape_or_place_are_left_out_and_said(self, tmp_path):
         labels = np.where(head("t1") > 800, 3, np.where(head("t1") > 600, 2, 0)).astype(np.uint8)
         for given, left_out in (((labels,), False), ((labels[:-4],), True),
                                 ((labels, np.eye(4)), True)):  # fmt: skip
             patient(tmp_path / "x", modalities=("t1", "t2", "segmentation"), segmentation=given)
             (subject,) = find_subjects(tmp_path / "x", modalities=("t1", "t2"))
             brain = read_native(subject, ("t1", "t2")).brain
-            found = usable_segmentation(subject, brain)
+            found, said = usable_segmentation(subject, brain)
             assert (found is None) == left_out
-            said = " ".join(capsys.readouterr().out.split())
             assert ("no tumor regions are scored" in said) == left_out
 
 
@@ -95,7 +94,7 @@ class TestSynthesize:
         assert status == 1
         assert f"2 of 4 subjects failed (BraTS-GLI-00004-000, {IDS[1]})" in error
         assert "BraTS-GLI-00004-000 without t2" in said
-        assert f"{bad} cannot be read" in said.replace(" ", "") or "cannot be read" in said
+        assert f"{IDS[1]}: t2: {bad} cannot be read" in said
         assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [IDS[0], IDS[2]]
         assert not list(tmp_path.rglob("*.partial"))
 
@@ -137,6 +136,11 @@ class TestSynthesize:
         status, said, _ = call(tmp_path / "in")
         assert status == 0 and "the picture lacks t1c as acquired" in said
         assert len(list((tmp_path / "out").rglob("*.nii.gz"))) == 2
+
+    def test_a_source_given_again_as_a_target_is_told(self, call, tmp_path):
+        patient(tmp_path / "in", modalities=("t1", "t2", "t1c"), t1c=head("t1"))
+        status, said, _ = call(tmp_path / "in")
+        assert status == 0 and f"{IDS[0]}: t1, t1c as acquired: hold the same image" in said
 
     def test_an_acquired_image_is_never_overwritten(self, call, tmp_path):
         folder = patient(tmp_path / "in", modalities=("t1", "t2", "t1c"))

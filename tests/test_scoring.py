@@ -65,7 +65,7 @@ def test_no_more_subjects_are_held_than_keep_the_workers_at_work(
             yield evaluate._Pending(dataset.test[0], pathlib.Path(str(name)), {"rows": {}}, images)
 
     monkeypatch.setattr(evaluate, "write_record", lambda *given: written.append(given))
-    paths = list(evaluate._Scoring(dataset, (), Pool(), number).run(computed()))
+    paths = list(evaluate._Scoring(dataset, (), Pool(), number, {}).run(computed()))
     assert max(most) == held
     assert paths == [path for path, _ in written] == [pathlib.Path(str(name)) for name in made]
     assert all(record["rows"].keys() == images.keys() for _, record in written)

@@ -8,7 +8,7 @@ import pytest
 from cdm_jax import shapes
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
-from cdm_jax.methods.pattern import for_pattern
+from cdm_jax.pattern import for_pattern
 from cdm_jax.tasks import Task, given_in, hide, parse_pattern, with_pattern
 from configs import phantom
 

@@ -127,7 +127,7 @@ def oriented_like(source: PathLike | Image, reference: PathLike | Image) -> Imag
     return images["image"]
 
 
-def resample(volume: Volume, grid: Geometry, onto: Geometry) -> Volume:
+def resample(volume: Volume, grid: Geometry, onto: Geometry) -> Float32[np.ndarray, "_ _ _"]:
     """A volume on another grid: trilinear in world coordinates, its background beyond its edge."""
     matrix = np.linalg.inv(grid.affine) @ onto.affine
     return affine_transform(
