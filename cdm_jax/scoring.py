@@ -1,4 +1,8 @@
-"""Scores of some of a subject's images, as a worker process computes them. Imports no JAX."""
+"""Scores of some of a subject's images, as a worker process computes them. Imports no JAX.
+
+Processes and not threads: for about an eighth of the time that metrics take, Python itself is at
+work, which would keep no more than eight cores busy.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -4,7 +4,7 @@ import itertools
 import json
 import pathlib
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def test_no_more_subjects_are_held_than_keep_the_workers_at_work(
     made, written, most = [], [], []
     images = {f"row {row}": np.zeros((1, 1, 1, 1), np.float32) for row in range(rows)}
 
-    class Pool:
+    class Pool(Executor):
         def submit(self, _, job):
             future = Future()
             future.set_result(({row: {} for row in job.images}, ""))
