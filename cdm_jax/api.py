@@ -86,12 +86,14 @@ class TrainedModel:
       system: its networks, and the config, split and scales of its training.
       sources: modalities that it needs; any of them, where it takes what there is.
       targets: modalities that it makes; the same ones, where it makes what is missing.
+      any_to_any: whether it takes any modalities and makes what is missing.
     """
 
     def __init__(self, folder: pathlib.Path, system: inference.System):
         self.folder, self.system = folder, system
         data = system.provenance.config.data
         self.sources, self.targets = tuple(data.sources), tuple(data.targets)
+        self.any_to_any = inference.is_any_to_any(system)
         self._patterns: dict[tuple[tuple[str, ...], tuple[str, ...]], TrainedModel] = {}
         self._samplers: dict[int, SubjectSampler] = {}
         self._intervals: dict[int, calibration.Intervals | None] = {}
@@ -143,7 +145,7 @@ class TrainedModel:
           UserError: a source is missing, unknown, unreadable or on another grid; or nothing is to
             be made.
         """
-        if inference.is_any_to_any(self.system):
+        if self.any_to_any:
             model = self.for_pattern(images, make)
             return model.synthesize(
                 images, samples=samples, subject=subject, resample_to=resample_to

@@ -93,6 +93,8 @@ def synthesize(
     output: pathlib.Path,
     samples: int,
     checkpoint: str,
+    make: str,
+    replace: bool,
     resample_to: str | None,
     bids: bool,
 ) -> None:
@@ -106,6 +108,8 @@ def synthesize(
             folder,
             samples=samples,
             checkpoint=checkpoint,
+            make=[name.strip() for name in make.split(",") if name.strip()],
+            replace=replace,
             resample_to=resample_to,
             bids=bids,
         )

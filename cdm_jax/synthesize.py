@@ -47,6 +47,8 @@ def synthesize_folder(
     *,
     samples: int,
     checkpoint: str = "best",
+    make: Sequence[str] = (),
+    replace: bool = False,
     resample_to: str | None = None,
     bids: bool = False,
 ) -> list[pathlib.Path]:
@@ -60,6 +62,9 @@ def synthesize_folder(
         deviation beside it. Where the system's intervals are calibrated for so many samples
         (`cdm_jax/calibration.py`), their lower and upper ends are written too.
       checkpoint: "best" or "last".
+      make: the modalities to make, if not all; a system for whatever is missing makes those of
+        them that a subject lacks.
+      replace: of such a system, whether to make them also where they are there, from the others.
       resample_to: the source onto whose grid the others are resampled.
       bids: whether the output is a BIDS dataset of derivatives.
 
@@ -70,6 +75,7 @@ def synthesize_folder(
       UserError: no patients, no trained system, or some subjects cannot be made; all others are.
     """
     model = api.load(folder, checkpoint)
+    _check_asked(model, make, replace)
     if not source.is_dir():
         raise UserError(f"--input={source} is not a folder: give a patient's, or one of many")
     subjects, faults = find_with_faults(
@@ -77,25 +83,54 @@ def synthesize_folder(
         modalities=model.sources,
         optional=model.targets,
         patterns=model.system.provenance.config.data.patterns.to_dict() or None,
+        require_all=not model.any_to_any,
     )
-    job = _Job(model=model, output=output, samples=samples, resample_to=resample_to, bids=bids)
+    job = _Job(
+        model=model,
+        output=output,
+        samples=samples,
+        asked=tuple(make) or model.targets,
+        replace=replace,
+        resample_to=resample_to,
+        bids=bids,
+    )
     return job.run(subjects, faults)
+
+
+def _check_asked(model: api.TrainedModel, make: Sequence[str], replace: bool) -> None:
+    """Refuses what a system cannot be asked for."""
+    if unknown := [name for name in make if name not in model.targets]:
+        raise UserError(
+            f"--make={','.join(make)}: {unknown[0]} is not made by {model.folder}: it makes "
+            f"{', '.join(model.targets)}"
+        )
+    if replace and not (model.any_to_any and make):
+        raise UserError(
+            "--replace makes what is there from what else is there: it needs a system for whatever "
+            "is missing (configs/<data set>.py:any), and --make=<modalities>"
+        )
 
 
 def synthesize_subjects(
     subjects: Sequence[Subject], output: pathlib.Path, folder: pathlib.Path, *, samples: int
 ) -> list[pathlib.Path]:
     """The same for subjects that are known already."""
-    return _Job(model=api.load(folder), output=output, samples=samples).run(subjects, {})
+    model = api.load(folder)
+    return _Job(model=model, output=output, samples=samples, asked=model.targets).run(subjects, {})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Job:
-    """What is the same for all subjects; attributes as the arguments of `synthesize_folder`."""
+    """What is the same for all subjects; attributes as the arguments of `synthesize_folder`.
+
+    `asked` are the modalities to make, where a subject lacks them.
+    """
 
     model: api.TrainedModel
     output: pathlib.Path
     samples: int
+    asked: tuple[str, ...]
+    replace: bool = False
     resample_to: str | None = None
     bids: bool = False
 
@@ -116,66 +151,70 @@ class _Job:
         failures = dict(faults)
         for subject in track(parallel.process_shard(subjects), "synthesizing", console=console):
             with collected(failures, subject.subject_id):
-                self._make(subject, files[subject.subject_id])
+                model, targets = self._pattern(subject)
+                if targets:
+                    self._make(subject, files[subject.subject_id], model, targets)
+                else:
+                    say(f"{subject.subject_id} lacks nothing: it has {', '.join(subject.images)}")
         parallel.wait_for_all("synthesis")
         report_failures(failures, len(subjects) + len(faults), say)
         return [outputs.folder for outputs in files.values()]
 
-    def _make(self, subject: Subject, outputs: Outputs) -> None:
-        for name in self.model.sources:  # before anything else looks at them
+    def _pattern(self, subject: Subject) -> tuple[api.TrainedModel, tuple[str, ...]]:
+        """The system for what a subject has, and the modalities to make; none where none lacks."""
+        if not self.model.any_to_any:
+            return self.model, self.asked
+        has = [name for name in self.model.sources if name in subject.images]
+        targets = tuple(name for name in self.asked if self.replace or name not in has)
+        if not targets:
+            return self.model, ()
+        return self.model.for_pattern([n for n in has if n not in targets], targets), targets
+
+    def _make(
+        self,
+        subject: Subject,
+        outputs: Outputs,
+        model: api.TrainedModel,
+        targets: tuple[str, ...],
+    ) -> None:
+        for name in model.sources:  # before anything else looks at them
             with about(name):
                 check_file(subject.images[name])
-        sidecars = {target: self._sidecar(subject, target) for target in self.model.targets}
+        sidecars = {target: self._sidecar(subject, target, model) for target in targets}
         if _is_done(outputs, sidecars):
             return
         check_free(outputs.image(target, kind) for target in sidecars for kind in ENDINGS)
-        sources = {name: subject.images[name] for name in self.model.sources}
-        result = self.model.synthesize(
+        sources = {name: subject.images[name] for name in model.sources}
+        result = model.synthesize(
             sources,
             samples=self.samples,
             subject=subject.subject_id,
+            make=targets,
             resample_to=self.resample_to,
         )
         for note in result.notes:
             say(f"{subject.subject_id}: {note}")
         for target in sidecars:  # what they say is true no longer
             outputs.sidecar(target).unlink(missing_ok=True)
-        _write_images(result, self.model.targets, outputs)
-        self._write_overview(subject, result, outputs)
+        _write_images(result, targets, outputs)
+        _write_overview(subject, result, outputs, model)
         found = {"resampled": list(result.resampled), "notes": list(result.notes)}
         for target, content in sidecars.items():
             kinds = [kind for kind in ENDINGS if outputs.bids and target in getattr(result, kind)]
             for kind in [*kinds[1:], "mean"]:  # BIDS wants one beside each image
                 write_json(outputs.sidecar(target, kind), content | found)
 
-    def _sidecar(self, subject: Subject, target: str) -> dict[str, Any]:
+    def _sidecar(self, subject: Subject, target: str, model: api.TrainedModel) -> dict[str, Any]:
         """What is known of an image before it is made."""
-        content = _provenance(subject, target, self.model, self.samples)
+        content = _provenance(subject, target, model, self.samples)
         if self.resample_to is not None:
             content["resample_to"] = self.resample_to
         if self.bids:
             content |= bids_fields(target)
-        intervals = self.model.intervals(self.samples)
+        intervals = model.intervals(self.samples)
         if intervals is not None:
             content["intervals"] = calibration.sidecar(intervals, target)
         return content
-
-    def _write_overview(self, subject: Subject, result: api.Synthesis, outputs: Outputs) -> None:
-        """Writes the picture of one subject: acquired images beside synthetic ones."""
-        panels = [Panel(name, image) for name, image in result.native.images.items()]
-        for target in self.model.targets:
-            scale = self.model.system.provenance.scales[target]
-            panels.append(Panel(f"{target} synthetic", read_volume(result[target]) / scale))
-            acquired = _acquired(subject, target, result)
-            if acquired is not None:
-                panels.append(Panel(f"{target} acquired", acquired))
-                for name, image in result.native.images.items():
-                    if line := same_image(image, acquired):
-                        say(f"{subject.subject_id}: {name}, {target} as acquired: {line}")
-            if target in result.deviation:
-                deviation = read_volume(result.deviation[target]) / scale
-                panels.append(Panel(f"{target} deviation x 5", 5 * deviation))
-        save_overview(outputs.overview, panels, result.native.brain)
 
 
 def _check_distinct(files: Mapping[str, Outputs]) -> None:
@@ -219,6 +258,26 @@ def _write_images(result: api.Synthesis, targets: Sequence[str], outputs: Output
                 path.unlink(missing_ok=True)
                 if outputs.bids:
                     outputs.sidecar(target, kind).unlink(missing_ok=True)
+
+
+def _write_overview(
+    subject: Subject, result: api.Synthesis, outputs: Outputs, model: api.TrainedModel
+) -> None:
+    """Writes the picture of one subject: acquired images beside synthetic ones."""
+    panels = [Panel(name, image) for name, image in result.native.images.items()]
+    for target in result:
+        scale = model.system.provenance.scales[target]
+        panels.append(Panel(f"{target} synthetic", read_volume(result[target]) / scale))
+        acquired = _acquired(subject, target, result)
+        if acquired is not None:
+            panels.append(Panel(f"{target} acquired", acquired))
+            for name, image in result.native.images.items():
+                if line := same_image(image, acquired):
+                    say(f"{subject.subject_id}: {name}, {target} as acquired: {line}")
+        if target in result.deviation:
+            deviation = read_volume(result.deviation[target]) / scale
+            panels.append(Panel(f"{target} deviation x 5", 5 * deviation))
+    save_overview(outputs.overview, panels, result.native.brain)
 
 
 def _acquired(

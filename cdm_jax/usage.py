@@ -193,6 +193,21 @@ COMMANDS = {
                 kind=str,
             ),
             Flag(
+                name="make",
+                text="modalities to make, with commas between; default: all that the system makes, "
+                "or, of a system for whatever is missing, all that a patient lacks",
+                value="MODALITIES",
+                default="",
+                kind=str,
+            ),
+            Flag(
+                name="replace",
+                text="of a system for whatever is missing: make these also where they are there, "
+                "from the others",
+                default=False,
+                kind=bool,
+            ),
+            Flag(
                 name="resample_to",
                 text="resample the other sources onto the grid of this one, in world coordinates; "
                 "they have to be registered",

@@ -1,6 +1,7 @@
 """One checkpoint for whatever is missing, from patients who lack modalities to NIfTI."""
 
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -11,6 +12,8 @@ from cdm_jax import checkpoint, commands
 from cdm_jax.data.dataset import load_dataset
 from cdm_jax.data.subjects import find_subjects
 from cdm_jax.errors import UserError
+from cdm_jax.synthesize import synthesize_folder
+from cdm_jax.tasks import task_of
 from configs import phantom
 from tests.helpers import copy_run
 
@@ -85,3 +88,63 @@ def test_some_of_what_is_missing_can_be_asked_for(trained):
     )
     with pytest.raises(UserError, match="to nothing"):
         model.synthesize(files)
+
+
+def synthesized(workdir, patient, output, **options):
+    return synthesize_folder(patient, output, workdir / "cunet", samples=1, **options)
+
+
+def patient_of(workdir, root, names, number=-1):
+    """A folder with some of a simulated patient's images."""
+    folder = root / "patient"
+    folder.mkdir(parents=True)
+    for name, path in images(workdir, number).items():
+        if name in names:
+            shutil.copy(path, folder)
+    return folder
+
+
+def test_the_command_makes_what_each_patient_lacks(trained, tmp_path, capsys):
+    _, workdir, _ = trained
+    cohort = tmp_path / "cohort"
+    for number, names in ((-1, ("t1", "t2f")), (-2, ALL)):
+        patient_of(workdir, cohort / str(number), names, number)
+    synthesized(workdir, cohort, tmp_path / "out")
+    made = sorted(path.name.split("-")[-1] for path in (tmp_path / "out").rglob("*.nii.gz"))
+    assert made == ["t1c.nii.gz", "t2.nii.gz"]
+    assert "lacks nothing: it has t1, t1c, t2, t2f" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_is_there_is_made_anew_where_that_is_asked_for_and_is_not_read(trained, tmp_path):
+    _, workdir, _ = trained
+    folder = patient_of(workdir, tmp_path, ALL)
+    (damaged,) = folder.glob("*t1c*")
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    synthesized(workdir, folder, tmp_path / "out", make=["t1c"], replace=True)
+    (sidecar,) = (tmp_path / "out").rglob("*.json")
+    told = json.loads(sidecar.read_text())
+    assert told["modality"] == "t1c" and set(told["sources"]) == {"t1", "t2", "t2f"}
+    with pytest.raises(UserError, match="--replace makes what is there"):
+        synthesized(workdir, folder, tmp_path / "out", replace=True)
+    with pytest.raises(UserError, match="pd is not made by"):
+        synthesized(workdir, folder, tmp_path / "out", make=["pd"])
+
+
+def test_all_fourteen_patterns_of_a_real_patient_keep_their_geometry(trained, real_data):
+    _, workdir, _ = trained
+    model = cdm_jax.load(workdir)
+    subject = find_subjects(real_data, modalities=ALL)[0]
+    patterns = task_of(model.system.provenance.config.data).patterns()
+    assert len(patterns) == 14
+    for given in patterns:
+        made = model.synthesize({name: subject.images[name] for name in given})
+        assert set(made) == set(ALL) - set(given)
+        reference = nib.load(subject.images[given[0]])
+        for image in made.values():
+            assert image.shape == reference.shape
+            for ours, theirs in (
+                (image.affine, reference.affine),
+                (image.header["srow_x"], reference.header["srow_x"]),
+                (image.header["pixdim"], reference.header["pixdim"]),
+            ):
+                np.testing.assert_array_equal(ours, theirs)
