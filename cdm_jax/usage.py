@@ -38,7 +38,7 @@ class Flag:
       kind: from the text given to the value.
       required: whether the command cannot do without.
 
-    A flag of kind bool is given without a value.
+    A flag of kind bool is given without a value, and `value` is empty.
     """
 
     name: str
@@ -217,6 +217,7 @@ COMMANDS = {
             Flag(
                 name="bids",
                 text="write BIDS derivatives with a dataset_description.json",
+                value="",
                 default=False,
                 kind=bool,
             ),
