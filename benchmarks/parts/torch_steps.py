@@ -102,6 +102,8 @@ def _seconds(step: Callable[[], None], number: int) -> float:
 
 def rows(given: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A row for each network and mode."""
+    if given["smoke"]:
+        torch.set_num_threads(1)  # tiny layers, on a machine that may be busy
     for network in given["networks"]:
         for mode in MODES:
             row = {"network": network, "mode": mode}
