@@ -204,6 +204,7 @@ COMMANDS = {
                 name="replace",
                 text="of a system for whatever is missing: make these also where they are there, "
                 "from the others",
+                value="",
                 default=False,
                 kind=bool,
             ),

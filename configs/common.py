@@ -220,7 +220,6 @@ def finish(config: ConfigDict, values: Values) -> ConfigDict:
     if values.get("any") or config.stage == "any":
         config.data.update(cdm.ANY)
         config.evaluate.patterns = cdm.PATTERNS
-        config.stage = "cdm" if config.stage == "any" else config.stage
     config.data.size = values.get("size", config.data.size)
     config.seed = values.get("seed", config.seed)
     return config

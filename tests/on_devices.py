@@ -26,6 +26,7 @@ from benchmarks.networks import size_of
 from cdm_jax import checkpoint, inference, parallel, train
 from cdm_jax.methods import base
 from cdm_jax.shapes import create, example, start
+from cdm_jax.tasks import task_of
 from experiments import study, sweep
 from tests.helpers import smoke_config
 
@@ -75,8 +76,7 @@ def three_steps(stage: str, devices: parallel.Devices) -> dict:
         totals = jax.device_put(empty, parallel.replicated(devices.mesh))
         arguments = (totals, devices.put(stored))
         if program is None:
-            num_sources = shapes["source"].shape[-1]
-            step = train.make_step(method, key, devices, state, num_sources)
+            step = train.make_step(method, key, devices, state, task_of(config.data))
             program = step.lower(state, *arguments).compile()
         state, totals = program(state, *arguments)
         found.append({name: float(value.compute()) for name, value in totals.items()})

@@ -16,6 +16,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from cdm_jax import checkpoint, commands, memory, parallel, run, train
 from cdm_jax.data.dataset import load_dataset
 from cdm_jax.errors import UserError
+from cdm_jax.tasks import Task
 from cdm_jax.writer import Writer
 from configs.common import SYSTEMS
 from tests import helpers
@@ -228,9 +229,10 @@ def test_another_split_does_not_continue_a_run(finished_run, tmp_path):
 def test_slices_to_measure_are_spread_over_the_subjects_as_they_are_stored(finished_run):
     """One of every file's slices to train on at least, the last batch filled up from the start."""
     subjects = load_dataset(smoke_config("m1"), finished_run).train[:3]
-    stored = np.concatenate([np.load(s.path)[list(s.training)] for s in subjects])
+    stored = np.concatenate([s.slices[list(s.training)] for s in subjects])
     chosen = np.unique(np.linspace(0, len(stored) - 1, 6).astype(int))
-    batches = list(run.slice_batches(subjects, 4, 6, parallel.local_mesh()))
+    task = Task(sources=("t1", "t2"), targets=("t1c", "t2f"))
+    batches = list(run.slice_batches(subjects, 4, 6, parallel.local_mesh(), task))
     images = np.concatenate([np.concatenate(list(b.values()), axis=-1) for b in batches])
     assert list(batches[0]) == ["source", "target"] and len(images) == 8
     np.testing.assert_array_equal(np.rint((images + 1) * 32767.5), stored[[*chosen, *chosen[:2]]])

@@ -83,7 +83,7 @@ def test_both_stages_have_as_many_parameters_as_the_official_code(targets, publi
     frozen = {}
     for stage, count in zip(("resvit_cnn", "resvit"), published, strict=True):
         config = common.base(stage)
-        config.data.sources, config.data.targets = names, names
+        config.data.sources, config.data.targets = ("t1", "t2")[:targets], names
         config[stage].train.num_steps = 1
         method = base.create(config)
         state = jax.eval_shape(

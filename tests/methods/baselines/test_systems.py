@@ -12,6 +12,7 @@ from cdm_jax.data.dataset import load_dataset
 from cdm_jax.methods import base
 from cdm_jax.methods.baselines.adversarial import NETWORKS, Adversarial
 from cdm_jax.run import slice_batches
+from cdm_jax.tasks import task_of
 from configs import phantom
 from configs.common import CUNETS, PARTS, SYSTEMS
 
@@ -33,8 +34,10 @@ def _config(stage):
 @pytest.fixture(scope="module")
 def batch(tmp_path_factory):
     """Four slices of a phantom patient."""
-    dataset = load_dataset(_config("m1"), tmp_path_factory.mktemp("data"))
-    return next(slice_batches(dataset.train[:1], 4, 4, parallel.local_mesh()))
+    config = _config("m1")
+    dataset = load_dataset(config, tmp_path_factory.mktemp("data"))
+    task = task_of(config.data)
+    return next(slice_batches(dataset.train[:1], 4, 4, parallel.local_mesh(), task))
 
 
 def _frozen(method, config, batch):
