@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks import scoring
 from benchmarks.records import load_results, save_results
 from benchmarks.scaling import NVLINK, PEAK, SHARE
 from cdm_jax.data.cohort import STORED as SHOWN
@@ -28,6 +29,7 @@ from cdm_jax.data.prepare import PrepareSettings, prepare_subject
 from cdm_jax.data.subjects import Subject, find_subjects
 from cdm_jax.metrics.conventions import Case, get_convention
 from cdm_jax.phantom import PhantomSettings, write_cohort
+from cdm_jax.rows import REFERENCE_ROWS
 from cdm_jax.shapes import example, start
 from cdm_jax.writer import console
 from configs import brats
@@ -237,6 +239,21 @@ def evaluation_table(record: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def whole_evaluation() -> str:
+    """How long the scores of `configs/brats.py:cdm` take, with all that is done beside them."""
+    config = brats.get_config("cdm")
+    patients = cohort(config)["test"]
+    rows = len(REFERENCE_ROWS) + sum(row_count(config, name) for name in config.evaluate.systems)
+    seconds = scoring.median("now", "processor_seconds") / scoring.ROWS
+    return (
+        f"All {rows} rows of `configs/brats.py:cdm` (M1 and {len(REFERENCE_ROWS)} without a system "
+        f"among them) for {patients} patients: {patients * rows * seconds / CORES / 60:.0f} min on "
+        f"{CORES} cores. That is {seconds:.1f} s of one core a row with all that workers do, by "
+        "`benchmarks.scoring` on two cores on which other work ran; no machine with more cores has "
+        "been measured."
+    )
+
+
 def slice_flops(config: Any, system: str, networks: Mapping[tuple[str, str], float]) -> float:
     """Operations of all that an evaluation asks of a system for one slice."""
     section, steps, samples = config[system], config.sampler.num_steps, config.evaluate.num_samples
@@ -284,6 +301,8 @@ def show() -> None:
         "",
         f"One patient has {STORED} slices. A row is scored under each convention for both targets; "
         f"one image takes one core: {score} (measured). Scoring: {CORES} cores.",
+        "",
+        whole_evaluation(),
     ]
     text = "\n".join("\n" + part + "\n" if part.startswith("#") else part for part in parts)
     console.print(text, soft_wrap=True)

@@ -27,7 +27,7 @@ from cdm_jax.writer import console
 NAME = "scoring"
 PATIENTS, ROWS = 2, 4  # an evaluation of CDM and M1 scores 12 rows
 HERE = pathlib.Path(__file__).parents[1]
-GRID = PhantomSettings(num_patients=1, shape=(240, 240, 155), voxel_mm=1.0)
+GRID = PhantomSettings(num_patients=1, shape=(240, 240, 155), voxel_mm=1.0)  # BraTS' own
 # Runs with either checkout's package.
 CHILD = """
 import dataclasses, json, pathlib, resource, sys, time
