@@ -65,7 +65,7 @@ if __name__ == "__main__":
     if hasattr(evaluate, "_Scoring"):
         from cdm_jax import workers
         with workers.pool(number) as pool:
-            list(evaluate._Scoring(dataset, conventions, pool, number).run(pending()))
+            list(evaluate._Scoring(dataset, conventions, pool, number, {}).run(pending()))
     else:
         old = evaluate._Evaluation.__new__(evaluate._Evaluation)
         old._config = SimpleNamespace(evaluate=SimpleNamespace(conventions=conventions))
