@@ -346,7 +346,10 @@ def _run(file):
         )
         model = base.model_of(state)
         finished[stage] = {"params": model["params"], "statistics": model["statistics"]}
-        validation, pictures = jax.jit(method.validate)(model, batch, jax.random.key(3))
+        slices = len(batch["source"])
+        keys = jax.random.split(jax.random.key(3), slices)
+        values, pictures = jax.jit(method.validate)(model, batch, keys)
+        validation = method.summarize(jax.device_get(values), np.zeros(slices, int))
         results[stage] = int(state.step), metrics, validation, pictures
     return results
 

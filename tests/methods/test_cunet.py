@@ -340,11 +340,11 @@ def test_one_source_three_targets_and_every_other_option_train(start, train, sam
     assert losses[-5:].mean() < 0.5 * losses[0]
     assert same(state.frozen, models)
     model = base.model_of(state)
-    key = jax.random.key(0)
+    key, keys = jax.random.key(0), jax.random.split(jax.random.key(0), 4)
     drawn = jax.eval_shape(lambda *a: method.translate(*a, 2), model, batch["source"], key)
     assert drawn.shape == (2, 4, 16, 16, 3)
-    metrics, pictures = jax.eval_shape(method.validate, model, batch, key)
-    assert metrics["psnr"].shape == (3,)
+    values, pictures = jax.eval_shape(method.validate, model, batch, keys)
+    assert values["psnr"].shape == (4, 3)
     assert pictures["source"].shape == (4, 16, 16, 1)
     assert pictures["truth"].shape == pictures["synthesis"].shape == (4, 16, 16, 3)
 
