@@ -151,19 +151,19 @@ def as_text(title: str, table: pd.DataFrame) -> str:
         },
         index=table.index.rename("quantity"),
     )
-    return f"## {title}\n\n{finding}\n\n{to_markdown(cells)}"
+    return f"**{title}.** {finding}\n\n{to_markdown(cells)}"
 
 
 def show() -> None:
     """Prints and writes what the committed record says."""
     content = load_results(NAME)
     parts = [
-        "# Realism of the phantom",
         f"Made by `{content['command']}`, phantom version {content['version']}. Images are in "
-        "units of their mean over the brain. Noise is that of second differences within white "
-        "matter, sharpness the difference of neighbors over that of voxels three apart, bias the standard "
-        "deviation of a second-order polynomial through log white matter, p5 to p99 percentiles "
-        "of the brain.",
+        "units of their mean over the brain. "
+        "Noise: second differences within white matter. "
+        "Sharpness: difference of neighbors over that of voxels three apart. "
+        "Bias: standard deviation of a second-order polynomial through log white matter. "
+        "p5 to p99: percentiles of the brain."
     ]
     for protocol, voxel_mm in content["grids_mm"].items():
         table = comparison(
@@ -185,8 +185,8 @@ def draw(path: pathlib.Path, scans: Sequence[Scan]) -> None:
     for row, (images, brain, labels) in zip(grid, scans, strict=True):
         heights = np.flatnonzero(brain.any(axis=(1, 2)))
         middle = int(np.quantile(heights, 0.58))
-        has_tumor = labels is not None and np.isin(labels, (1, 3)).any()
-        place = int(np.isin(labels, (1, 3)).sum(axis=(1, 2)).argmax()) if has_tumor else middle
+        core = np.zeros_like(brain) if labels is None else np.isin(labels, (1, 3))
+        place = int(core.sum(axis=(1, 2)).argmax()) if core.any() else middle
         for axes, name in zip(row, MODALITIES, strict=True):
             top = np.percentile(images[name][brain], 99.7)
             axes.imshow(_framed(images[name], brain, place), cmap="gray", vmin=0, vmax=top)

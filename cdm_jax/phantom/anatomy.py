@@ -55,7 +55,7 @@ def tissue_fractions(
     logits = np.log(np.stack([white, gray, fluid]) + np.float32(0.01))
     logits[0] += np.float32(0.3) * field(4.0) + np.float32(0.35) * field(2.0)
     logits[2] += np.float32(0.4) * field(5.0) + np.float32(0.6) * field(2.0)
-    logits[2] += np.float32(rng.uniform(-1.6, 0.0))
+    logits[2] += np.float32(rng.uniform(-2.6, -0.2))
     white, gray, fluid = special.softmax(2 * logits, axis=0)
     deep = special.expit(8 * (1 - np.linalg.norm((positions - [0, -4, 6]) / [33, 32, 17], axis=-1)))
     deep = deep.astype(np.float32)

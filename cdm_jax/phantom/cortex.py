@@ -35,7 +35,8 @@ def load_cortex(
     for name in ("white", "pial"):
         shares = np.zeros(shape, np.float32)
         for side in ("left", "right"):
-            corners, triangles = (part.data for part in nib.load(files[f"{name}_{side}"]).darrays)
+            image = nib.gifti.GiftiImage.from_filename(files[f"{name}_{side}"])
+            corners, triangles = (part.data for part in image.darrays)
             corners = corners @ _TO_MNI152[:, :3].T + _TO_MNI152[:, 3]
             corners = _CENTER_MM + _SHRUNK * (corners - _CENTER_MM)
             shares += inside(corners - origin_mm, triangles, shape)

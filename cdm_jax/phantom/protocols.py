@@ -52,7 +52,7 @@ class Acquisition:
 
     sequence: Sequence
     noise: float
-    bias: float = 0.02
+    bias: float = 0.04
     blur_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
     ghost: float = 0.0
     black: float = 0.0
@@ -76,7 +76,7 @@ class Protocol:
     tesla: float = 3.0
     dose: float = 1.0
     relaxation: float = 0.03
-    receive_bias: float = 0.06
+    receive_bias: float = 0.1
 
 
 def fixed(rng: np.random.Generator, scanner: str) -> Protocol:
@@ -110,24 +110,27 @@ def draw(rng: np.random.Generator) -> Protocol:
         ),
         "t2f": _draw_flair(rng),
     }
+    left = 0.05 if rng.random() < 0.3 else 1.0  # of the bias, where it has been corrected
     return Protocol(
-        acquisitions={name: _draw(rng, name, sequence) for name, sequence in sequences.items()},
+        acquisitions={
+            name: _draw(rng, name, sequence, left) for name, sequence in sequences.items()
+        },
         tesla=float(rng.choice([1.5, 3.0])),
         dose=rng.uniform(0.6, 2.0),
         relaxation=rng.uniform(0.02, 0.08),
-        receive_bias=_log_uniform(rng, 0.005, 0.3),
+        receive_bias=left * rng.uniform(0.05, 0.35),
     )
 
 
 def _draw_t1(rng: np.random.Generator) -> Sequence:
     """A spin echo, or a 3D sequence after an inversion."""
-    if rng.random() < 0.5:
-        return Sequence(repetition_ms=rng.uniform(400, 800), echo_ms=rng.uniform(7, 18))
+    if rng.random() < 0.4:
+        return Sequence(repetition_ms=rng.uniform(400, 900), echo_ms=rng.uniform(7, 18))
     return Sequence(
         repetition_ms=rng.uniform(1500, 2500),
         echo_ms=rng.uniform(2, 5),
-        inversion_ms=rng.uniform(700, 1100),
-        inverted=rng.uniform(0.4, 1.0),
+        inversion_ms=rng.uniform(650, 1000),
+        inverted=rng.uniform(0.6, 1.0),
     )
 
 
@@ -137,23 +140,24 @@ def _draw_flair(rng: np.random.Generator) -> Sequence:
     null = 4300 * np.log(2 / (1 + np.exp(-repetition / 4300)))
     return Sequence(
         repetition_ms=repetition,
-        echo_ms=rng.uniform(85, 150),
+        echo_ms=rng.uniform(70, 150),
         inversion_ms=float(null * rng.uniform(0.8, 1.03)),
     )
 
 
-def _draw(rng: np.random.Generator, name: str, sequence: Sequence) -> Acquisition:
-    blur = rng.uniform(0.2, 0.9, 3)
+def _draw(rng: np.random.Generator, name: str, sequence: Sequence, left: float) -> Acquisition:
+    """What is not perfect about one image, its own bias field times `left`."""
+    blur = rng.uniform(0.0, 0.8, 3)
     if rng.random() < 0.4:  # a 2D scan of thick slices, mostly axial
         blur[rng.choice(3, p=[0.1, 0.1, 0.8])] = 0.42 * rng.uniform(2, 6)
     return Acquisition(
         sequence=sequence,
-        noise=NOISE[name] * _log_uniform(rng, 0.25, 4.0),
-        bias=_log_uniform(rng, 0.003, 0.15),
+        noise=NOISE[name] * _log_uniform(rng, 0.2, 3.5),
+        bias=left * rng.uniform(0.02, 0.15),
         blur_mm=(float(blur[0]), float(blur[1]), float(blur[2])),
         ghost=max(0.0, rng.uniform(-0.03, 0.03)),
-        black=max(0.0, rng.uniform(-0.3, 0.3)),
-        gamma=_log_uniform(rng, 0.6, 1.6),
+        black=max(0.0, rng.uniform(-0.6, 0.35)),
+        gamma=_log_uniform(rng, 0.6, 2.0),
         gain=_SCANNER_UNITS * float(np.exp(0.5 * rng.standard_normal())),
     )
 

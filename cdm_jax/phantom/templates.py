@@ -172,9 +172,9 @@ def _tube(
                 for size, start, middle in zip(near.shape, low, point, strict=True)
             ]
             np.minimum(near, sum(np.meshgrid(*axes, indexing="ij", sparse=True)), out=near)
-    near = squared < (2 * radius_mm + 2) ** 2
+    within = squared < (2 * radius_mm + 2) ** 2
     found = np.zeros(shape, np.float32)
-    found[near] = special.expit((radius_mm - np.sqrt(squared[near])) / 0.8)
+    found[within] = special.expit((radius_mm - np.sqrt(squared[within])) / 0.8)
     return found
 
 

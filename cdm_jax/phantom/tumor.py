@@ -134,7 +134,8 @@ def chronic_lesions(
 ) -> Float32[np.ndarray, "n"]:
     """Draws white-matter lesions of aging, mostly around the ventricles; few to many a patient."""
     burden = np.float32(rng.uniform(0.4, 1.8))
-    scaled = (positions - np.float32([0, -18, 22])) / np.float32([32, 55, 16])
+    center, radii = np.array([[0, -18, 22], [32, 55, 16]], np.float32)
+    scaled = (positions - center) / radii
     central = np.exp(-np.sum(scaled**2, axis=-1))
     return white * special.expit(6 * (field(3.0) - np.float32(3.6) + burden + 1.5 * central))
 
