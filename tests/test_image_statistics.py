@@ -51,9 +51,8 @@ def test_bias_is_the_spread_of_the_field_that_was_applied():
 
 
 def phantom_of_three(rng):
-    """Blocks of white and gray matter and CSF under a bias field, with known signals."""
-    truth = np.zeros(SHAPE, int)
-    truth[:, 20:34], truth[:, 34:] = 1, 2
+    """Stripes of white and gray matter and CSF under a bias field, with known signals."""
+    truth = np.broadcast_to((np.arange(SHAPE[1]) // 6 % 3)[:, None], SHAPE)
     signals = {
         "t1": (1.0, 0.7, 0.2),
         "t1c": (1.0, 0.75, 0.2),

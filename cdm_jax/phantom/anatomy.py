@@ -11,20 +11,21 @@ from cdm_jax.phantom.fields import FieldSampler, Grid, smooth_field
 from cdm_jax.phantom.templates import Templates
 
 _BRAIN_CENTER_MM = (0.0, -17.0, 5.0)
-# The MNI152 brain is larger than the average brain (Allen et al. 2002).
-_MEAN_SIZE = 0.93
+# The MNI152 brain is larger than the average brain (Allen et al. 2002); stripped brains of patients
+# hold 1.1 to 1.6 l.
+_MEAN_SIZE = 0.9
 
 
 def deform(rng: np.random.Generator, grid: Grid) -> Float32[np.ndarray, "x y z 3"]:
     """Draws the map from a patient's voxels to MNI mm: an affine part and a smooth random part.
 
-    Size varies by 4 % overall and 2 % an axis, rotation by 3 degrees, position by 2 mm, and
+    Size varies by 3 % overall and 1.5 % an axis, rotation by 3 degrees, position by 1.5 mm, and
     the smooth part by 3 mm at a length of 40 mm, 1.8 mm at 15 mm and 0.6 mm at 7 mm (standard
     deviations), which moves gyri against each other: too little for the brain to fold.
     """
-    size = _MEAN_SIZE * np.exp(0.04 * rng.standard_normal() + 0.02 * rng.standard_normal(3))
+    size = _MEAN_SIZE * np.exp(0.03 * rng.standard_normal() + 0.015 * rng.standard_normal(3))
     turn = spatial.transform.Rotation.from_euler("xyz", 3 * rng.standard_normal(3), degrees=True)
-    center = np.array(_BRAIN_CENTER_MM) + 2 * rng.standard_normal(3)
+    center = np.array(_BRAIN_CENTER_MM) + 1.5 * rng.standard_normal(3)
     linear = turn.as_matrix() * (np.array([-1, -1, 1]) / size)
     x, y, z = np.meshgrid(*grid.axes_mm(), indexing="ij", sparse=True)
     positions = np.empty((*grid.shape, 3), np.float32)
@@ -49,14 +50,16 @@ def tissue_fractions(
     Returns:
         Fractions in [0, 1] of "white", "gray", "deep_gray", "csf", "blood" and "choroid".
     """
-    white = templates.sample(templates.white, positions)
-    gray = templates.sample(templates.gray, positions)
+    # The average has lost the small folds: a fine warp of the cortex makes others.
+    warp = np.stack([field(4.5) for _ in range(3)], axis=-1)
+    folded = positions + np.float32(2.0) * warp
+    white, gray = (templates.sample(part, folded) for part in (templates.white, templates.gray))
     fluid = np.clip(1 - white - gray, 0, 1)
     logits = np.log(np.stack([white, gray, fluid]) + np.float32(0.01))
-    logits[0] += np.float32(0.3) * field(4.0) + np.float32(0.35) * field(2.0)
-    logits[2] += np.float32(0.4) * field(5.0) + np.float32(0.6) * field(2.0)
-    logits[2] += np.float32(rng.uniform(-2.6, -0.2))
-    white, gray, fluid = special.softmax(2 * logits, axis=0)
+    logits[0] += np.float32(0.3) * field(4.0) + np.float32(0.9) * field(1.8)
+    logits[2] += np.float32(0.4) * field(5.0) + np.float32(1.0) * field(1.8)
+    logits[2] += np.float32(rng.uniform(-3.0, 0.0))
+    white, gray, fluid = special.softmax(np.float32(1.7) * logits, axis=0)
     deep = special.expit(8 * (1 - np.linalg.norm((positions - [0, -4, 6]) / [33, 32, 17], axis=-1)))
     deep = deep.astype(np.float32)
     tissues = {"white": white, "gray": gray * (1 - deep), "deep_gray": gray * deep, "csf": fluid}

@@ -48,6 +48,7 @@ def scan(
     rng = np.random.default_rng(tissue_seed)
     library = _vary_tissues(rng, protocol)
     coil = protocol.receive_bias * smooth_field(rng, grid, 60.0)[body.brain]
+    coil += protocol.center * _middle(grid)[body.brain]
     images = {}
     for (name, acquisition), own in zip(protocol.acquisitions.items(), seeds, strict=True):
         rng = np.random.default_rng(own)
@@ -57,6 +58,12 @@ def scan(
         blurred = _blur(clean, body.brain, np.array(acquisition.blur_mm) / grid.voxel_mm)
         images[name] = _finish(rng, _ghost(blurred, body.brain, acquisition.ghost), acquisition)
     return images
+
+
+def _middle(grid: Grid) -> Float32[np.ndarray, "x y z"]:
+    """1 in the middle of the grid, falling with the square of the distance to 0 at 75 mm."""
+    axes = [(axis / 75) ** 2 for axis in grid.axes_mm()]
+    return (1 - sum(np.meshgrid(*axes, indexing="ij", sparse=True))).astype(np.float32)
 
 
 def _vary_tissues(rng: np.random.Generator, protocol: Protocol) -> dict[str, physics.Tissue]:

@@ -75,7 +75,7 @@ def load_templates(voxel_mm: float) -> Templates:
     """
     maps, origin = _average_brain()
     blurred = {
-        name: ndimage.gaussian_filter(volume, 0.4 + 0.15 * voxel_mm, truncate=3)
+        name: ndimage.gaussian_filter(volume, 0.4 + 0.1 * voxel_mm, truncate=3)
         for name, volume in maps.items()
         if name in ("brain", "gray", "white")
     }
@@ -111,8 +111,12 @@ def _average_brain() -> tuple[dict[str, np.ndarray], Float32[np.ndarray, "3"]]:
     brain, gray, white = (volume[box].astype(np.float32) for volume in volumes)
     origin = (mask.affine[:3, 3] + [part.start for part in box]).astype(np.float32)
     surfaces = load_cortex(brain.shape, origin)
-    inner = _moved(surfaces["white"], -0.3)
-    cortex = np.maximum(_moved(surfaces["pial"], 0.9) - inner, 0)
+    inner = _moved(surfaces["white"], 0.3)
+    # An average of surfaces has wide sulci. Narrow ones are partly cortex and partly CSF.
+    narrow = _moved(surfaces["pial"], 1.4) * (
+        np.float32(0.55) + np.float32(0.45) * surfaces["pial"]
+    )
+    cortex = np.maximum(narrow - inner, 0)
     # Inside the white surface the maps tell ventricles and deep gray matter; squared, as people
     # differ less from each other than the maps are blurred by their differences.
     fluid = np.clip(1 - white - gray, 0, 1) ** 2
@@ -131,7 +135,8 @@ def _average_brain() -> tuple[dict[str, np.ndarray], Float32[np.ndarray, "3"]]:
 def _moved(share: Float32[np.ndarray, "x y z"], outwards_mm: float) -> Float32[np.ndarray, "x y z"]:
     """A region whose border has moved outwards, and is a voxel wide."""
     blurred = ndimage.gaussian_filter(share, 1.0, truncate=3)
-    return np.clip(0.5 + 2.5 * (blurred - 0.5 + special.ndtr(outwards_mm) - 0.5), 0, 1)
+    level = np.float32(special.ndtr(-outwards_mm))  # of a blurred border, that far outside it
+    return np.clip(np.float32(2.5) * (blurred - level) + np.float32(0.5), 0, 1)
 
 
 def _ellipsoids(

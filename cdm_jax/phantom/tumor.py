@@ -49,13 +49,13 @@ def draw_tumor(rng: np.random.Generator, templates: Templates) -> tuple[Tumor, .
     if kind == "none":
         return ()
     if kind != "multifocal":
-        return (_focus(rng, str(kind), rng.choice(templates.white_positions_mm), (10, 27)),)
+        return (_focus(rng, str(kind), rng.choice(templates.white_positions_mm), (10.0, 27.0)),)
     first = rng.choice(templates.white_positions_mm)
     distance = np.linalg.norm(templates.white_positions_mm - first, axis=-1)
     near = templates.white_positions_mm[(distance > 18) & (distance < 60)]
     centers = [first, *rng.choice(near, rng.integers(1, 3))]
     return tuple(
-        _focus(rng, str(rng.choice(["ring", "solid"])), center, (5, 14)) for center in centers
+        _focus(rng, str(rng.choice(["ring", "solid"])), center, (5.0, 14.0)) for center in centers
     )
 
 

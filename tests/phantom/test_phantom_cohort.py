@@ -108,8 +108,8 @@ def test_upenn_gbm_has_its_own_names_and_labels(tmp_path):
     assert images == {f"{name}_{end}.nii.gz" for end in ("T1", "T1GD", "T2", "FLAIR")}
     segmentations = sorted((tmp_path / "automated_segm").iterdir())
     assert segmentations[5].name == f"{name}_automated_approx_segm.nii.gz"
-    labels = np.asarray(nib.load(segmentations[5]).dataobj)
-    expected = simulate_patient(settings, 5).segmentation
+    labels = np.stack([np.asarray(nib.load(path).dataobj) for path in segmentations])
+    expected = np.stack([simulate_patient(settings, index).segmentation for index in range(6)])
     np.testing.assert_array_equal(labels == 4, expected == 3)
     assert set(np.unique(labels)) <= {0, 1, 2, 4} and (labels == 4).any()
 
