@@ -186,7 +186,10 @@ def draw(path: pathlib.Path, scans: Sequence[Scan]) -> None:
         heights = np.flatnonzero(brain.any(axis=(1, 2)))
         middle = int(np.quantile(heights, 0.58))
         core = np.zeros_like(brain) if labels is None else np.isin(labels, (1, 3))
-        place = int(core.sum(axis=(1, 2)).argmax()) if core.any() else middle
+        heights = heights[
+            (heights > np.quantile(heights, 0.4)) & (heights < np.quantile(heights, 0.75))
+        ]
+        place = heights[core[heights].sum(axis=(1, 2)).argmax()] if core[heights].any() else middle
         for axes, name in zip(row, MODALITIES, strict=True):
             top = np.percentile(images[name][brain], 99.7)
             axes.imshow(_framed(images[name], brain, place), cmap="gray", vmin=0, vmax=top)

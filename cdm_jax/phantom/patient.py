@@ -133,7 +133,7 @@ def draw_body(seed: np.random.SeedSequence, grid: Grid, predictable: float = 0.0
     return Body(
         brain=brain,
         tissues=tissues,
-        texture=np.float32(0.015) * field(1.6) + np.float32(0.01) * field(6.0),
+        texture=np.float32(0.012) * field(1.6) + np.float32(0.003) * field(6.0),
         lesion=np.float32(0.08) * np.clip(visible, -3, 3),
         dose=hidden_rng.uniform(0.75, 1.25),
         uptake=np.float32(hidden_rng.uniform(0.25, 1.5)) * np.exp(np.float32(0.4) * mixed),

@@ -112,7 +112,7 @@ def draw(rng: np.random.Generator) -> Protocol:
         ),
         "t2f": _draw_flair(rng),
     }
-    left = 0.02 if rng.random() < 0.4 else 1.0  # of the bias, where it has been corrected
+    left = 0.0 if rng.random() < 0.65 else 1.0  # of the bias, where it has been corrected
     return Protocol(
         acquisitions={
             name: _draw(rng, name, sequence, left) for name, sequence in sequences.items()
@@ -128,12 +128,12 @@ def draw(rng: np.random.Generator) -> Protocol:
 def _draw_t1(rng: np.random.Generator) -> Sequence:
     """A spin echo, or a 3D sequence after an inversion."""
     if rng.random() < 0.4:
-        return Sequence(repetition_ms=rng.uniform(400, 900), echo_ms=rng.uniform(7, 18))
+        return Sequence(repetition_ms=rng.uniform(400, 1200), echo_ms=rng.uniform(7, 18))
     return Sequence(
         repetition_ms=rng.uniform(1500, 2500),
         echo_ms=rng.uniform(2, 5),
         inversion_ms=rng.uniform(650, 1000),
-        inverted=rng.uniform(0.75, 1.0),
+        inverted=rng.uniform(0.85, 1.0),
     )
 
 
@@ -144,7 +144,7 @@ def _draw_flair(rng: np.random.Generator) -> Sequence:
     return Sequence(
         repetition_ms=repetition,
         echo_ms=rng.uniform(60, 150),
-        inversion_ms=float(null * rng.uniform(0.75, 1.03)),
+        inversion_ms=float(null * rng.uniform(0.8, 1.06)),
     )
 
 
@@ -152,15 +152,15 @@ def _draw(rng: np.random.Generator, name: str, sequence: Sequence, left: float) 
     """What is not perfect about one image, its own bias field times `left`."""
     blur = rng.uniform(0.0, 0.4, 3)
     if rng.random() < 0.5:  # a 2D scan of thick slices, mostly axial
-        blur[rng.choice(3, p=[0.1, 0.1, 0.8])] = 0.42 * rng.uniform(2, 8)
+        blur[rng.choice(3, p=[0.1, 0.1, 0.8])] = 0.42 * rng.uniform(2, 9)
     return Acquisition(
         sequence=sequence,
-        noise=NOISE[name] * _log_uniform(rng, 0.2, 3.5),
+        noise=NOISE[name] * _log_uniform(rng, 0.25, 2.2),
         bias=left * rng.uniform(0.02, 0.15),
         blur_mm=(float(blur[0]), float(blur[1]), float(blur[2])),
         ghost=max(0.0, rng.uniform(-0.03, 0.03)),
-        black=max(0.0, rng.uniform(-1.2, 0.35)),
-        gamma=_log_uniform(rng, 0.4, 2.6),
+        black=max(0.0, rng.uniform(-0.9, 0.4)),
+        gamma=_log_uniform(rng, 0.45, 2.4),
         gain=_SCANNER_UNITS * float(np.exp(0.5 * rng.standard_normal())),
     )
 

@@ -42,6 +42,7 @@ class Templates:
         brain: Whether a voxel lies in the brain, 0 or 1, slightly smoothed.
         gray: Share of gray matter.
         white: Share of white matter; what is neither is CSF.
+        shell: Where the cerebrum's surface is near, and its small folds are.
         sinus: Share of the dural sinuses.
         choroid: Where the choroid plexus lies in the ventricles.
         origin_mm: MNI coordinates of voxel (0, 0, 0).
@@ -51,6 +52,7 @@ class Templates:
     brain: Float32[np.ndarray, "x y z"]
     gray: Float32[np.ndarray, "x y z"]
     white: Float32[np.ndarray, "x y z"]
+    shell: Float32[np.ndarray, "x y z"]
     sinus: Float32[np.ndarray, "x y z"]
     choroid: Float32[np.ndarray, "x y z"]
     origin_mm: Float32[np.ndarray, "3"]
@@ -85,6 +87,7 @@ def load_templates(voxel_mm: float) -> Templates:
     sinuses = _tube([_SAGITTAL_SINUS, *lateral], 3.5, **place)
     return Templates(
         **blurred,
+        shell=maps["shell"],
         sinus=np.maximum(sinuses, _tube([_STRAIGHT_SINUS], 2.0, **place)),
         choroid=_tube([_CHOROID_PLEXUS, _mirror(_CHOROID_PLEXUS)], 3.0, **place),
         origin_mm=origin,
@@ -128,8 +131,14 @@ def _average_brain() -> tuple[dict[str, np.ndarray], Float32[np.ndarray, "3"]]:
         "brain": brain,
         "gray": mapped * gray + (1 - mapped) * (cortex + deep_gray),
         "white": mapped * white + (1 - mapped) * (inner - deep_gray - fluid),
+        "shell": (1 - mapped) * _shell(surfaces["pial"]),
         "certain": (white > 0.7) & (inner > 0.99),
     }, origin
+
+
+def _shell(pial: Float32[np.ndarray, "x y z"]) -> Float32[np.ndarray, "x y z"]:
+    """1 in the outer centimeter of the cerebrum, 0 in its depth."""
+    return np.clip(6 * (np.float32(0.96) - ndimage.gaussian_filter(pial, 5.0, truncate=2)), 0, 1)
 
 
 def _moved(share: Float32[np.ndarray, "x y z"], outwards_mm: float) -> Float32[np.ndarray, "x y z"]:
