@@ -24,7 +24,9 @@ def get_config(argument: str = "cdm") -> ConfigDict:
             "voxel_mm": 192 / size,
             "seed": 0,
             "layout": "brats2023",
+            "protocol": "fixed",
             "scanner": "mixed",
+            "predictable": 0.0,
         }
     )
     return config

@@ -169,8 +169,16 @@ def test_scoring_loads_no_jax_at_all():
         ("orbax", {"cdm_jax.checkpoint"}),
         ("tensorboardX", {"cdm_jax.writer"}),
         ("grain", {"cdm_jax.data.pipeline"}),
-        ("nibabel", {"cdm_jax.data.formats", "cdm_jax.data.nifti", "cdm_jax.phantom.cohort"}),
-        ("nilearn", {"cdm_jax.phantom.templates"}),
+        (
+            "nibabel",
+            {
+                "cdm_jax.data.formats",
+                "cdm_jax.data.nifti",
+                "cdm_jax.phantom.cohort",
+                "cdm_jax.phantom.cortex",
+            },
+        ),
+        ("nilearn", {"cdm_jax.phantom.cortex", "cdm_jax.phantom.templates"}),
         ("clu", {"cdm_jax.train"}),
         (
             "optax",

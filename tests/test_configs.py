@@ -198,7 +198,7 @@ def test_m1_is_c_unet_without_the_condition_and_nothing_else():
 def test_the_second_phantom_differs_from_the_first_in_its_patients_alone():
     first, second = _get("phantom"), _get("phantom_upenn")
     changed = {k for k, v in second.phantom.items() if v != first.phantom[k]}
-    assert changed == {"layout", "seed", "scanner"}
+    assert changed == {"layout", "seed", "scanner", "predictable"}
     second.phantom, second.data.name = first.phantom, first.data.name
     assert second.to_dict() == first.to_dict()
 

@@ -8,14 +8,16 @@ import os
 import shutil
 from concurrent import futures
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from rich import progress
 
 from cdm_jax.errors import UserError
-from cdm_jax.phantom.patient import PhantomPatient, PhantomSettings, simulate_patient
+from cdm_jax.phantom.patient import VERSION, PhantomPatient, PhantomSettings, simulate_patient
 
+_CACHE = "CDM_PHANTOM_CACHE"
 _SETTINGS_FILE = "phantom.json"
 _STARTED_FILE = "phantom.json.partial"  # The settings of a cohort that is not finished.
 
@@ -33,7 +35,9 @@ def write_cohort(root: Path, settings: PhantomSettings, num_workers: int = 0) ->
     """Simulates a cohort and writes it below `root`, several patients at once.
 
     An interrupted run leaves whole patients only; the next run skips them. `phantom.json` holds
-    the settings and is written last: where it lies, the cohort is complete.
+    the settings and is written last: where it lies, the cohort is complete. Where the environment
+    variable CDM_PHANTOM_CACHE names a folder, patients are kept there under the fingerprint of
+    their settings, and those that it holds are linked rather than simulated again.
 
     Args:
         root: Folder of the cohort; made if it does not exist.
@@ -47,27 +51,51 @@ def write_cohort(root: Path, settings: PhantomSettings, num_workers: int = 0) ->
     _check_root(root, settings)
     if (root / _SETTINGS_FILE).exists():
         return
-    text = json.dumps(dataclasses.asdict(settings), indent=2) + "\n"
+    text = json.dumps(_told(settings), indent=2) + "\n"
     (root / _STARTED_FILE).write_text(text)
     _write_missing(root, settings, num_workers or os.cpu_count() or 1)
     os.replace(root / _STARTED_FILE, root / _SETTINGS_FILE)
 
 
 def write_patient(root: Path, settings: PhantomSettings, index: int) -> None:
-    """Simulates one patient and writes the files; the folder appears under its name when whole."""
+    """Writes the files of one patient; the folder appears under its name when whole."""
     place = _place(settings.layout, index)
-    patient = simulate_patient(settings, index)
     partial = root / f".{place.folder.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for modality, name in place.images.items():
-        _save(partial / name, np.rint(patient.images[modality]).astype(np.int16), patient)
-    _save(partial / place.segmentation.name, _labels(patient, settings.layout), patient)
+    if cache := os.environ.get(_CACHE):
+        kept = Path(cache) / settings.fingerprint() / place.folder.name
+        if not kept.exists():
+            _simulate(kept.with_name(f"{kept.name}.{os.getpid()}"), kept, settings, index)
+        shutil.copytree(kept, partial, copy_function=_link)
+    else:
+        _simulate(partial, partial, settings, index)
     if place.segmentation.parent != place.folder:
         (root / place.segmentation).parent.mkdir(parents=True, exist_ok=True)
         os.replace(partial / place.segmentation.name, root / place.segmentation)
     (root / place.folder).parent.mkdir(parents=True, exist_ok=True)
     os.replace(partial, root / place.folder)
+
+
+def _simulate(partial: Path, whole: Path, settings: PhantomSettings, index: int) -> None:
+    """Writes a simulated patient to `partial`, which becomes `whole` when it is."""
+    place, patient = _place(settings.layout, index), simulate_patient(settings, index)
+    partial.mkdir(parents=True)
+    for modality, name in place.images.items():
+        _save(partial / name, np.rint(patient.images[modality]).astype(np.int16), patient)
+    _save(partial / place.segmentation.name, _labels(patient, settings.layout), patient)
+    if whole != partial:
+        try:
+            os.replace(partial, whole)
+        except OSError:  # another process was first, with the same files
+            shutil.rmtree(partial)
+
+
+def _link(source: str, target: str) -> None:
+    """The same file under another name, or a copy where that is another file system."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _write_missing(root: Path, settings: PhantomSettings, num_workers: int) -> None:
@@ -104,9 +132,9 @@ def _check_root(root: Path, settings: PhantomSettings) -> None:
             raise UserError(f"{root} holds files that are no phantom cohort: give an empty folder")
         return
     # Through JSON, so that tuples compare equal to the lists that were read.
-    wanted = json.loads(json.dumps(dataclasses.asdict(settings)))
+    wanted = json.loads(json.dumps(_told(settings)))
     # A setting that a cohort's file lacks is younger than the cohort, which had the default.
-    held = dataclasses.asdict(PhantomSettings()) | json.loads(found[0].read_text())
+    held = _told(PhantomSettings()) | {"version": 1} | json.loads(found[0].read_text())
     differing = [
         f"{name} {held[name]} instead of {value}"
         for name, value in wanted.items()
@@ -117,6 +145,11 @@ def _check_root(root: Path, settings: PhantomSettings) -> None:
             f"{root} holds a phantom cohort with {', '.join(differing)}: "
             "give another folder, or remove this one"
         )
+
+
+def _told(settings: PhantomSettings) -> dict[str, Any]:
+    """What the cohort's file says: the settings, and the version of what they make."""
+    return {"version": VERSION} | dataclasses.asdict(settings)
 
 
 def _place(layout: str, index: int) -> _Place:

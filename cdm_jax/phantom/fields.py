@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from scipy import sparse
 
 # Half the width of the box that holds a head; fields are constant beyond it.
@@ -39,7 +39,7 @@ class Grid:
 
 def smooth_field(
     rng: np.random.Generator, grid: Grid, length_mm: float
-) -> Float[np.ndarray, "x y z"]:
+) -> Float32[np.ndarray, "x y z"]:
     """Draws a Gaussian random field with mean 0 and variance 1 at every voxel.
 
     White noise on a lattice fixed to the head, spread by Gaussian kernels of standard deviation
@@ -47,13 +47,13 @@ def smooth_field(
     lattice does not depend on the grid, the same generator gives the same field at any resolution.
     """
     lattice = np.arange(-_HEAD_MM - 3 * length_mm, _HEAD_MM + 4 * length_mm, length_mm)
-    field = rng.standard_normal((len(lattice),) * 3)
+    field = rng.standard_normal((len(lattice),) * 3, dtype=np.float32)
     for axis in grid.axes_mm():
         distance = np.clip(axis, -_HEAD_MM, _HEAD_MM)[:, None] - lattice
         kernel = np.exp(-0.5 * (distance / length_mm) ** 2)
         kernel[kernel < 1e-3] = 0
         kernel /= np.linalg.norm(kernel, axis=1, keepdims=True)
         # Sparse, as most weights are 0, and as BLAS threads of several workers slow each other.
-        spread = sparse.csr_array(kernel) @ field.reshape(len(lattice), -1)
+        spread = sparse.csr_array(kernel.astype(np.float32)) @ field.reshape(len(lattice), -1)
         field = np.moveaxis(spread.reshape(len(axis), *field.shape[1:]), 0, -1)
     return field

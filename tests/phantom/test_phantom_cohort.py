@@ -9,6 +9,7 @@ import pytest
 
 from cdm_jax.errors import UserError
 from cdm_jax.phantom import PhantomSettings, cohort, simulate_patient, write_cohort
+from cdm_jax.phantom.patient import VERSION
 
 SMALL = PhantomSettings(num_patients=4, shape=(32, 32, 24), voxel_mm=6.0)
 
@@ -107,18 +108,37 @@ def test_upenn_gbm_has_its_own_names_and_labels(tmp_path):
     assert images == {f"{name}_{end}.nii.gz" for end in ("T1", "T1GD", "T2", "FLAIR")}
     segmentations = sorted((tmp_path / "automated_segm").iterdir())
     assert segmentations[5].name == f"{name}_automated_approx_segm.nii.gz"
-    labels = np.asarray(nib.load(segmentations[5]).dataobj)
-    expected = simulate_patient(settings, 5).segmentation
+    labels = np.stack([np.asarray(nib.load(path).dataobj) for path in segmentations])
+    expected = np.stack([simulate_patient(settings, index).segmentation for index in range(6)])
     np.testing.assert_array_equal(labels == 4, expected == 3)
     assert set(np.unique(labels)) <= {0, 1, 2, 4} and (labels == 4).any()
 
 
-def test_a_cohort_from_before_there_were_scanners_is_one_of_the_first_scanner(tmp_path):
+def test_a_cohort_of_an_earlier_version_is_refused(tmp_path):
     write_cohort(tmp_path, SMALL, num_workers=1)
     path = tmp_path / "phantom.json"
     held = json.loads(path.read_text())
-    assert held.pop("scanner") == "mixed"
+    assert held.pop("version") == VERSION == 2
     path.write_text(json.dumps(held))
-    write_cohort(tmp_path, SMALL, num_workers=1)
-    with pytest.raises(UserError, match="scanner mixed instead of mprage"):
-        write_cohort(tmp_path, dataclasses.replace(SMALL, scanner="mprage"), num_workers=1)
+    with pytest.raises(UserError, match="version 1 instead of 2"):
+        write_cohort(tmp_path, SMALL, num_workers=1)
+
+
+def test_a_cached_patient_is_never_simulated_again(brats, tmp_path, monkeypatch):
+    monkeypatch.setenv("CDM_PHANTOM_CACHE", str(tmp_path / "cache"))
+    write_cohort(tmp_path / "first", SMALL, num_workers=1)
+    assert contents(tmp_path / "first") == contents(brats)
+    with monkeypatch.context() as patch:
+        patch.setattr(cohort, "simulate_patient", None)
+        fewer = dataclasses.replace(SMALL, num_patients=2)
+        write_cohort(tmp_path / "second", fewer, num_workers=1)
+    name = "BraTS-GLI-00001-000/BraTS-GLI-00001-000-t1n.nii.gz"
+    assert contents(tmp_path / "second")[name] == contents(brats)[name]
+
+
+def test_the_fingerprint_changes_with_all_that_changes_an_image():
+    same = dataclasses.replace(SMALL, num_patients=9)
+    assert same.fingerprint() == SMALL.fingerprint()
+    changes = [{"seed": 5}, {"protocol": "random"}, {"predictable": 0.5}, {"scanner": "mprage"}]
+    others = {dataclasses.replace(SMALL, **change).fingerprint() for change in changes}
+    assert len(others | {SMALL.fingerprint()}) == 5

@@ -21,7 +21,7 @@ def test_a_field_has_unit_variance_and_the_stated_correlation():
 def test_the_same_generator_gives_the_same_field_at_any_resolution():
     coarse = smooth_field(np.random.default_rng(1), Grid(shape=(17, 15, 13), voxel_mm=6.0), 9.0)
     fine = smooth_field(np.random.default_rng(1), Grid(shape=(33, 29, 25), voxel_mm=3.0), 9.0)
-    np.testing.assert_allclose(fine[::2, ::2, ::2], coarse, rtol=1e-9)
+    np.testing.assert_allclose(fine[::2, ::2, ::2], coarse, atol=1e-5)
 
 
 def test_a_field_stays_finite_beyond_the_head():

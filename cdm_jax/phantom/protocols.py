@@ -1,0 +1,169 @@
+"""How a patient is scanned: sequences, noise and imperfections, fixed or drawn for each patient."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from cdm_jax.phantom.physics import Sequence
+
+PROTOCOLS = ("fixed", "random")
+_SCANNER_UNITS = 3000.0
+
+# Each scanner's four sequences. The TI of the T2-FLAIR nulls CSF.
+# "mixed": T1 is a plain spin echo while T1c is prepared by an inversion, as where a quick native T1
+# stands beside an inversion-prepared 3D scan after contrast agent.
+# "mprage": the same inversion-prepared 3D scan before and after contrast agent, and other times of
+# T2 and T2-FLAIR.
+SCANNERS = {
+    "mixed": {
+        "t1": Sequence(repetition_ms=600.0, echo_ms=10.0),
+        "t1c": Sequence(repetition_ms=2000.0, echo_ms=5.0, inversion_ms=900.0, inverted=0.7),
+        "t2": Sequence(repetition_ms=6000.0, echo_ms=100.0),
+        "t2f": Sequence(repetition_ms=9000.0, echo_ms=110.0, inversion_ms=2400.0),
+    },
+    "mprage": {
+        "t1": Sequence(repetition_ms=1760.0, echo_ms=3.0, inversion_ms=950.0, inverted=0.7),
+        "t1c": Sequence(repetition_ms=1760.0, echo_ms=3.0, inversion_ms=950.0, inverted=0.7),
+        "t2": Sequence(repetition_ms=4680.0, echo_ms=85.0),
+        "t2f": Sequence(repetition_ms=9420.0, echo_ms=125.0, inversion_ms=2450.0),
+    },
+}
+# Noise of the fixed protocols, as a part of the brain's mean: with it, what is measured at 3 mm is
+# the middle of what is measured in real patients (docs/results/realism.md).
+NOISE = {"t1": 0.018, "t1c": 0.018, "t2": 0.022, "t2f": 0.027}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Acquisition:
+    """One image: its sequence, and what is not perfect about it.
+
+    Attributes:
+        sequence: Pulses and times.
+        noise: Standard deviation in each channel as a part of the brain's mean signal.
+        bias: Standard deviation of the logarithm of the image's own bias field.
+        blur_mm: Standard deviation of the point spread along x, y and z; a slice of thickness d
+            has .42 d.
+        ghost: Part of the signal that motion puts half a field of view away, along y.
+        black: Part of the mean signal that is cut off below, as windows do.
+        gamma: Power by which later processing bends intensities.
+        gain: Scanner units of a signal of 1.
+    """
+
+    sequence: Sequence
+    noise: float
+    bias: float = 0.04
+    blur_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    ghost: float = 0.0
+    black: float = 0.0
+    gamma: float = 1.0
+    gain: float = _SCANNER_UNITS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """One examination.
+
+    Attributes:
+        acquisitions: Modality to how it is acquired.
+        tesla: Field strength.
+        dose: Contrast agent beyond what varies between patients anyway, 1 for the standard dose.
+        relaxation: Standard deviation of the logarithm of each tissue's T1 and T2.
+        receive_bias: That of the bias field of the coil, which all images share.
+        center: How much brighter the middle of the head is than its border, as a logarithm.
+    """
+
+    acquisitions: Mapping[str, Acquisition]
+    tesla: float = 3.0
+    dose: float = 1.0
+    relaxation: float = 0.03
+    receive_bias: float = 0.1
+    center: float = 0.0
+
+
+def fixed(rng: np.random.Generator, scanner: str) -> Protocol:
+    """The sequences of a scanner; noise varies by a fifth between patients and gain by 25 %."""
+    return Protocol(
+        acquisitions={
+            name: Acquisition(
+                sequence=sequence,
+                noise=NOISE[name] * rng.uniform(0.8, 1.2),
+                gain=_SCANNER_UNITS * np.exp(0.25 * rng.standard_normal()),
+            )
+            for name, sequence in SCANNERS[scanner].items()
+        }
+    )
+
+
+def draw(rng: np.random.Generator) -> Protocol:
+    """Draws an examination as it may come from any hospital.
+
+    Ranges are wider than those of single guidelines, as later processing (resampling, filters,
+    intensity normalization) is among what they stand for; docs/results/realism.md says what they
+    cover.
+    """
+    first = _draw_t1(rng)
+    sequences = {
+        "t1": first,
+        "t1c": first if rng.random() < 0.6 else _draw_t1(rng),
+        "t2": Sequence(
+            repetition_ms=rng.uniform(3000, 9000),
+            echo_ms=rng.uniform(60, 130),
+        ),
+        "t2f": _draw_flair(rng),
+    }
+    left = 0.0 if rng.random() < 0.65 else 1.0  # of the bias, where it has been corrected
+    return Protocol(
+        acquisitions={
+            name: _draw(rng, name, sequence, left) for name, sequence in sequences.items()
+        },
+        tesla=float(rng.choice([1.5, 3.0])),
+        dose=rng.uniform(0.6, 2.0),
+        relaxation=rng.uniform(0.02, 0.14),
+        receive_bias=left * rng.uniform(0.05, 0.3),
+        center=left * rng.uniform(-0.1, 0.5),
+    )
+
+
+def _draw_t1(rng: np.random.Generator) -> Sequence:
+    """A spin echo, or a 3D sequence after an inversion."""
+    if rng.random() < 0.4:
+        return Sequence(repetition_ms=rng.uniform(400, 1200), echo_ms=rng.uniform(7, 18))
+    return Sequence(
+        repetition_ms=rng.uniform(1500, 2500),
+        echo_ms=rng.uniform(2, 5),
+        inversion_ms=rng.uniform(650, 1000),
+        inverted=rng.uniform(0.85, 1.0),
+    )
+
+
+def _draw_flair(rng: np.random.Generator) -> Sequence:
+    """A TI that nulls CSF or comes near it: T1 of CSF is 4.3 s."""
+    repetition = rng.uniform(7000, 11000)
+    null = 4300 * np.log(2 / (1 + np.exp(-repetition / 4300)))
+    return Sequence(
+        repetition_ms=repetition,
+        echo_ms=rng.uniform(60, 150),
+        inversion_ms=float(null * rng.uniform(0.8, 1.06)),
+    )
+
+
+def _draw(rng: np.random.Generator, name: str, sequence: Sequence, left: float) -> Acquisition:
+    """What is not perfect about one image, its own bias field times `left`."""
+    blur = rng.uniform(0.0, 0.4, 3)
+    if rng.random() < 0.5:  # a 2D scan of thick slices, mostly axial
+        blur[rng.choice(3, p=[0.1, 0.1, 0.8])] = 0.42 * rng.uniform(2, 9)
+    return Acquisition(
+        sequence=sequence,
+        noise=NOISE[name] * _log_uniform(rng, 0.25, 2.2),
+        bias=left * rng.uniform(0.02, 0.15),
+        blur_mm=(float(blur[0]), float(blur[1]), float(blur[2])),
+        ghost=max(0.0, rng.uniform(-0.03, 0.03)),
+        black=max(0.0, rng.uniform(-0.9, 0.4)),
+        gamma=_log_uniform(rng, 0.45, 2.4),
+        gain=_SCANNER_UNITS * float(np.exp(0.5 * rng.standard_normal())),
+    )
+
+
+def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
