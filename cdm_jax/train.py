@@ -48,7 +48,7 @@ def make_step(
     def step(state: base.State, totals: Totals, batch: Any) -> tuple[base.State, Totals]:
         """State and running means after one batch."""
         key = jax.random.fold_in(root, state.step)
-        floats = task.batch(batch, jax.random.fold_in(key, PATTERNS))
+        floats = task.batch(batch, jax.random.fold_in(key, PATTERNS), training=True)
         state, metrics = method.update(state, floats, key)
         return state, {
             name: totals[name].merge(Average.from_model_output(value))

@@ -100,6 +100,9 @@ def base(stage: str) -> ConfigDict:
                 "size": 256,  # rows and columns of a slice in the model's frame, in pixels
                 "minimum_brain": 0.01,  # share of a slice's square that brain must cover to train
                 "flips": True,  # whether half of the training slices are mirrored left to right
+                # Standard deviations of the logarithms of a training slice's gain and gamma, another
+                # for each modality.
+                "augment": {"gain": 0.0, "gamma": 0.0},
                 "split_file": "",  # where the split is kept; empty: <workdir>/split.json
                 "split_seed": 0,  # decides which patients are in which part
                 "test_fraction": 0.3,  # share of the patients to test on
