@@ -94,7 +94,7 @@ class Task:
         self, images: Float[Array, "b h w m"], key: Key[Array, ""]
     ) -> Float[Array, "b h w m"]:
         """Each modality of each slice by another gain and gamma; the background stays."""
-        spread = jnp.array([self.gain, self.gamma])[:, None]
+        spread = jnp.array([[[self.gain], [self.gamma]]])
         logarithms = spread * draws.normal(key, (images.shape[0], 2, images.shape[-1]))
         gain, gamma = jnp.moveaxis(jnp.exp(logarithms), 1, 0)[:, :, None, None]
         return 2 * jnp.clip(gain * ((images + 1) / 2) ** gamma, 0, 1) - 1

@@ -3,7 +3,6 @@
   python -m experiments.shipped
 
 trains it by this config, on simulated patients who were each scanned by another random protocol.
-The frame is between that of BraTS (240 mm) and that of images cropped to the head.
 """
 
 from ml_collections import ConfigDict
@@ -11,35 +10,23 @@ from ml_collections import ConfigDict
 from configs import common
 
 
-FEATURES = (16, 48, 96, 128, 192, 16)  # of C-UNet; what is as large as the image costs most
-
-
-def networks(config: ConfigDict) -> None:
-    """Gives a small config's stages the shipped model's networks."""
-    config.mrm.mask_cell = 16
-    config.mdn.augmentation.shift = 4
-    for name in common.CUNETS:
-        config[name].update({"features": FEATURES, "average_decay": 0.995})
-        config[name].optimizer.update({"learning_rate": 3e-3, "warmup_steps": 50})
-        config[name].train.validate_every = 400
-
-
 def get_config(argument: str = "any") -> ConfigDict:
     """The config of a stage, see `configs/common.py` for what the argument may hold."""
     stage, values = common.parse(argument)
-    size = int(values.get("size", 32 if values.get("smoke") else 128))
-    values = {"small": True, "any": True, "length": "shipped"} | values | {"size": size}
-    config = common.finish(common.base(stage), values)
-    if not values.get("smoke"):
-        networks(config)
+    smoke = bool(values.get("smoke"))
+    shipped: common.Values = {"small": True, "any": True, "length": "shipped"}
+    config = common.finish(common.base(stage), shipped | values)
+    if not smoke:
+        config = common.like_shipped(config)
+        config.data.size = values.get("size", config.data.size)
     if stage == "any":
         config.pipeline = ("mrm", "mdn", "cunet")
         config.evaluate.systems = ("cunet",)
     config.data.update({"name": "simulated", "test_fraction": 0.05, "validation_fraction": 0.05})
-    config.data.augment.update({"gain": 0.1, "gamma": 0.2})
-    config.phantom = ConfigDict(
+    size = config.data.size
+    config.phantom = ConfigDict(  # as cdm_jax.data.dataset.random_protocols says
         {
-            "num_patients": 6 if values.get("smoke") else 400,
+            "num_patients": 6 if smoke else 400,
             "shape": (size, size, size * 100 // 128),
             "voxel_mm": 224 / size,
             "seed": 100,
