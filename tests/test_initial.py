@@ -20,7 +20,7 @@ STAGES = ("mrm", "mdn", "cunet")
 def exported(finished_run, tmp_path_factory):
     """A finished C-UNet as a shipped model."""
     folder = tmp_path_factory.mktemp("shipped")
-    shipped.export(finished_run / "cunet", {}, folder)
+    shipped.export(finished_run / "cunet", folder)
     return folder
 
 
@@ -42,7 +42,7 @@ def test_an_exported_model_is_the_trained_one_in_half_precision(finished_run, ex
 
 
 def test_an_export_has_the_same_bytes_each_time(finished_run, exported, tmp_path):
-    shipped.export(finished_run / "cunet", {}, tmp_path)
+    shipped.export(finished_run / "cunet", tmp_path)
     for name in (shipped.WEIGHTS, shipped.DESCRIPTION):
         assert (tmp_path / name).read_bytes() == (exported / name).read_bytes()
 

@@ -8,7 +8,6 @@
 import hashlib
 import pathlib
 import zipfile
-from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -70,14 +69,11 @@ def load_stage(stage: str) -> Model:
     return {name: stages[stage][name] for name in ("params", "statistics")}
 
 
-def export(
-    stage_folder: pathlib.Path, described: dict[str, Any], folder: pathlib.Path = FOLDER
-) -> int:
+def export(stage_folder: pathlib.Path, folder: pathlib.Path = FOLDER) -> int:
     """Writes a trained stage as the shipped model.
 
     Args:
       stage_folder: of a C-UNet; its best checkpoint is taken.
-      described: what else `model.json` says.
       folder: of the shipped model.
 
     Returns:
@@ -92,7 +88,7 @@ def export(
     with whole_file(folder / WEIGHTS) as partial:
         _write_arrays(partial, leaves)
     content = (folder / WEIGHTS).read_bytes()
-    described = {"sha256": hashlib.sha256(content).hexdigest(), **described}
+    described = {"sha256": hashlib.sha256(content).hexdigest()}
     write_json(folder / DESCRIPTION, provenance.to_json() | described)
     return len(content)
 
