@@ -1,7 +1,7 @@
 """CDM: a cross-conditioned diffusion model that synthesizes missing brain-MRI modalities.
 
-`cdm_jax.load().synthesize(images)` is the Python API (`cdm_jax/api.py`), `cdm-jax --help` the command
-line.
+`cdm_jax.load(folder).synthesize(images)` is the Python API (`cdm_jax/api.py`), `cdm-jax --help` the
+command line.
 """
 
 import os
