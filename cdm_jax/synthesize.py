@@ -113,11 +113,23 @@ def _check_asked(model: api.TrainedModel, make: Sequence[str], replace: bool) ->
 
 
 def synthesize_subjects(
-    subjects: Sequence[Subject], output: pathlib.Path, folder: pathlib.Path, *, samples: int
+    subjects: Sequence[Subject],
+    output: pathlib.Path,
+    folder: pathlib.Path,
+    *,
+    samples: int,
+    make: Sequence[str] = (),
 ) -> list[pathlib.Path]:
-    """The same for subjects that are known already."""
+    """The same for subjects that are known already; `make` is made also where it is there."""
     model = api.load(folder)
-    return _Job(model=model, output=output, samples=samples, asked=model.targets).run(subjects, {})
+    job = _Job(
+        model=model,
+        output=output,
+        samples=samples,
+        asked=tuple(make) or model.targets,
+        replace=model.any_to_any,
+    )
+    return job.run(subjects, {})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
