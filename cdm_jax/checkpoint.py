@@ -317,14 +317,17 @@ def _model(fields: Mapping[str, Any]) -> Model:
 
 
 def differences(ours: ConfigDict, saved: ConfigDict, sections: Sequence[str]) -> list[str]:
-    """Keys of these sections whose values differ, as "key: saved -> ours"."""
+    """Keys of these sections whose values differ, as "key: saved -> ours".
+
+    A setting that the version that saved did not have does not differ where it is off here.
+    """
     found = []
     for section in sections:
         new, old = _flat(plain(ours[section]), section), _flat(plain(saved[section]), section)
         found += [
             f"{key}: {old.get(key)} -> {new.get(key)}"
             for key in sorted(new.keys() | old.keys())
-            if new.get(key) != old.get(key)
+            if new.get(key) != old.get(key) and (key in old or new[key])
         ]
     return found
 

@@ -1,6 +1,6 @@
 """The model that ships with the package: whatever is missing, trained on no patient.
 
-  python -m experiments.shipped
+  JAX_NUM_CPU_DEVICES=2 python -m experiments.shipped
 
 trains it by this config, on simulated patients who were each scanned by another random protocol.
 """

@@ -1,6 +1,6 @@
 """Trains the model that ships, exports it, and scores it on unseen patients.
 
-  python -m experiments.shipped [--workdir=runs/shipped] [--root=<folder of real patients>]
+  JAX_NUM_CPU_DEVICES=2 python -m experiments.shipped [--workdir=...] [--root=<real patients>]
 
 trains by configs/shipped.py on simulated patients (hours on two cores; the same command goes on
 after an interruption), writes `cdm_jax/shipped/`, and scores what lies there: on unseen simulated
@@ -40,7 +40,7 @@ from experiments.records import load_results, main_values, save_results
 from experiments.study import DOCS, write
 
 NAME = "shipped"
-COMMAND = "python -m experiments.shipped --root=<folder of real patients>"
+COMMAND = "JAX_NUM_CPU_DEVICES=2 python -m experiments.shipped --root=<folder of real patients>"
 CONVENTION = "volume"
 BASELINES = ("copy", "brain_mean", "regression")
 ROW = "cunet"

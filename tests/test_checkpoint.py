@@ -24,6 +24,14 @@ def test_differences_name_the_values_that_changed():
     assert checkpoint.differences(ours, saved, ["mdn"]) == ["mdn.width: 256 -> 7"]
 
 
+def test_a_setting_that_is_new_differs_where_it_is_on():
+    ours, saved = phantom.get_config("cdm"), phantom.get_config("cdm")
+    del saved.data.simulated.share
+    assert checkpoint.differences(ours, saved, ["data"]) == []
+    ours.data.simulated.share = 0.5
+    assert checkpoint.differences(ours, saved, ["data"]) == ["data.simulated.share: None -> 0.5"]
+
+
 def test_loading_gives_numpy_arrays_and_where_they_come_from(finished_run):
     model, provenance = checkpoint.load_model(finished_run / "cunet")
     assert isinstance(model["params"]["null"], np.ndarray)
