@@ -54,6 +54,12 @@ def test_where_nothing_is_clipped_the_best_gain_is_least_squares():
     assert best_gain(prediction, truth) == pytest.approx(slope, rel=1e-6)
 
 
+def test_a_voxel_counts_as_clipped_only_where_the_gain_makes_it_so():
+    # Were the first voxel clipped, the others would ask for .2 and no error were left.
+    prediction, truth = np.array([1.0, *[0.5] * 4]), np.array([1.0, *[0.1] * 4])
+    assert best_gain(prediction, truth) == pytest.approx((1 + 4 * 0.05) / (1 + 4 * 0.25))
+
+
 def test_a_prediction_that_shows_nothing_has_no_gain():
     assert best_gain(np.zeros(5), np.full(5, 0.5)) == 1
     assert best_gain(np.full(5, -1.0), np.full(5, 0.5)) == 1
