@@ -121,7 +121,7 @@ REFERENCE = "removed lesion"
 
 
 def distorted(scan: Scan, name: str, amount: float) -> Volume:
-    """T1c distorted by an amount (0: not at all), within [0, 1] and the brain as `volume` scores."""
+    """T1c distorted by an amount (0: not at all), cut to [0, 1] and the brain as by `volume`."""
     return np.clip(DISTORTIONS[name](scan, amount), 0, 1) * scan.brain
 
 
