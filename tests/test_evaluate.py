@@ -80,10 +80,6 @@ def test_the_truth_scores_the_cap_and_the_copy_is_the_copy(evaluated):
     unit = np.asarray(subject.slices).astype(np.float64) / 65535
     expected = np.abs(unit[..., 0] - unit[..., 2]).mean(axis=(1, 2)).mean()
     assert rows["copy"]["paper"]["t1c"]["mae"] == pytest.approx(expected, rel=1e-3)
-    truth, copied = (rows[row]["volume"]["t1c"] for row in ("resampled_truth", "copy"))
-    assert truth["enhancement_dice"] > 0.5 and truth["true_enhancing_ml"] > 1
-    assert copied["enhancing_ml"] == 0  # T1 taken for T1c
-    assert "enhancing_ml" not in rows["copy"]["volume"]["t2f"]
 
 
 def test_a_second_evaluation_reads_the_records_back(evaluated, monkeypatch):
