@@ -38,7 +38,12 @@ def measured(made, true, gain=1.0):
 def test_volumes_and_overlap_are_those_of_the_voxels_that_were_made_brighter():
     core = ball(2)
     shifted = ball(2, (6, 8, 9))
-    found = measured(shifted, core)["whole_tumor"]
+    vessel = ball(1, (2, 2, 2))
+    found = measured(shifted | vessel, core | vessel)
+    outside = found["elsewhere"]
+    assert outside["enhancing_ml"] == pytest.approx(vessel.sum() * VOXEL_ML)
+    assert outside["enhancement_dice"] == 1
+    found = found["whole_tumor"]
     assert found["true_enhancing_ml"] == pytest.approx(core.sum() * VOXEL_ML)
     assert found["enhancing_ml"] == pytest.approx(shifted.sum() * VOXEL_ML)
     expected = 2 * (core & shifted).sum() / (core.sum() + shifted.sum())
