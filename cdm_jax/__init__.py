@@ -13,8 +13,8 @@ if typing.TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(folder: str | os.PathLike[str]) -> "TrainedModel":
-    """Loads a trained system, see `cdm_jax.api.load`."""
+def load(folder: str | os.PathLike[str] | None = None, checkpoint: str = "best") -> "TrainedModel":
+    """Loads a trained system, or the model that ships with the package: see `cdm_jax.api.load`."""
     from cdm_jax import api  # here, so that `import cdm_jax` does not wait for JAX
 
-    return api.load(folder)
+    return api.load(folder, checkpoint)

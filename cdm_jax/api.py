@@ -2,7 +2,7 @@
 
   import cdm_jax
 
-  model = cdm_jax.load("runs/brats")
+  model = cdm_jax.load("runs/brats")  # or load(): the model that ships with the package
   result = model.synthesize({"t1": "patient/t1.nii.gz", "t2": "patient/t2.nii.gz"}, samples=8)
   for modality, image in result.items():
       image.to_filename(f"{modality}.nii.gz")
@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-from cdm_jax import calibration, checkpoint, inference
+from cdm_jax import calibration, checkpoint, inference, shipped
 from cdm_jax.data.formats import Image, PathLike
 from cdm_jax.data.grids import read_on_one_grid
 from cdm_jax.data.native import NativeImages, scale_volumes
@@ -237,17 +237,21 @@ class TrainedModel:
         return image_like(scaled, reference, description=f"{MARK} {target} cdm_jax")
 
 
-def load(folder: PathLike, checkpoint: str = "best") -> TrainedModel:
+def load(folder: PathLike | None = None, checkpoint: str = "best") -> TrainedModel:
     """Loads a trained system on the devices of this process.
 
     Args:
       folder: a system's, such as `runs/brats/cunet`; or a run's, such as `runs/brats`, of which
-        CDM's C-UNet is taken, or the only system that there is.
+        CDM's C-UNet is taken, or the only system that there is. None: the model that ships with
+        the package, which was trained on simulated patients (`cdm_jax/shipped/CARD.md`).
       checkpoint: "best" by the validation metric of its training, or "last".
 
     Raises:
       UserError: no checkpoint there, one of a stage that makes no images, or several systems.
     """
+    if folder is None:
+        system = inference.system_of(*shipped.load_model(), batch_size_per_device=1)
+        return TrainedModel(shipped.FOLDER, system)
     stage = find_system(pathlib.Path(folder).expanduser())
     system = inference.load_system(stage, batch_size_per_device=1, which=checkpoint)
     return TrainedModel(stage, system)

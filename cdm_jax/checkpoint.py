@@ -54,6 +54,16 @@ class Provenance:
             "scales": dict(self.scales),
         }
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Provenance":
+        """What `to_json` gave, and whatever else lies beside it."""
+        return cls(
+            config=to_config(content["config"]),
+            batch_size=content["batch_size"],
+            split=content["split"],
+            scales=content["scales"],
+        )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Best:
@@ -250,13 +260,7 @@ def provenance(stage_folder: pathlib.Path) -> Provenance | None:
     newest = _chosen(stage_folder)
     if newest is None:
         return None
-    saved = _metadata(newest)
-    return Provenance(
-        config=to_config(saved["config"]),
-        batch_size=saved["batch_size"],
-        split=saved["split"],
-        scales=saved["scales"],
-    )
+    return Provenance.from_json(_metadata(newest))
 
 
 def finished(stage_folder: pathlib.Path) -> bool:

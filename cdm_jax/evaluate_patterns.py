@@ -33,14 +33,10 @@ def evaluate_patterns(
     Raises:
       UserError: as `evaluate.evaluate_run`, or a pattern that does not exist.
     """
-    modalities, part = tuple(config.data.sources), config.evaluate.part
-    asked = {name: parse_pattern(name, modalities) for name in config.evaluate.patterns}
-    records = {}
-    for name, (sources, targets) in asked.items():
-        console.rule(f"{', '.join(sources)} to {', '.join(targets)}")
-        fixed = config.copy_and_resolve_references()
-        fixed.data.update({"sources": sources, "targets": targets, "copies": ()})
-        shown = _view(dataset, sources, targets, copied_sources(fixed.data))
+    part, records = config.evaluate.part, {}
+    for name in config.evaluate.patterns:
+        fixed, shown = as_fixed(config, dataset, name)
+        console.rule(f"{', '.join(fixed.data.sources)} to {', '.join(fixed.data.targets)}")
         records[name] = evaluate_run(fixed, workdir, shown, f"{part}/{name}")
     if parallel.is_first():
         for convention in config.evaluate.conventions:
@@ -51,6 +47,18 @@ def evaluate_patterns(
             path = workdir / "evaluation" / part / f"patterns_{convention}.csv"
             table.to_csv(path, float_format="%.4f")
     return records
+
+
+def as_fixed(config: ConfigDict, dataset: Dataset, pattern: str) -> tuple[ConfigDict, Dataset]:
+    """An any-to-any config and its patients as those of the fixed task of one pattern.
+
+    Raises:
+      UserError: the pattern does not exist.
+    """
+    sources, targets = parse_pattern(pattern, tuple(config.data.sources))
+    fixed = config.copy_and_resolve_references()
+    fixed.data.update({"sources": sources, "targets": targets, "copies": ()})
+    return fixed, _view(dataset, sources, targets, copied_sources(fixed.data))
 
 
 def _view(

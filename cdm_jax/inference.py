@@ -103,12 +103,19 @@ def load_system(
       UserError: no checkpoint there, or no such choice.
     """
     model, provenance = checkpoint.load_model(stage_folder, which)
-    config = provenance.config
     if sampler is not None:
-        config = config.copy_and_resolve_references()
+        config = provenance.config.copy_and_resolve_references()
         config.sampler = sampler
+        provenance = dataclasses.replace(provenance, config=config)
+    return system_of(model, provenance, batch_size_per_device)
+
+
+def system_of(
+    model: base.Model, provenance: checkpoint.Provenance, batch_size_per_device: int
+) -> System:
+    """A system of these arrays on the devices of this process."""
     return System(
-        method=base.create(config),  # type: ignore[arg-type]
+        method=base.create(provenance.config),  # type: ignore[arg-type]
         model=jax.device_put(model, parallel.replicated(parallel.local_mesh())),
         provenance=provenance,
         fingerprint=_fingerprint(model),

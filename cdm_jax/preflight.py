@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from cdm_jax import checkpoint, parallel
 from cdm_jax.data.dataset import PARTS, find_split
 from cdm_jax.errors import UserError, nearest
+from cdm_jax.initial import find_initial
 from cdm_jax.methods import base
 from cdm_jax.metrics.conventions import get_convention
 from cdm_jax.rows import asked_rows
@@ -67,6 +68,7 @@ def check_training(config: ConfigDict, stages: Sequence[str], workdir: pathlib.P
         own = config.copy_and_resolve_references()
         own.stage = stage
         check_resumes(own, workdir / stage, split)
+        find_initial(config.init_from, stage)
         check_earlier_stages(own, workdir, method.depends_on, planned=stages[:number])
 
 

@@ -16,14 +16,16 @@ from cdm_jax.data.native import read_native
 from cdm_jax.data.nifti import read_geometry, read_labels, read_volume, write_like
 from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import UserError
+from cdm_jax.evaluate_patterns import as_fixed, summary
 from cdm_jax.metrics.regions import ENHANCING_TUMOR
 from cdm_jax.records import Record, read_records
 from cdm_jax.report import patients, rows
 from cdm_jax.report.curves import final_values
 from cdm_jax.report.gallery import DEVIATION_LIMIT, ERROR_LIMIT, Case, Image
-from cdm_jax.report.page import Report, Stage, save_report
+from cdm_jax.report.page import Pattern, Report, Stage, save_report
 from cdm_jax.report.viewer import overlay_values
 from cdm_jax.synthesize import synthesize_subjects
+from cdm_jax.tasks import JOIN, task_of
 
 CONVENTION = "volume"  # under which patients are chosen, where the records have it
 SIMULATED = (
@@ -55,7 +57,13 @@ def publish_run(
     Raises:
       UserError: nothing was evaluated, or on another split.
     """
-    records = _records(workdir / "evaluation" / config.evaluate.part, dataset)
+    by_pattern, whole = _by_pattern(config, workdir, dataset), config
+    if by_pattern:
+        pattern = next(iter(by_pattern))
+        config, dataset = as_fixed(config, dataset, pattern)
+        records = by_pattern[pattern]
+    else:
+        records = _records(workdir / "evaluation" / config.evaluate.part, dataset)
     known = dict.fromkeys(name for record in records for name in record["conventions"])
     convention = CONVENTION if CONVENTION in known else next(iter(known))
     systems, remarks = _systems(records, workdir)
@@ -66,7 +74,11 @@ def publish_run(
     folder = workdir / "report"
     for name, row in systems.items():
         synthesize_subjects(
-            subjects, folder / "images" / name, workdir / name, samples=rows.samples_of(row)
+            subjects,
+            folder / "images" / name,
+            workdir / name,
+            samples=rows.samples_of(row),
+            make=config.data.targets,
         )
     report = Report(
         title=f"{config.data.name}: {', '.join(config.data.targets)} synthesized from "
@@ -78,6 +90,7 @@ def publish_run(
         reference=reference if reference in records[0]["rows"] else None,
         stages=_stages(config, workdir),
         selection=_selection(len(chosen), len(records)),
+        patterns=_patterns(by_pattern, convention, whole.data.targets),
         remarks=[*([SIMULATED] if "phantom" in config else []), *remarks],
     )
     cases = _cases(subjects, chosen, systems, folder / "images", records, convention)
@@ -88,13 +101,40 @@ def publish_run(
     return page
 
 
+def _by_pattern(
+    config: ConfigDict, workdir: pathlib.Path, dataset: Dataset
+) -> dict[str, list[Record]]:
+    """Records of an any-to-any run by pattern, the one of which images are shown first."""
+    if not task_of(config.data).is_any:
+        return {}
+    folder = workdir / "evaluation" / config.evaluate.part
+    return {name: _records(folder / name, dataset) for name in config.evaluate.patterns}
+
+
+def _patterns(
+    records: dict[str, list[Record]], convention: str, targets: Sequence[str]
+) -> list[Pattern]:
+    """The report's map of patterns: PSNR of each target that a pattern lacks."""
+    if not records:
+        return []
+    table = summary(records, convention, "psnr")
+    return [
+        Pattern(
+            sources=sources.replace(JOIN, ", "),
+            system=system,
+            values={name: None if np.isnan(v := line[name]) else float(v) for name in targets},
+        )
+        for (sources, system), line in table.iterrows()
+    ]
+
+
 def check_evaluated(folder: pathlib.Path) -> None:
-    """Refuses a folder without records.
+    """Refuses a folder without records, its own or those of patterns.
 
     Raises:
       UserError: there are none.
     """
-    if not any(folder.glob("*.json")):
+    if not any(folder.glob("**/*.json")):
         raise UserError(
             f"nothing has been evaluated in {folder}: run the command evaluate with this --workdir"
         )

@@ -81,11 +81,13 @@ def images_of(
 
     def images(model: base.Model, batch: base.Batch, key: Array) -> inference.Outputs:
         """The rows' images of one batch."""
-        found = {row: audits[row](model, batch, key) for row in rows if row in audits}
+        found = {
+            row: base.to_unit_range(audits[row](model, batch, key)) for row in rows if row in audits
+        }
         if one in rows or mean in rows:
             number = samples if mean in rows else 1  # the first sample is the same one
-            drawn = method.translate(model, batch["source"], key, number)
+            drawn = method.synthesize(model, batch["source"], key, number)
             found |= {one: drawn[0], mean: drawn.mean(axis=0)}
-        return {row: base.to_unit_range(found[row]) for row in rows}
+        return {row: found[row] for row in rows}
 
     return images

@@ -43,7 +43,7 @@ SCALE_RULE = (
 def synthesize_folder(
     source: pathlib.Path,
     output: pathlib.Path,
-    folder: pathlib.Path,
+    folder: pathlib.Path | None,
     *,
     samples: int,
     checkpoint: str = "best",
@@ -57,7 +57,8 @@ def synthesize_folder(
     Args:
       source: a patient's folder or a cohort's.
       output: one folder a subject is made in it.
-      folder: of the trained system or its run, as `cdm_jax.load` takes it.
+      folder: of the trained system or its run, as `cdm_jax.load` takes it; None: the model that
+        ships with the package.
       samples: independent samples; with more than one the mean is written, and their standard
         deviation beside it. Where the system's intervals are calibrated for so many samples
         (`cdm_jax/calibration.py`), their lower and upper ends are written too.
@@ -112,11 +113,23 @@ def _check_asked(model: api.TrainedModel, make: Sequence[str], replace: bool) ->
 
 
 def synthesize_subjects(
-    subjects: Sequence[Subject], output: pathlib.Path, folder: pathlib.Path, *, samples: int
+    subjects: Sequence[Subject],
+    output: pathlib.Path,
+    folder: pathlib.Path,
+    *,
+    samples: int,
+    make: Sequence[str] = (),
 ) -> list[pathlib.Path]:
-    """The same for subjects that are known already."""
+    """The same for subjects that are known already; `make` is made also where it is there."""
     model = api.load(folder)
-    return _Job(model=model, output=output, samples=samples, asked=model.targets).run(subjects, {})
+    job = _Job(
+        model=model,
+        output=output,
+        samples=samples,
+        asked=tuple(make) or model.targets,
+        replace=model.any_to_any,
+    )
+    return job.run(subjects, {})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from cdm_jax import draws
 from cdm_jax.errors import UserError
 
 BACKGROUND = -1.0  # of the networks' range
+_INTENSITIES = 1  # folds a batch's key into that of gains and gammas
 JOIN = "+"  # between the sources of a pattern's name, such as "t1+t2"
 
 
@@ -30,12 +31,17 @@ class Task:
       targets: what is wanted, or may be; the sources themselves of an any-to-any task.
       favored: of an any-to-any task, the sources of the pattern that is drawn more often.
       share: how often that is.
+      gain: standard deviation of the logarithm of the factor by which each modality of a training
+        slice is multiplied.
+      gamma: that of the power to which it is raised.
     """
 
     sources: tuple[str, ...]
     targets: tuple[str, ...]
     favored: tuple[str, ...] = ()
     share: float = 0.0
+    gain: float = 0.0
+    gamma: float = 0.0
 
     @property
     def is_any(self) -> bool:
@@ -54,13 +60,16 @@ class Task:
         sizes = range(1, len(self.sources))
         return tuple(itertools.chain(*(itertools.combinations(self.sources, n) for n in sizes)))
 
-    def batch(self, stored: Mapping[str, Array], key: Key[Array, "*keys"]) -> dict[str, Array]:
+    def batch(
+        self, stored: Mapping[str, Array], key: Key[Array, "*keys"], training: bool = False
+    ) -> dict[str, Array]:
         """A stored batch as methods see it.
 
         Args:
           stored: "images", uint16 [b, h, w, modality]; "mirrored", which slices are mirrored left
             to right; of an any-to-any task "known", which modalities each slice's subject has.
-          key: draws the patterns; of the batch, or of each slice.
+          key: draws the patterns, and gains and gammas; of the batch, or of each slice.
+          training: whether intensities vary by gain and gamma.
 
         Returns:
           "source" and "target" in [-1, 1]; of an any-to-any task also "weight" [b, target]: 1 of
@@ -69,6 +78,8 @@ class Task:
         images = stored["images"]
         images = jnp.where(stored["mirrored"][:, None, None, None], images[:, :, ::-1], images)
         floats = images.astype(jnp.float32) * (2 / 65535) - 1
+        if training and (self.gain or self.gamma):
+            floats = self._vary(floats, jax.random.fold_in(key, _INTENSITIES))
         if not self.is_any:
             number = len(self.sources)
             return {"source": floats[..., :number], "target": floats[..., number:]}
@@ -78,6 +89,15 @@ class Task:
             "target": floats,
             "weight": (stored["known"] & ~given).astype(jnp.float32),
         }
+
+    def _vary(
+        self, images: Float[Array, "b h w m"], key: Key[Array, ""]
+    ) -> Float[Array, "b h w m"]:
+        """Each modality of each slice by another gain and gamma; the background stays."""
+        spread = jnp.array([[[self.gain], [self.gamma]]])
+        logarithms = spread * draws.normal(key, (images.shape[0], 2, images.shape[-1]))
+        gain, gamma = jnp.moveaxis(jnp.exp(logarithms), 1, 0)[:, :, None, None]
+        return 2 * jnp.clip(gain * ((images + 1) / 2) ** gamma, 0, 1) - 1
 
     def _draw(self, known: Bool[Array, "b m"], key: Key[Array, "*keys"]) -> Bool[Array, "b m"]:
         """Which modalities each slice gives: known ones, with a known one left to synthesize."""
@@ -118,6 +138,8 @@ def task_of(data: ConfigDict) -> Task:
         targets=tuple(data.targets),
         favored=tuple(data.favored),
         share=data.favored_share,
+        gain=data.augment.gain,
+        gamma=data.augment.gamma,
     )
 
 

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from cdm_jax import checkpoint, parallel
 from cdm_jax.data.dataset import Dataset
 from cdm_jax.data.pipeline import prefetched, training_batches
+from cdm_jax.initial import find_initial, start_from
 from cdm_jax.methods import base
 from cdm_jax.run import Run, check_continues, load_frozen, resolve, stage_keys, training_slices
 from cdm_jax.shapes import Shapes, example
@@ -48,7 +49,7 @@ def make_step(
     def step(state: base.State, totals: Totals, batch: Any) -> tuple[base.State, Totals]:
         """State and running means after one batch."""
         key = jax.random.fold_in(root, state.step)
-        floats = task.batch(batch, jax.random.fold_in(key, PATTERNS))
+        floats = task.batch(batch, jax.random.fold_in(key, PATTERNS), training=True)
         state, metrics = method.update(state, floats, key)
         return state, {
             name: totals[name].merge(Average.from_model_output(value))
@@ -121,6 +122,8 @@ def _training_iterator(run: Run) -> Any:
     """Endless shuffled batches of this process, prefetched to the devices."""
     batches = training_batches(
         run.dataset.train,
+        simulated=run.dataset.simulated,
+        simulated_share=run.config.data.simulated.share,
         batch_size=run.batch_size,
         seed=run.config.seed,
         flips=run.config.data.flips,
@@ -146,6 +149,10 @@ def _start(
         console.print(f"[bold]{run.config.stage}[/] goes on from step {step}, {batch}")
         return state
     state = run.devices.init_sharded(run.method.init, *arguments)
+    source = run.config.init_from
+    if (found := find_initial(source, run.config.stage)) is not None:
+        state = start_from(state, found, source)
+        console.print(f"[bold]{run.config.stage}[/] starts from {source}")
     if parallel.is_first():
         run.folder.mkdir(parents=True, exist_ok=True)
         overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)

@@ -164,17 +164,18 @@ COMMANDS = {
         text="""
             Writes each target modality on the grid of the input, with a JSON sidecar and an
             overview; with several samples their mean, their deviation and, after calibrate with
-            as many samples, the ends of an interval. What is done already is left alone. Needs a
-            trained system, and of each patient the source modalities: skull-stripped, on one grid,
-            named as in BraTS, UPenn-GBM or BIDS (or by the patterns that the system was trained
-            with). A patient who cannot be made stops no other; all such are listed at the end.
+            as many samples, the ends of an interval. What is done already is left alone. Needs no
+            training: without --workdir, the model that ships with cdm_jax makes what each patient
+            lacks of T1, T1c, T2 and T2-FLAIR. Needs of each patient the source modalities:
+            skull-stripped, on one grid, named as in BraTS, UPenn-GBM or BIDS (or by the patterns
+            that the system was trained with). A patient who cannot be made stops no other; all
+            such are listed at the end.
             """,
         flags=(
             Flag(
                 name="workdir",
                 text="folder of the run, of which CDM's cunet is taken, or of one of its systems, "
-                "such as runs/brats/m1",
-                required=True,
+                "such as runs/brats/m1; default: the model that ships with cdm_jax",
             ),
             Flag(name="input", text="one patient's folder, or a folder of many", required=True),
             Flag(name="output", text="a folder for each patient is made in it", required=True),
@@ -225,8 +226,8 @@ COMMANDS = {
             *PROCESSES,
         ),
         examples=(
-            "synthesize --workdir=runs/brats --input=patient --output=synthetic --samples=8",
-            "synthesize --workdir=runs/brats/m1 --input=cohort --output=synthetic_m1",
+            "synthesize --input=patient --output=synthetic",
+            "synthesize --workdir=runs/brats --input=cohort --output=synthetic --samples=8",
         ),
         overrides=False,
     ),

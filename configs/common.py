@@ -19,8 +19,8 @@ Systems, each trained with all its stages in order and then evaluated:
   all        every one of them
 
 Values: `size` (pixels), `seed`, `any` (for a stage alone: whatever is missing), `small` (networks
-and schedule for a CPU), `length` (of that schedule, see configs/lengths.py), `smoke` (seconds; for
-tests).
+and schedule for a CPU), `length` (of that schedule, see configs/lengths.py), `finetune` (go on from
+the shipped model, in batches of which half is simulated), `smoke` (seconds; for tests).
 """
 
 import difflib
@@ -60,7 +60,8 @@ def parse(argument: str) -> tuple[str, Values]:
         nearest = difflib.get_close_matches(stage, STAGES, n=1)
         hint = f" (did you mean {nearest[0]}?)" if nearest else ""
         raise ValueError(f"unknown stage '{stage}'{hint}: allowed are {', '.join(STAGES)}")
-    kinds = {"size": int, "seed": int, "small": bool, "length": str, "smoke": bool, "any": bool}
+    kinds = {"size": int, "seed": int, "length": str}
+    kinds |= dict.fromkeys(("small", "smoke", "any", "finetune"), bool)
     values: Values = {}
     for pair in pairs:
         key, _, text = pair.partition("=")
@@ -85,6 +86,7 @@ def base(stage: str) -> ConfigDict:
         {
             "stage": stage,  # what to train: a stage, or a system with all its stages
             "seed": 0,  # of parameters, training draws and samples
+            "init_from": "",  # what parameters start from: a finished run's folder, or "shipped"
             "precision": "float32",  # in which networks compute: "float32" or "bfloat16"
             "matmul_precision": "default",  # the device's; or "tensorfloat32", "float32"
             "parallel": "jit",  # how devices share the work: "jit", "pmap" or "fsdp"
@@ -100,6 +102,12 @@ def base(stage: str) -> ConfigDict:
                 "size": 256,  # rows and columns of a slice in the model's frame, in pixels
                 "minimum_brain": 0.01,  # share of a slice's square that brain must cover to train
                 "flips": True,  # whether half of the training slices are mirrored left to right
+                # Standard deviations of the logarithms of a training slice's gain and gamma, one
+                # of each modality.
+                "augment": {"gain": 0.0, "gamma": 0.0},
+                # Simulated patients of random protocols to train on beside the real ones: how many,
+                # and the share of them in each batch, about.
+                "simulated": {"patients": 0, "share": 0.0},
                 "split_file": "",  # where the split is kept; empty: <workdir>/split.json
                 "split_seed": 0,  # decides which patients are in which part
                 "test_fraction": 0.3,  # share of the patients to test on
@@ -189,6 +197,33 @@ def _lengthen(section: ConfigDict, length: dict[str, int], rate: float) -> None:
     )
 
 
+def like_shipped(config: ConfigDict) -> ConfigDict:
+    """Gives a small config the networks and the augmentation of the shipped model, at 128x128."""
+    config.data.size = 128
+    config.data.augment.update({"gain": 0.1, "gamma": 0.2})
+    config.mrm.mask_cell = 16
+    config.mdn.augmentation.shift = 4
+    for name in CUNETS:
+        # What is as large as the image costs most.
+        config[name].update({"features": (16, 48, 96, 128, 192, 16), "average_decay": 0.995})
+        config[name].optimizer.update({"learning_rate": 3e-3, "warmup_steps": 50})
+        config[name].train.validate_every = 400
+    return config
+
+
+def finetune(config: ConfigDict) -> ConfigDict:
+    """Goes on from the shipped model so that it is not forgotten: low rates, half simulated."""
+    config = like_shipped(shrink(config, "finetune"))
+    config.init_from = "shipped"
+    config.data.simulated.update({"patients": 60, "share": 0.5})
+    config.pipeline = ("mrm", "mdn", "cunet") if config.stage == "any" else config.pipeline
+    config.evaluate.systems = ("cunet",)
+    for name in ("mrm", "mdn", "cunet"):
+        config[name].optimizer.learning_rate *= 0.2
+        config[name].train.validate_every = 100
+    return config
+
+
 def smoke(config: ConfigDict) -> ConfigDict:
     """The smallest networks that still have every part, for a few steps."""
     config = shrink(config)
@@ -213,11 +248,13 @@ def finish(config: ConfigDict, values: Values) -> ConfigDict:
     """Applies the values after the stage: `small` and `smoke` first, then single settings."""
     if values.get("smoke"):
         config = smoke(config)
+    elif values.get("finetune"):
+        config = finetune(config)
     elif values.get("small"):
         config = shrink(config, str(values.get("length", "small")))
     elif "length" in values:
         raise ValueError("'length' is of small networks: add 'small'")
-    if values.get("any") or config.stage == "any":
+    if values.get("any") or values.get("finetune") or config.stage == "any":
         config.data.update(cdm.ANY)
         config.evaluate.patterns = cdm.PATTERNS
     config.data.size = values.get("size", config.data.size)

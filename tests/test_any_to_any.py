@@ -64,6 +64,25 @@ def test_each_pattern_is_scored_as_the_fixed_task_that_it_is(trained):
     assert table.startswith("sources,system,t1c,t2f\nt1+t2,copy,")
 
 
+def test_the_report_maps_every_pattern_and_shows_images_of_the_first(trained):
+    config, workdir, _ = trained
+    commands.report(config=config, workdir=workdir, patients=1)
+    text = (workdir / "report/index.html").read_text()
+    found = text.split('id="patterns"')[1].split("</section>")[0]
+    for pattern, missing in ((PATTERNS[0], 2), (PATTERNS[1], 1)):
+        lines = [line for line in found.split("<tr>") if pattern.replace("+", ", ") in line]
+        (line,) = (line for line in lines if "<td>cunet</td>" in line)
+        assert line.count("color-mix") == missing and line.count("<td>given</td>") == 4 - missing
+        records = (workdir / "evaluation/test" / pattern).glob("*.json")
+        scores = [json.loads(path.read_text())["rows"]["cunet"]["volume"] for path in records]
+        for target in scores[0]:
+            mean = np.mean([one[target]["psnr"] for one in scores])
+            assert f">{mean:.2f}</td>" in line
+    images = workdir / "report/images/cunet"
+    made = {path.name.split("-")[-1] for path in images.rglob("*.nii.gz")}
+    assert {"t1c.nii.gz", "t2f.nii.gz"} <= made and not {"t1.nii.gz", "t2.nii.gz"} & made
+
+
 @pytest.mark.parametrize("given", [("t1",), ("t2", "t1c"), ("t1", "t1c", "t2f")])
 def test_what_is_missing_is_made_on_the_grid_of_what_is_there(trained, given):
     _, workdir, _ = trained

@@ -216,7 +216,7 @@ MISTAKES = {
     "no workdir": (["evaluate"], "evaluate needs --workdir"),
     "no input": (
         ["synthesize", "--workdir=nowhere"],
-        "synthesize needs --workdir=<folder> --input=<folder> --output=<folder>",
+        "synthesize needs --input=<folder> --output=<folder>",
     ),
     "no phantom": (
         ["phantom", "--config=configs/brats.py:mrm", "--workdir=WORKDIR"],

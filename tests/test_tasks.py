@@ -1,5 +1,7 @@
 """Which modalities a slice gives, and what is wanted of it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +46,36 @@ def test_patterns_are_drawn_as_often_as_configured():
         favored = row.tolist() == [True, False, True, False]
         expected = 0.25 if favored else 0.75 / 13
         assert count / N == pytest.approx(expected, abs=5 * np.sqrt(expected / N))
+
+
+def test_gains_and_gammas_of_training_slices_are_log_normal_and_equal_in_source_and_target():
+    varied = dataclasses.replace(ANY, gain=0.1, gamma=0.2)
+    images = jnp.full((N, 1, 2, 4), 0.25 * 65535).at[:, :, 1].set(0.5 * 65535)
+    batch = {**stored(), "images": images.astype(jnp.uint16)}
+    found = varied.batch(batch, jax.random.key(1), training=True)
+    low, high = np.moveaxis((np.asarray(found["target"])[:, 0] + 1) / 2, 1, 0)
+    gamma = np.log(high / low) / np.log(2)
+    gain = low / 0.25**gamma
+    for values, spread in ((gamma, 0.2), (gain, 0.1)):
+        logarithms = np.log(values)
+        np.testing.assert_allclose(logarithms.mean(axis=0), 0, atol=5 * spread / np.sqrt(N))
+        np.testing.assert_allclose(logarithms.std(axis=0), spread, rtol=0.05)
+    correlations = np.corrcoef(np.log(np.hstack([gain, gamma])).T) - np.eye(8)
+    assert np.abs(correlations).max() < 0.1
+    seen = given(found)[:, None, None]
+    np.testing.assert_array_equal(found["source"], np.where(seen, found["target"], -1))
+
+
+def test_intensities_vary_in_training_alone_and_the_background_stays():
+    varied = dataclasses.replace(ANY, gain=0.5, gamma=0.5)
+    batch = stored(number=64)
+    plain = ANY.batch(batch, jax.random.key(1))
+    np.testing.assert_array_equal(varied.batch(batch, jax.random.key(1))["target"], plain["target"])
+    empty = {**batch, "images": jnp.zeros_like(batch["images"])}
+    trained = varied.batch(empty, jax.random.key(1), training=True)
+    np.testing.assert_array_equal(trained["target"], jnp.full_like(trained["target"], -1))
+    bright = varied.batch(batch, jax.random.key(1), training=True)["target"]
+    assert float(bright.min()) >= -1 and float(bright.max()) <= 1
 
 
 def test_what_is_hidden_counts_and_what_is_given_does_not():

@@ -27,6 +27,7 @@ class Dataset:
         validation: subjects of patients held out of training, for selection and calibration.
         test: subjects of patients that nothing is ever tuned on.
         subjects: every subject's files, by subject id.
+        simulated: simulated patients to train on beside them.
         copies: for each target, the source that the row "copy" shows.
         split_hash: names the split in records and checkpoints.
     """
@@ -37,6 +38,7 @@ class Dataset:
     subjects: Mapping[str, Subject]
     copies: tuple[str, ...]
     split_hash: str
+    simulated: tuple[PreparedSubject, ...] = ()
 
 
 def data_root(config: Any, workdir: pathlib.Path) -> pathlib.Path:
@@ -143,6 +145,45 @@ def load_dataset(config: Any, workdir: pathlib.Path) -> Dataset:
         subjects={subject.subject_id: subject for subject in wanted},
         copies=copies,
         split_hash=split.hash,
+        simulated=tuple(_simulated(config, settings, workdir, cache)),
+    )
+
+
+def _simulated(
+    config: Any, settings: PrepareSettings, workdir: pathlib.Path, cache: pathlib.Path
+) -> list[PreparedSubject]:
+    """The patients to mix into the training, simulated in `<workdir>/simulated` and prepared.
+
+    Raises:
+        UserError: a share without patients, or one that is no share.
+    """
+    number, share = config.data.simulated.patients, config.data.simulated.share
+    if not 0 <= share < 1 or number < 0 or bool(number) != bool(share):
+        raise UserError(
+            f"data.simulated: {number} patients with a share of {share}: give a share above 0 and "
+            "below 1 and at least one patient, or 0 of both"
+        )
+    if not number:
+        return []
+    root = workdir / "simulated"
+    write_cohort(root, random_protocols(settings.size, number), num_workers(config))
+    names = settings.sources + settings.targets
+    subjects = find_subjects(root, modalities=names, require_all=True)
+    return prepare(subjects, settings, cache, num_workers=num_workers(config))
+
+
+def random_protocols(size: int, patients: int) -> PhantomSettings:
+    """Simulated patients, each scanned by another protocol, as slices of `size` pixels.
+
+    Their frame is between that of BraTS (240 mm) and that of images cropped to the head.
+    """
+    return PhantomSettings(
+        num_patients=patients,
+        shape=(size, size, size * 100 // 128),
+        voxel_mm=224 / size,
+        seed=100,
+        protocol="random",
+        predictable=0.5,
     )
 
 

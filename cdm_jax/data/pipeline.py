@@ -113,6 +113,8 @@ def training_batches(
     flips: bool,
     paired: bool = True,
     any_to_any: bool = False,
+    simulated: Sequence[PreparedSubject] = (),
+    simulated_share: float = 0.0,
     threads: int = 4,
     process_index: int = 0,
     process_count: int = 1,
@@ -131,25 +133,37 @@ def training_batches(
         paired: whether sources and targets are of the same slices; if not, the targets are those
             of other slices, shuffled by themselves.
         any_to_any: whether subjects may lack modalities.
+        simulated: patients to mix in.
+        simulated_share: of the slices that are theirs, in the long run.
         threads: that read batches side by side; the batches do not depend on it.
         process_index: which of the processes this is.
         process_count: how many processes share a batch.
 
     Raises:
-        UserError: there are no slices, or the processes do not divide the batch.
+        UserError: there are no slices, the processes do not divide the batch, or patients are
+            mixed into slices that are not paired.
     """
-    source = SliceSource(prepared, any_to_any=any_to_any)
+    source = SliceSource([*prepared, *simulated], any_to_any=any_to_any)
     if batch_size % process_count:
         raise UserError(
             f"a batch of {batch_size} slices cannot be shared by {process_count} processes: use a "
             "multiple"
         )
-    order = grain.MapDataset.range(len(source)).seed(seed).shuffle()
-    if not paired:
-        others = grain.MapDataset.range(len(source)).seed(seed + 1).shuffle()
+    real = int(np.count_nonzero(source.positions[:, 0] < len(prepared)))
+    order = grain.MapDataset.range(real).seed(seed).shuffle()
+    if simulated:
+        if not paired:
+            raise UserError("data.simulated: this system trains on unpaired slices: use share=0")
+        mixed_in = grain.MapDataset.range(real, len(source)).seed(seed + 1).shuffle()
+        shares = (1 - simulated_share, simulated_share)
+        order = grain.MapDataset.mix([order.repeat(), mixed_in.repeat()], shares)
+    elif not paired:
+        others = grain.MapDataset.range(real).seed(seed + 1).shuffle()
         # Grain's seed of what follows counts the transformations before it, hence the empty one.
         order = grain.experimental.ZipMapDataset([order, others]).map(tuple)
-    plans = (order.random_map(_plan_flip) if flips else order.map(_plan)).repeat()
+    plans = order.random_map(_plan_flip) if flips else order.map(_plan)
+    if not simulated:  # which repeat already
+        plans = plans.repeat()
     number = batch_size // process_count
     own = range(process_index * number, (process_index + 1) * number)
 

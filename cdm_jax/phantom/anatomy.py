@@ -78,7 +78,7 @@ def _small_sulci(
     white: Float32[np.ndarray, "n"],
     gray: Float32[np.ndarray, "n"],
 ) -> tuple[Float32[np.ndarray, "n"], Float32[np.ndarray, "n"]]:
-    """Folds that no other brain has: cortex and a thin valley of CSF where a smooth field is near 0.
+    """Folds that no other brain has: cortex and a valley of CSF where a smooth field is near 0.
 
     The field's slope is about .13 a mm, so that the cortex beside a valley is some 3 mm thick.
     """

@@ -62,8 +62,8 @@ def scan(
 
 def _middle(grid: Grid) -> Float32[np.ndarray, "x y z"]:
     """1 in the middle of the grid, falling with the square of the distance to 0 at 75 mm."""
-    axes = [(axis / 75) ** 2 for axis in grid.axes_mm()]
-    return (1 - sum(np.meshgrid(*axes, indexing="ij", sparse=True))).astype(np.float32)
+    x, y, z = np.meshgrid(*grid.axes_mm(), indexing="ij", sparse=True)
+    return (1 - (x**2 + y**2 + z**2) / 75**2).astype(np.float32)
 
 
 def _vary_tissues(rng: np.random.Generator, protocol: Protocol) -> dict[str, physics.Tissue]:

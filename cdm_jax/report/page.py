@@ -41,6 +41,21 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pattern:
+    """A line of the map of patterns, where any modalities may be missing.
+
+    Attributes:
+        sources: what is given.
+        system: whose images were scored.
+        values: target to its mean PSNR in dB; None of what is given.
+    """
+
+    sources: str
+    system: str
+    values: Mapping[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """All that a report tells, apart from the images.
 
@@ -53,6 +68,7 @@ class Report:
         reference: the row against which the others are tested, where there is one.
         stages: in the order of their training.
         selection: how the patients shown were chosen.
+        patterns: of an any-to-any run, what each system makes of each choice of sources.
         remarks: further things that a reader must know, such as systems without images.
     """
 
@@ -64,6 +80,7 @@ class Report:
     reference: str | None
     stages: Sequence[Stage]
     selection: str
+    patterns: Sequence[Pattern] = ()
     remarks: Sequence[str] = ()
 
 
@@ -110,10 +127,25 @@ def save_report(folder: pathlib.Path, report: Report, cases: Iterable[Case]) -> 
         tables=tables,
         stages=_stages(site, report),
         subjects=_subjects(report, galleries),
+        shades=_shades(report.patterns),
     )
     site.write("index.html", page)
     site.prune(OWN_FOLDERS)
     return folder / "index.html"
+
+
+def _shades(patterns: Sequence[Pattern]) -> list[dict[str, int]]:
+    """For each line of the map, target to how strongly its cell is colored, 0 to 100."""
+    known = [value for line in patterns for value in line.values.values() if value is not None]
+    low, high = min(known, default=0.0), max(known, default=1.0)
+    return [
+        {
+            name: round(100 * (value - low) / max(high - low, 1e-6))
+            for name, value in line.values.items()
+            if value is not None
+        }
+        for line in patterns
+    ]
 
 
 def _templates() -> jinja2.Environment:

@@ -271,6 +271,40 @@ def test_a_batch_that_the_processes_do_not_divide_is_refused(prepared):
         training_batches(prepared, batch_size=5, seed=0, flips=False, process_count=2)
 
 
+def test_simulated_patients_are_mixed_in_by_their_share(prepared, tmp_path):
+    (tmp_path / "more").mkdir()
+    simulated = [make_subject(tmp_path / "more", 3, 4, (0, 1, 2))]
+    mixed = {"simulated": simulated, "simulated_share": 0.25}
+    seen = stream(prepared, 64, **mixed)
+    own, others = ([s for s in seen if (s >= 3000) is simulated] for simulated in (False, True))
+    assert len(others) == 16
+    assert set(others) == {3000, 3010, 3020}
+    for start in range(0, 48, len(EVERY_SLICE)):  # an epoch of the real patients' own
+        assert sorted(own[start : start + len(EVERY_SLICE)]) == EVERY_SLICE
+    assert stream(prepared, 64, **mixed, flips=True) == seen
+    assert stream(prepared, 64, **mixed, seed=1) != seen
+
+
+def test_a_mixed_stream_resumes_exactly(prepared, tmp_path):
+    (tmp_path / "more").mkdir()
+    simulated = [make_subject(tmp_path / "more", 3, 4, (0, 1, 2))]
+    options = {"batch_size": 4, "seed": 0, "flips": True}
+    options |= {"simulated": simulated, "simulated_share": 0.5}
+    whole = iter(training_batches(prepared, **options))
+    take(whole, 5)
+    state, rest = whole.get_state(), take(whole, 4)
+    again = iter(training_batches(prepared, **options))
+    again.set_state(state)
+    assert_same(take(again, 4), rest)
+
+
+def test_nothing_is_mixed_into_unpaired_slices(prepared):
+    with pytest.raises(UserError, match="unpaired slices: use share=0"):
+        training_batches(
+            prepared, batch_size=1, seed=0, flips=False, paired=False, simulated=prepared
+        )
+
+
 def one_device() -> NamedSharding:
     return NamedSharding(Mesh(np.array(jax.devices()[:1]), ("data",)), PartitionSpec("data"))
 
