@@ -24,12 +24,14 @@ from cdm_jax.data.cache import PreparedSubject
 from cdm_jax.data.dataset import Dataset, num_workers
 from cdm_jax.data.prepare import FULL_SCALE
 from cdm_jax.errors import UserError, collected, report_failures
+from cdm_jax.metrics import enhancement
 from cdm_jax.metrics.conventions import fingerprint
 from cdm_jax.non_learned import NonLearned, fit_non_learned
 from cdm_jax.preflight import check_trained
-from cdm_jax.records import Identity, Record, read_record, write_record
+from cdm_jax.records import Identity, Record, read_record, tidy, write_record
+from cdm_jax.report.enhancement import EnhancementTable, enhancement_table
 from cdm_jax.report.rows import CEILING, NON_LEARNED
-from cdm_jax.report.tables import results_table
+from cdm_jax.report.tables import FURTHER, ResultsTable, results_table
 from cdm_jax.rows import asked_rows, images_of, num_samples, system_of
 from cdm_jax.writer import console, say
 
@@ -275,7 +277,10 @@ def show_tables(
     reference: str | None,
     folder: pathlib.Path,
 ) -> None:
-    """Prints a table for each convention and writes them as Markdown beside the records.
+    """Prints tables and writes them as Markdown beside the records.
+
+    One for each convention; and, where the records have them, one of what `volume` measures
+    beside PSNR, SSIM and MAE, and one of enhancement.
 
     Args:
       records: one a subject.
@@ -283,7 +288,15 @@ def show_tables(
       reference: the row against which the others are tested.
       folder: of the records.
     """
-    tables = [results_table(records, name, reference=reference) for name in conventions]
+    tables: list[ResultsTable | EnhancementTable] = [
+        results_table(records, name, reference=reference) for name in conventions
+    ]
+    if "volume" in conventions:
+        measured = set(tidy(records).dropna()["metric"])  # records of earlier versions lack some
+        if not measured.isdisjoint(FURTHER):
+            tables.append(results_table(records, "volume", reference=reference, metrics=FURTHER))
+        if not measured.isdisjoint(enhancement.METRICS):
+            tables.append(enhancement_table(records))
     for table in tables:
         console.print(table.rich())
     (folder / "tables.md").write_text("\n\n".join(table.markdown() for table in tables) + "\n")

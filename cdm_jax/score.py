@@ -22,9 +22,9 @@ from cdm_jax.data.walk import image_files
 from cdm_jax.errors import UserError, collected, report_failures
 from cdm_jax.evaluate import show_tables
 from cdm_jax.files import read_json
-from cdm_jax.metrics.conventions import CONVENTIONS, Case, fingerprint, get_convention
+from cdm_jax.metrics.conventions import CONVENTIONS, fingerprint, get_convention
 from cdm_jax.records import Record, read_record, write_record
-from cdm_jax.scoring import usable_segmentation
+from cdm_jax.scoring import native_case, usable_segmentation
 from cdm_jax.writer import console, say
 
 MODALITIES = tuple(
@@ -131,7 +131,8 @@ def _record(predicted: Subject, real: Subject) -> Record:
             f"{real.subject_id}: no modality is in both folders: the predictions have "
             f"{', '.join(predicted.images)}, the truth has {', '.join(real.images)}"
         )
-    inputs = [name for name in real.images if name not in targets] or targets
+    sources = [name for name in real.images if name not in targets]
+    inputs = sources or targets
     native = read_native(real, inputs, [*inputs, *(t for t in targets if t not in inputs)])
     segmentation, remark = usable_segmentation(real, native.brain)
     if remark:
@@ -142,14 +143,7 @@ def _record(predicted: Subject, real: Subject) -> Record:
         path = predicted.images[target]
         values, _ = volume_of(oriented_like(path, real.images[target]), str(path))
         image, scales[target] = _in_unit_range(values, _sidecar(path), native.intensities[target])
-        case = Case(
-            subject=real.subject_id,
-            modality=target,
-            prediction=image,
-            truth=native.images[target],
-            brain=native.brain,
-            segmentation=segmentation,
-        )
+        case = native_case(real, native, sources, target, image, segmentation)
         for name in CONVENTIONS:
             scores[name][target] = get_convention(name).score(case)
     return {

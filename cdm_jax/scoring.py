@@ -5,6 +5,7 @@ work, which would keep no more than eight cores busy.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,12 +15,13 @@ from jaxtyping import Bool, Float, Int
 from cdm_jax.data.cache import PreparedSubject
 from cdm_jax.data.formats import check_file
 from cdm_jax.data.grids import oriented_like
-from cdm_jax.data.native import read_native
-from cdm_jax.data.nifti import read_labels
+from cdm_jax.data.native import NativeImages, read_native
+from cdm_jax.data.nifti import read_labels, read_voxel_size
 from cdm_jax.data.prepare import FULL_SCALE, to_native
 from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import UserError
 from cdm_jax.metrics.conventions import Case, get_convention
+from cdm_jax.metrics.enhancement import POSTCONTRAST, PRECONTRAST
 from cdm_jax.metrics.regions import region_masks
 
 Images = Mapping[str, Float[np.ndarray, "slice h w t"]]
@@ -122,20 +124,49 @@ class _Native:
     """A subject's truth, brain and segmentation on its own grid, read once."""
 
     def __init__(self, subject: PreparedSubject, files: Subject):
-        self._subject = subject
+        self._subject, self._files = subject, files
         self._native = read_native(files, subject.sources, subject.sources + subject.targets)
         self._segmentation, self.remark = usable_segmentation(files, self._native.brain)
 
     def case(self, target: str, slices: Float[np.ndarray, "slice h w"]) -> Case:
         """A prediction in the model's frame beside the truth, on the native grid."""
-        return Case(
-            subject=self._subject.subject_id,
-            modality=target,
-            prediction=to_native(self._subject, slices, self._native.brain),
-            truth=self._native.images[target],
-            brain=self._native.brain,
-            segmentation=self._segmentation,
-        )
+        image = to_native(self._subject, slices, self._native.brain)
+        sources = self._subject.sources
+        return native_case(self._files, self._native, sources, target, image, self._segmentation)
+
+
+def native_case(
+    files: Subject,
+    native: NativeImages,
+    sources: Sequence[str],
+    target: str,
+    image: Float[np.ndarray, "z y x"],
+    segmentation: Int[np.ndarray, "z y x"] | None,
+) -> Case:
+    """A synthesis beside the truth on the subject's own grid; of T1c with T1 where that is given.
+
+    Args:
+        files: of the subject.
+        native: its images.
+        sources: the modalities that the synthesis is made from.
+        target: the modality that it stands for.
+        image: the synthesis, in the unit of `native`.
+        segmentation: the subject's labels.
+    """
+    before, voxel_ml = None, math.nan
+    if target == POSTCONTRAST and PRECONTRAST in sources:
+        before = native.images[PRECONTRAST]
+        voxel_ml = math.prod(read_voxel_size(files.images[PRECONTRAST])) / 1000
+    return Case(
+        subject=files.subject_id,
+        modality=target,
+        prediction=image,
+        truth=native.images[target],
+        brain=native.brain,
+        segmentation=segmentation,
+        precontrast=before,
+        voxel_ml=voxel_ml,
+    )
 
 
 def usable_segmentation(

@@ -8,6 +8,7 @@ from typing import Any
 
 from cdm_jax.files import read_json
 from cdm_jax.records import Record, check_record, read_records
+from cdm_jax.report.tables import DECIMALS, FURTHER
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 DIGITS = 5
@@ -20,11 +21,11 @@ def load_records(workdir: pathlib.Path, part: str = "test") -> list[Record]:
 
 def main_values(record: Record) -> Record:
     """A record without what the printed tables do not show: tumor regions and counts."""
-    shown = ("psnr", "ssim", "mae")
+    shown = (*DECIMALS, *FURTHER)
     rows = {
         row: {
             convention: {
-                target: {metric: scores[metric] for metric in shown}
+                target: {metric: scores[metric] for metric in shown if metric in scores}
                 for target, scores in targets.items()
             }
             for convention, targets in conventions.items()

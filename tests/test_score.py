@@ -66,6 +66,45 @@ def test_scores_are_those_of_the_images_by_hand(truth, tmp_path):
         assert set(scores["regions"]) >= {"whole_tumor", "healthy"}
 
 
+def enhancing(patient, t1c):
+    """Where a T1c enhances, and the tumor, of a patient's folder, by hand."""
+    t1 = read_volume(patient / f"{patient.name}-t1n.nii.gz")
+    labels = np.asarray(nib.load(patient / f"{patient.name}-seg.nii.gz").dataobj).T
+    brain = t1 > 0
+    gain = t1c / np.median(t1c[brain]) - t1 / np.median(t1[brain])
+    return (gain > 0.2) & brain, labels > 0
+
+
+def test_enhancement_is_scored_where_t1_was_not_predicted(truth, tmp_path):
+    made = blurred(truth, tmp_path / "made", lambda _: 1.0)
+    found = rows(score_folders(made, truth, tmp_path / "out"))
+    overlaps = []
+    for patient, scores in zip(patients(truth), found, strict=True):
+        name = f"{patient.name}-t1c.nii.gz"
+        real, tumor = enhancing(patient, read_volume(patient / name))
+        synthetic, _ = enhancing(patient, read_volume(made / patient.name / name))
+        voxel_ml = 5.0**3 / 1000
+        for numbers, region in (
+            (scores, np.ones_like(tumor)),
+            (scores["regions"]["whole_tumor"], tumor),
+        ):
+            volumes = [voxel_ml * (shown & region).sum() for shown in (synthetic, real)]
+            assert numbers["enhancing_ml"] == pytest.approx(volumes[0], abs=2 * voxel_ml)
+            assert numbers["true_enhancing_ml"] == pytest.approx(volumes[1], abs=2 * voxel_ml)
+        both = 2 * (synthetic & real).sum() / (synthetic.sum() + real.sum())
+        assert scores["enhancement_dice"] == pytest.approx(both, abs=0.02)
+        overlaps.append(both)
+    assert min(overlaps) > 0.3 and max(overlaps) < 1
+    assert "Enhancement: T1c less T1" in (tmp_path / "out/tables.md").read_text()
+
+    both = tmp_path / "both"
+    for patient in patients(truth):
+        shutil.copytree(made / patient.name, both / patient.name)
+        shutil.copy(patient / f"{patient.name}-t1n.nii.gz", both / patient.name)
+    for scores in rows(score_folders(both, truth, tmp_path / "out_of_both")):
+        assert "enhancing_ml" not in scores
+
+
 def test_the_unit_of_a_prediction_does_not_matter(truth, tmp_path):
     unit = blurred(truth, tmp_path / "unit", lambda _: 1.0)
     own = blurred(truth, tmp_path / "own", lambda path: measure(read_volume(path)).scale)

@@ -10,6 +10,11 @@ import numpy as np
 import pytest
 
 from cdm_jax import evaluate, scoring
+from cdm_jax.data.cohort import prepare
+from cdm_jax.data.nifti import read_volume
+from cdm_jax.data.prepare import FULL_SCALE, PrepareSettings
+from cdm_jax.data.subjects import find_subjects
+from cdm_jax.phantom import PhantomSettings, write_cohort
 from tests.helpers import smoke_config
 
 
@@ -119,3 +124,31 @@ def test_an_error_leaves_whole_records_of_the_subjects_before(
         (workdir / f"evaluation/broken {broken}/{first.subject_id}.json").read_text()
     )
     assert record["rows"]["copy"] == records[0]["rows"]["copy"]
+
+
+def test_t1c_is_scored_with_the_t1_that_it_is_subtracted_from(tmp_path):
+    root = tmp_path / "patients"
+    write_cohort(root, PhantomSettings(num_patients=1, shape=(40, 40, 30), voxel_mm=5.0), 1)
+    (files,) = find_subjects(root, modalities=("t1", "t2", "t1c", "t2f"))
+
+    def scored(sources, row, target):
+        settings = PrepareSettings(
+            sources=sources, targets=("t1c", "t2f"), size=40, minimum_brain=0.01
+        )
+        (subject,) = prepare([files], settings, tmp_path / "_".join(sources), num_workers=1)
+        unit = np.asarray(subject.slices).astype(np.float32) / FULL_SCALE
+        images = {"truth": unit[..., len(sources) :], "copy": unit[..., [0, 0]]}
+        job = scoring.Job(subject=subject, files=files, conventions=("volume",), images=images)
+        return scoring.score(job)[0][row]["volume"][target]
+
+    truth = scored(("t1", "t2"), "truth", "t1c")
+    assert truth["enhancement_dice"] > 0.95
+    assert truth["enhancing_ml"] == pytest.approx(truth["true_enhancing_ml"], rel=0.05)
+    volumes = {name: read_volume(files.images[name]) for name in ("t1", "t2", "t1c")}
+    brain = (volumes["t1"] != 0) | (volumes["t2"] != 0)
+    t1, t1c = (volumes[name][brain] for name in ("t1", "t1c"))
+    shown = t1c / np.median(t1c) - t1 / np.median(t1) > 0.2
+    assert truth["true_enhancing_ml"] == pytest.approx(shown.sum() * 0.125, rel=0.05)
+    assert scored(("t1", "t2"), "copy", "t1c")["enhancing_ml"] == 0
+    assert "enhancing_ml" not in scored(("t1", "t2"), "truth", "t2f")
+    assert "enhancing_ml" not in scored(("t2",), "truth", "t1c")

@@ -88,15 +88,22 @@ class PhantomPatient:
     affine: Float[np.ndarray, "4 4"]
 
 
-def simulate_patient(settings: PhantomSettings, index: int) -> PhantomPatient:
+def simulate_patient(
+    settings: PhantomSettings, index: int, with_tumor: bool = True
+) -> PhantomPatient:
     """Simulates patient `index` of a cohort.
 
     A pure function of the settings and the index: the number of patients and the order of the
     calls do not matter. Anatomy and tumor are the same at any resolution and in any protocol.
+
+    Args:
+        settings: Of the cohort.
+        index: Of the patient.
+        with_tumor: Without it, the same person on the same scanner before the tumor grew.
     """
     body_seed, scan_seed, protocol_seed = np.random.SeedSequence([settings.seed, index]).spawn(3)
     grid = Grid(shape=settings.shape, voxel_mm=settings.voxel_mm)
-    body = draw_body(body_seed, grid, settings.predictable)
+    body = draw_body(body_seed, grid, settings.predictable, with_tumor)
     rng = np.random.default_rng(protocol_seed)
     if settings.protocol == "fixed":
         protocol = protocols.fixed(rng, settings.scanner)
@@ -110,13 +117,16 @@ def simulate_patient(settings: PhantomSettings, index: int) -> PhantomPatient:
     )
 
 
-def draw_body(seed: np.random.SeedSequence, grid: Grid, predictable: float = 0.0) -> Body:
+def draw_body(
+    seed: np.random.SeedSequence, grid: Grid, predictable: float = 0.0, with_tumor: bool = True
+) -> Body:
     """Draws a patient: anatomy, tumor, lesions, and uptake of contrast agent.
 
     Args:
         seed: of all that is drawn.
         grid: of the scan.
         predictable: part of the local uptake's variance that the tumor's T1 and T2 tell.
+        with_tumor: whether the tumor that is drawn, if any, is there.
     """
     templates = load_templates(grid.voxel_mm)
     shape_rng, tissue_rng, tumor_rng, hidden_rng = map(np.random.default_rng, seed.spawn(4))
@@ -124,7 +134,8 @@ def draw_body(seed: np.random.SeedSequence, grid: Grid, predictable: float = 0.0
     # Skull stripping leaves or takes a millimeter, here more and there less.
     edge = templates.sample(templates.brain, positions)
     brain = edge + np.float32(0.12) * smooth_field(shape_rng, grid, 10.0) > 0.6
-    tissues = _draw_tissues(tissue_rng, tumor_rng, templates, grid, brain, positions[brain])
+    foci = tumor.draw_tumor(tumor_rng, templates) if with_tumor else ()
+    tissues = _draw_tissues(tissue_rng, tumor_rng, templates, grid, brain, positions[brain], foci)
     left = np.clip(4 * (np.float32(0.55) - edge[brain]), 0, 1)
     tissues = anatomy.insert(tissues, {"meninges": left})
     field = _sampler(hidden_rng, grid, brain)
@@ -148,10 +159,10 @@ def _draw_tissues(
     grid: Grid,
     brain: Bool[np.ndarray, "x y z"],
     positions: Float32[np.ndarray, "n 3"],
+    foci: tuple[tumor.Tumor, ...],
 ) -> dict[str, Float32[np.ndarray, "n"]]:
     """Shares of healthy tissues, chronic lesions and tumor in the brain voxels."""
     field, tumor_field = _sampler(rng, grid, brain), _sampler(tumor_rng, grid, brain)
-    foci = tumor.draw_tumor(tumor_rng, templates)
     before = positions
     for focus in foci:
         before = tumor.displace(before, focus)

@@ -12,7 +12,13 @@ from cdm_jax.metrics.aggregate import Summary, Values, compare, summarize
 from cdm_jax.records import AVERAGE, WHOLE, Record, per_patient, tidy
 from cdm_jax.report import render
 
-DECIMALS = {"psnr": 2, "ssim": 3, "mae": 4}
+DECIMALS = {"psnr": 2, "ssim": 3, "mae": 4}  # of what every convention measures
+FURTHER = {"psnr_best_gain": 2, "gmsd": 4, "z_gradient": 4}  # of what `volume` measures beside
+HEADINGS = {"psnr_best_gain": "PSNR, best gain", "z_gradient": "step error in z"}
+FURTHER_FOOTER = (
+    " Best gain: after the factor for each patient and target that makes its PSNR in the brain "
+    "highest. GMSD (edges) and the error of the step to the next slice: lower is better."
+)
 SIGNIFICANT = 0.05
 MARK = "†"
 ABSENT = "–"
@@ -59,7 +65,7 @@ class ResultsTable:
 
     def _cell(self, line: Mapping[str, Any], separator: str) -> str:
         """A cell as "mean ± half interval", with the mark of a significant difference."""
-        decimals = DECIMALS[line["metric"]]
+        decimals = (DECIMALS | FURTHER)[line["metric"]]
         if not line["patients"]:
             return ABSENT
         mark = MARK if line["p_value"] < SIGNIFICANT else ""
@@ -93,6 +99,7 @@ def results_table(
     *,
     region: str = WHOLE,
     reference: str | None = None,
+    metrics: Iterable[str] = DECIMALS,
 ) -> ResultsTable:
     """Tabulates every system of the records under one convention.
 
@@ -101,6 +108,7 @@ def results_table(
         convention: The convention's name.
         region: A tumor region; by default the convention's main values.
         reference: The row against which all others are tested.
+        metrics: Of `DECIMALS` and `FURTHER`; one that no record has is shown as missing.
 
     Returns:
         The table.
@@ -113,7 +121,7 @@ def results_table(
     targets = numbers.loc[numbers["convention"] == convention, "target"].unique()
     if reference is not None and reference not in rows:
         raise UserError(f"no record has a row {reference!r}: choose from {', '.join(rows)}")
-    columns = pd.MultiIndex.from_product([rows, [*targets, AVERAGE], [region], DECIMALS])
+    columns = pd.MultiIndex.from_product([rows, [*targets, AVERAGE], [region], [*metrics]])
     values = values.reindex(columns=columns)
     lines = []
     for row, target, _, metric in columns:
@@ -123,7 +131,8 @@ def results_table(
     return ResultsTable(
         numbers=pd.DataFrame(lines, columns=COLUMNS).astype(dict.fromkeys(COLUMNS[5:], float)),
         patients=len(values),
-        footer=_footer(records, convention, region, reference),
+        footer=_footer(records, convention, region, reference)
+        + FURTHER_FOOTER * (not FURTHER.keys().isdisjoint(metrics)),
     )
 
 
@@ -167,7 +176,7 @@ def grid(rows: Iterable[str], headings: Iterable[str], texts: Iterable[str]) -> 
 
 def heading(target: str, metric: str) -> str:
     """Head of a column."""
-    return f"{target[:1].upper()}{target[1:]} {metric.upper()}"
+    return f"{target[:1].upper()}{target[1:]} {HEADINGS.get(metric, metric.upper())}"
 
 
 def with_interval(found: Summary, form: str, unit: str = "") -> str:

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +24,9 @@ class Case:
         truth: The real image.
         brain: The brain mask: the union of the non-zero voxels of the input modalities.
         segmentation: BraTS labels, where there are any.
+        precontrast: The real T1 of a case whose modality is T1c, where T1 is an input: with it,
+            enhancement is scored.
+        voxel_ml: Volume of a voxel in ml; needed with ``precontrast``.
 
     Raises:
         UserError: An image has a voxel that is NaN or infinite.
@@ -34,6 +38,8 @@ class Case:
     truth: Float[np.ndarray, "z y x"]
     brain: Bool[np.ndarray, "z y x"] | None = None
     segmentation: Num[np.ndarray, "z y x"] | None = None
+    precontrast: Float[np.ndarray, "z y x"] | None = None
+    voxel_ml: float = math.nan
 
     def __post_init__(self) -> None:
         for name, image in (("prediction", self.prediction), ("ground truth", self.truth)):

@@ -2,17 +2,24 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from cdm_jax.errors import UserError
-from cdm_jax.metrics.conventions.base import Case, Convention
+from cdm_jax.metrics import enhancement
+from cdm_jax.metrics.conventions.base import METRICS, Case, Convention
+from cdm_jax.metrics.gmsd import gmsd
 from cdm_jax.metrics.mae import mae
-from cdm_jax.metrics.psnr import psnr
+from cdm_jax.metrics.psnr import best_gain, psnr
 from cdm_jax.metrics.regions import bounding_box, region_masks
 from cdm_jax.metrics.ssim import RADIUS, mean_inside, ssim_map
+from cdm_jax.metrics.steadiness import step_error, z_gradient_error
+
+IN_REGIONS = (*METRICS, "psnr_best_gain", "z_gradient")
+IN_BRAIN = ("gain", "gmsd", "clipped_fraction")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,8 +27,8 @@ class VolumeConvention(Convention):
     """Scores a volume inside the brain and inside each region of it.
 
     Both images are divided by one percentile of the truth's brain voxels, clipped to [0, 1] and set
-    to zero outside the brain. SSIM is the 3D map averaged inside the region; nothing is taken from
-    the prediction's own distribution.
+    to zero outside the brain. SSIM is the 3D map averaged inside the region. Nothing is taken from
+    the prediction's own distribution, except its median for the subtraction that shows enhancement.
 
     Attributes:
         percentile: The percentile of the truth's brain voxels that becomes 1.
@@ -40,11 +47,16 @@ class VolumeConvention(Convention):
             case: Volumes in the truth's own unit, with a brain mask.
 
         Returns:
-            ``psnr`` (dB), ``ssim`` and ``mae`` in the brain; ``capped`` and ``skipped``: 1 where
-            the brain's PSNR is capped or the truth is empty, else 0; ``clipped_fraction``: the
-            part of the prediction's brain voxels that lay outside the range; and ``regions``: the
-            three metrics in each region of the segmentation. What is undefined is NaN: a region
-            that the tumor lacks, and all metrics of an empty truth.
+            In the brain, and under ``regions`` in each region of the segmentation: ``psnr`` (dB),
+            ``ssim``, ``mae``; ``psnr_best_gain`` (dB), the PSNR of the prediction times ``gain``,
+            clipped as before; ``z_gradient``, the error of the step to the next slice, in units of
+            the range; and, where the case has a ``precontrast``, the metrics of
+            `cdm_jax.metrics.enhancement`.
+            In the brain alone: ``gain``, the factor that makes its PSNR highest, since no input
+            tells a target's scale; ``gmsd``, over axial slices; ``clipped_fraction``, the part of
+            the prediction's voxels that lay outside the range; ``capped`` and ``skipped``, 1 where
+            the PSNR is capped or the truth is empty, else 0.
+            What is undefined is NaN: a region that the tumor lacks, and all of an empty truth.
 
         Raises:
             UserError: There is no brain mask, or it is empty, or the segmentation's labels are
@@ -60,52 +72,66 @@ class VolumeConvention(Convention):
         except UserError as error:
             raise UserError(f"{case.subject}: {error}") from error
         peak = float(np.percentile(case.truth[case.brain], self.percentile))
-        return _skipped(masks) if peak <= 0 else self._score_regions(case, masks, peak)
+        found = _undefined(masks) if peak <= 0 else self._score_regions(case, masks, peak)
+        for name, numbers in _enhancement(case, masks).items():
+            found[name] |= numbers
+        in_brain = found.pop("brain")
+        return {
+            **in_brain,
+            "capped": float(in_brain["psnr"] >= self.psnr_cap),
+            "skipped": float(peak <= 0),
+            "regions": found,
+        }
 
     def _score_regions(
-        self, case: Case, masks: dict[str, Bool[np.ndarray, "z y x"]], peak: float
-    ) -> dict[str, Any]:
+        self, case: Case, masks: Mapping[str, Bool[np.ndarray, "z y x"]], peak: float
+    ) -> dict[str, dict[str, float]]:
         # No window around a brain voxel reaches beyond this margin, so the result is the full one.
         box = bounding_box(masks["brain"], margin=RADIUS)
         masks = {name: mask[box] for name, mask in masks.items()}
         brain = masks["brain"]
-        prediction = case.prediction[box].astype(np.float64) / peak
-        clipped = (prediction < 0) | (prediction > 1)
-        prediction = np.clip(prediction, 0, 1) * brain
+        scaled = case.prediction[box].astype(np.float64) / peak * brain
+        prediction = np.clip(scaled, 0, 1)
         truth = np.clip(case.truth[box].astype(np.float64) / peak, 0, 1) * brain
-        regions = self._measure(prediction, truth, masks)
-        in_brain = regions.pop("brain")
-        return {
-            **in_brain,
-            "capped": float(in_brain["psnr"] >= self.psnr_cap),
-            "skipped": 0.0,
-            "clipped_fraction": float(clipped[brain].mean()),
-            "regions": regions,
+        gain = best_gain(scaled[brain], truth[brain])
+        found = self._measure(prediction, truth, np.clip(gain * scaled, 0, 1), masks)
+        found["brain"] |= {
+            "gain": gain,
+            "gmsd": gmsd(prediction, truth, brain),
+            "clipped_fraction": float((scaled != prediction)[brain].mean()),
         }
+        return found
 
     def _measure(
         self,
         prediction: Float[np.ndarray, "z y x"],
         truth: Float[np.ndarray, "z y x"],
-        masks: dict[str, Bool[np.ndarray, "z y x"]],
+        matched: Float[np.ndarray, "z y x"],
+        masks: Mapping[str, Bool[np.ndarray, "z y x"]],
     ) -> dict[str, dict[str, float]]:
-        similarity = ssim_map(prediction, truth)
+        similarity, steps = ssim_map(prediction, truth), step_error(prediction, truth)
         return {
             name: {
                 "psnr": psnr(prediction, truth, mask=mask, cap=self.psnr_cap),
                 "ssim": mean_inside(similarity, mask),
                 "mae": mae(prediction, truth, mask=mask),
+                "psnr_best_gain": psnr(matched, truth, mask=mask, cap=self.psnr_cap),
+                "z_gradient": z_gradient_error(steps, mask),
             }
             for name, mask in masks.items()
         }
 
 
-def _skipped(masks: dict[str, Bool[np.ndarray, "z y x"]]) -> dict[str, Any]:
-    undefined = {"psnr": math.nan, "ssim": math.nan, "mae": math.nan}
-    return {
-        **undefined,
-        "capped": 0.0,
-        "skipped": 1.0,
-        "clipped_fraction": math.nan,
-        "regions": {name: dict(undefined) for name in masks if name != "brain"},
-    }
+def _undefined(masks: Iterable[str]) -> dict[str, dict[str, float]]:
+    found = {name: dict.fromkeys(IN_REGIONS, math.nan) for name in masks}
+    found["brain"] |= dict.fromkeys(IN_BRAIN, math.nan)
+    return found
+
+
+def _enhancement(
+    case: Case, masks: Mapping[str, Bool[np.ndarray, "z y x"]]
+) -> dict[str, dict[str, float]]:
+    if case.precontrast is None:
+        return {}
+    images = case.prediction, case.truth, case.precontrast
+    return enhancement.measure(*images, masks, case.voxel_ml)
