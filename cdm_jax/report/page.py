@@ -82,11 +82,11 @@ def save_report(folder: pathlib.Path, report: Report, cases: Iterable[Case]) -> 
         UserError: there are no records, or they are not comparable.
     """
     site = Site(folder)
-    templates = _templates()
+    templates = environment()
     niivue, no_viewer = _niivue()
     tables = _tables(report)  # first: records that cannot be compared write nothing
     for name in ASSETS:
-        site.write(f"assets/{name}", _asset(name))
+        site.write(f"assets/{name}", asset(name))
     if niivue is not None:
         site.write("assets/niivue.js", niivue)
     galleries = {}
@@ -116,7 +116,8 @@ def save_report(folder: pathlib.Path, report: Report, cases: Iterable[Case]) -> 
     return folder / "index.html"
 
 
-def _templates() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """The templates, by which all that pages show is escaped."""
     return jinja2.Environment(
         loader=jinja2.PackageLoader("cdm_jax.report"),
         autoescape=True,
@@ -126,7 +127,8 @@ def _templates() -> jinja2.Environment:
     )
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """The text of a style sheet or script that pages use."""
     file = importlib.resources.files("cdm_jax.report") / "templates" / name
     return file.read_text(encoding="utf-8")
 
