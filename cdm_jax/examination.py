@@ -105,6 +105,8 @@ def _labels(subject: Subject, volumes: Volumes) -> list[Finding]:
     if subject.segmentation is None:
         return []
     place = {"about": "segmentation", "subject": subject.subject_id}
+    readable = {name: subject.images[name] for name in volumes}
+    subject = dataclasses.replace(subject, images=readable)
     try:
         check_segmentation(subject, brain_mask(volumes))
     except ImageError as error:

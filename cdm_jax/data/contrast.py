@@ -2,8 +2,8 @@
 
 Scanners differ more than a rule can know: gray matter may be brighter or darker than white in T1
 and in T2-FLAIR. So only ranks are compared, and only what held, by a margin, in 200 simulated
-examinations (most of them with drawn contrasts) and in four real ones: a false alarm is worse than a
-miss. What held:
+examinations (most of them with drawn contrasts) and in four real ones: a false alarm is worse than
+a miss. What held:
 
 - fluid, at the surface and in the ventricles, is dark in T1 and T2-FLAIR and bright in T2;
 - white matter, which is deep, is bright in T1 and dark in T2;

@@ -209,7 +209,12 @@ def _is_stream(path: PathLike) -> bool:
 
 
 def _misnamed(path: PathLike) -> bool:
-    """Whether the file is compressed and its name does not say so, or the reverse."""
+    """Whether nibabel should not open it by its name, which does not say what is compressed.
+
+    Nor where it is .mgh: nibabel leaves such a file open.
+    """
+    if str(path).lower().endswith(".mgh"):
+        return True
     with open(path, "rb") as file:
         compressed = file.read(2) == _GZIP
     return compressed != str(path).lower().endswith(("gz", "mgz"))
