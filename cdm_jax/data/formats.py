@@ -10,7 +10,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,7 @@ ENDING = re.compile(r"\.(nii(\.gz)?|mgz|mgh|img(\.gz)?)$", re.IGNORECASE)
 LARGEST = 2**30  # voxels; the finest brains of today have an eighth of that
 _GZIP = b"\x1f\x8b"
 _BEGINNING = 2**10  # bytes; the longest header has 540
-_AFTER = 2**20  # bytes that may stand behind the voxels
-_MOST = 16 * LARGEST  # bytes of the largest image that is read
+_PART = 2**20  # bytes that are read at a time, and that may stand behind the voxels
 _MGH = b"\0\0\0\1"  # the version, the only one
 _UNREADABLE: tuple[type[Exception], ...] = (
     OSError,
@@ -159,9 +158,10 @@ def check_size(path: PathLike) -> None:
             claimed = _claimed(_header(stream.read(_BEGINNING)))
         with open(path, "rb") as file:
             compressed = file.read(2) == _GZIP
-            file.seek(-4, os.SEEK_END)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 4))
             # gzip ends in how many bytes it holds, of its last part, modulo 2^32.
-            held = int.from_bytes(file.read(4), "little") if compressed else file.tell()
+            held = int.from_bytes(file.read(4), "little") if compressed else size
     if held != (claimed % 2**32 if compressed else claimed):
         read_image(path)
 
@@ -230,10 +230,14 @@ def _from_bytes(path: PathLike) -> Image:
     with _unpacked(path) as stream:
         start = stream.read(_BEGINNING)
         header = _header(start)
+        _check_number(header.get_data_shape(), str(path))
         claimed = _claimed(header)
-        content = start + stream.read(max(0, min(claimed, _MOST) - len(start)) + _AFTER)
-        while stream.read(_AFTER):  # nibabel stops at the last voxel, before gzip's checksum
-            pass
+        parts, room = [start], claimed + _PART - len(start)
+        while part := stream.read(_PART):  # to the end, where gzip has its checksum
+            if room > 0:
+                parts.append(part)
+                room -= len(part)
+        content = b"".join(parts)
     if len(content) < claimed:  # said before nibabel makes room for all that is claimed
         raise ValueError(f"it holds {len(content)} bytes and its header claims {claimed}")
     if isinstance(header, nib.MGHImage.header_class):
@@ -280,12 +284,7 @@ def _as_nifti(image: nib.filebasedimages.FileBasedImage, name: str) -> Image:
 def _checked(image: Image, name: str) -> Image:
     if len(image.shape) < 3 or any(extent != 1 for extent in image.shape[3:]):
         raise ImageError(f"{name} has shape {image.shape}", "give one 3D volume a file", "shape")
-    if not 0 < (voxels := math.prod(image.shape)) <= LARGEST:
-        raise ImageError(
-            f"{name} claims {voxels:.3g} voxels, of shape {image.shape}",
-            f"from 1 to {LARGEST:.3g} are read; if its header is corrupt, copy it again",
-            "shape",
-        )
+    _check_number(image.shape, name)
     finite = np.isfinite(image.affine).all()
     if not finite or np.linalg.matrix_rank(image.affine[:3, :3]) < 3:
         raise ImageError(
@@ -294,3 +293,14 @@ def _checked(image: Image, name: str) -> Image:
             "affine",
         )
     return image
+
+
+def _check_number(shape: Sequence[Any], name: str) -> None:
+    """Refuses more voxels than any scan has: room is made for what a header claims."""
+    voxels = math.prod(map(int, shape))
+    if not 0 < voxels <= LARGEST:
+        raise ImageError(
+            f"{name} claims {voxels:.3g} voxels, of shape {tuple(map(int, shape))}",
+            f"from 1 to {LARGEST:.3g} are read; if its header is corrupt, copy it again",
+            "shape",
+        )
