@@ -4,11 +4,11 @@ A network takes such images without an error and makes images of the same size; 
 has the originals can say whether they are meant to be so.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from cdm_jax.data import contrast
 from cdm_jax.data.findings import NOTE, Finding
@@ -24,6 +24,7 @@ AXES = ("axial", "coronal", "sagittal")  # slices along z, y and x
 
 Volume = Float[np.ndarray, "z y x"]
 Mask = Bool[np.ndarray, "z y x"]
+Areas = Int[np.ndarray, "slice"]
 Sizes = tuple[float, float, float]
 
 
@@ -158,7 +159,7 @@ def _slabs(brains: Mapping[str, Mask]) -> list[Finding]:
     found = []
     for axis, direction in enumerate(AXES):
         others = tuple(other for other in range(3) if other != axis)
-        areas = {name: np.count_nonzero(brain, axis=others) for name, brain in brains.items()}
+        areas = {name: brain.sum(axis=others) for name, brain in brains.items()}
         for name, area in areas.items():
             text = cut(area) or lacking(area, [areas[other] for other in areas if other != name])
             if text:
@@ -167,7 +168,7 @@ def _slabs(brains: Mapping[str, Mask]) -> list[Finding]:
     return found
 
 
-def cut(areas: np.ndarray) -> str:
+def cut(areas: Areas) -> str:
     """Doubts a brain that ends abruptly, or that has a gap.
 
     Args:
@@ -181,11 +182,11 @@ def cut(areas: np.ndarray) -> str:
     if gaps:
         return f"{gaps} empty slices within the brain"
     first, last = np.flatnonzero(areas)[[0, -1]]
-    share = max(shares[first], shares[last])
+    share = float(max(shares[first], shares[last]))
     return f"the brain is cut where it has {share:.0%} of its largest slice" if share > CUT else ""
 
 
-def lacking(areas: np.ndarray, others: list[np.ndarray]) -> str:
+def lacking(areas: Areas, others: Sequence[Areas]) -> str:
     """Doubts an image that is empty where others show brain.
 
     Args:
@@ -196,6 +197,6 @@ def lacking(areas: np.ndarray, others: list[np.ndarray]) -> str:
         return ""
     shown = np.median([area > 0 for area in others], axis=0) > 0.5
     missing = np.count_nonzero(shown & (areas == 0))
-    if missing <= LACKING * max(1, np.count_nonzero(shown)):
+    if missing <= LACKING * max(1, int(np.count_nonzero(shown))):
         return ""
     return f"{missing} of the {np.count_nonzero(shown)} slices that others show are empty"

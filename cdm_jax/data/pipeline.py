@@ -144,12 +144,7 @@ def training_batches(
             f"a batch of {batch_size} slices cannot be shared by {process_count} processes: use a "
             "multiple"
         )
-    order = grain.MapDataset.range(len(source)).seed(seed).shuffle()
-    if not paired:
-        others = grain.MapDataset.range(len(source)).seed(seed + 1).shuffle()
-        # Grain's seed of what follows counts the transformations before it, hence the empty one.
-        order = grain.experimental.ZipMapDataset([order, others]).map(tuple)
-    plans = (order.random_map(_plan_flip) if flips else order.map(_plan)).repeat()
+    plans = _plans(len(source), seed=seed, flips=flips, paired=paired)
     number = batch_size // process_count
     own = range(process_index * number, (process_index + 1) * number)
 
@@ -162,6 +157,34 @@ def training_batches(
     return batches.to_iter_dataset(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
     )
+
+
+def subjects_of_batch(
+    prepared: Sequence[PreparedSubject],
+    batch: int,
+    *,
+    batch_size: int,
+    seed: int,
+    flips: bool,
+    paired: bool,
+    any_to_any: bool,
+) -> list[str]:
+    """Whose slices are in the batch of this number, from 0, of `training_batches`; sorted."""
+    source = SliceSource(prepared, any_to_any=any_to_any)
+    plans = _plans(len(source), seed=seed, flips=flips, paired=paired)
+    own = [plans[batch * batch_size + place] for place in range(batch_size)]
+    slices = {index for sources, targets, _ in own for index in (sources, targets)}
+    return sorted({prepared[source.positions[index, 0]].subject_id for index in slices})
+
+
+def _plans(number: int, *, seed: int, flips: bool, paired: bool) -> grain.MapDataset[Plan]:
+    """The endless order of so many slices."""
+    order = grain.MapDataset.range(number).seed(seed).shuffle()
+    if not paired:
+        others = grain.MapDataset.range(number).seed(seed + 1).shuffle()
+        # Grain's seed of what follows counts the transformations before it, hence the empty one.
+        order = grain.experimental.ZipMapDataset([order, others]).map(tuple)
+    return (order.random_map(_plan_flip) if flips else order.map(_plan)).repeat()
 
 
 def prefetched(
