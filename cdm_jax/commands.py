@@ -165,7 +165,7 @@ def doctor(
     if page is not None:
         write_page(found, page)
     if errors := found.counts["error"]:
-        raise UserError(f"{errors} errors in {input}: mend what the table says, or leave it out")
+        raise UserError(f"errors in {input}: {errors}; mend what the table says, or leave it out")
 
 
 def phantom(*, config: ConfigDict, workdir: pathlib.Path) -> None:

@@ -20,7 +20,6 @@ from cdm_jax.data.findings import KINDS, SEVERITIES, Finding
 from cdm_jax.data.layouts import LAYOUTS, SEGMENTATION, alternatives, matches_of
 from cdm_jax.data.subjects import NoSubjectError, Subject, find_with_faults
 from cdm_jax.data.walk import image_files
-from cdm_jax.errors import UserError
 from cdm_jax.examination import Examination, compare, examine_subject, overlaps
 from cdm_jax.files import write_json
 from cdm_jax.report.checkup import checkup_page
@@ -212,13 +211,7 @@ def _example(finding: Finding) -> str:
 
 
 def write_page(diagnosis: Diagnosis, path: Path) -> None:
-    """Writes the findings as one HTML file that needs no other.
-
-    Raises:
-        UserError: The name is not that of a page.
-    """
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"--page={path}: the name must end in .html")
+    """Writes the findings as one HTML file that needs no other."""
     page = checkup_page(
         title=f"Data of {diagnosis.folder}",
         summary=diagnosis.summary,

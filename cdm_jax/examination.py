@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from cdm_jax.data.checks import examine
-from cdm_jax.data.findings import ERROR, Finding
+from cdm_jax.data.findings import Finding
 from cdm_jax.data.formats import ImageError, read_image
 from cdm_jax.data.grids import oriented_like
 from cdm_jax.data.headers import Header, examine_headers, finding_of
@@ -221,8 +221,3 @@ def overlaps(
             text = f"patient {one.patient_id} is in {folder} too"
             found.append(Finding(code="same-name", found=text, **place))
     return found
-
-
-def severe(findings: Sequence[Finding]) -> int:
-    """How many are errors."""
-    return sum(finding.severity == ERROR for finding in findings)

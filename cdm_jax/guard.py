@@ -74,7 +74,7 @@ def check(
     stage: str,
     subjects: Callable[[int], Sequence[str]],
     saved: int | None,
-) -> Mapping[str, float]:
+) -> Mapping[str, int]:
     """Asks the device whether the steps since the last log were finite.
 
     Args:

@@ -249,7 +249,7 @@ def _is_looked_at(step: int, length: ConfigDict) -> bool:
 
 def _check_finite(
     run: Run, totals: guard.Totals, step: int, skip: bool, checkpoints: checkpoint.Checkpoints
-) -> Mapping[str, float]:
+) -> Mapping[str, int]:
     """Refuses to go on from what is not finite; gives what to log where it is skipped."""
 
     def subjects(number: int) -> list[str]:

@@ -26,6 +26,12 @@ def _number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"'{text}' should be a number") from error
 
 
+def _page(text: str) -> pathlib.Path:
+    if not text.lower().endswith((".html", ".htm")):
+        raise argparse.ArgumentTypeError(f"'{text}' should end in .html")
+    return pathlib.Path(text)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flag:
     """A flag `--name=value`.
@@ -300,7 +306,12 @@ COMMANDS = {
             ),
             Flag(name="against", text="another folder, which should hold none of these patients"),
             Flag(name="json", text="also write all findings there, for programs", value="FILE"),
-            Flag(name="page", text="also write a page there, for a browser", value="FILE"),
+            Flag(
+                name="page",
+                text="also write a page there, for a browser; its name ends in .html",
+                value="FILE",
+                kind=_page,
+            ),
         ),
         examples=(
             "doctor --input=/data/BraTS2023 --page=doctor.html",

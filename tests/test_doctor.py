@@ -339,7 +339,7 @@ class TestCommand:
         files = (tmp_path / "found.json", tmp_path / "found.html")
         assert self.run(f"--input={cohort}", f"--json={files[0]}", f"--page={files[1]}") == 1
         said = capsys.readouterr()
-        assert said.err.startswith("error: 1 errors in ") and said.err.count("\n") == 1
+        assert said.err.startswith(f"error: errors in {cohort}: 1; ") and said.err.count("\n") == 1
         assert "unreadable" in said.out
         (finding,) = [f for f in json.loads(files[0].read_text())["findings"]
                       if f["severity"] == "error"]  # fmt: skip
@@ -361,6 +361,7 @@ class TestCommand:
         [
             (["--input=nowhere"], "there is no folder"),
             ([], "doctor needs --input=<folder>"),
+            (["--input=x", "--page=x.txt"], "'x.txt' should end in .html"),
             (["--input=x", "--config.data.size=3"], "give --config=<file>:<stage> too"),
         ],
     )
