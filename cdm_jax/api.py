@@ -24,7 +24,7 @@ from cdm_jax import calibration, checkpoint, inference, shipped
 from cdm_jax.data.formats import Image, PathLike
 from cdm_jax.data.grids import read_on_one_grid
 from cdm_jax.data.native import NativeImages, scale_volumes
-from cdm_jax.data.nifti import as_image, image_like
+from cdm_jax.data.nifti import as_image, image_like, read_voxel_size
 from cdm_jax.data.prepare import PrepareSettings, prepare_images
 from cdm_jax.data.subjects import subject_of
 from cdm_jax.errors import UserError, about, nearest
@@ -161,7 +161,8 @@ class TrainedModel:
         sources = self._sources(images)
         subject = subject or self._subject_of(sources[self.sources[0]])
         grid = read_on_one_grid(sources, resample_to=resample_to)
-        native = scale_volumes(grid.volumes, self.sources, subject)
+        size = read_voxel_size(grid.reference)
+        native = scale_volumes(grid.volumes, self.sources, subject, size)
         prepared = prepare_images(native, self._settings(), subject, subject)
         drawn = self._sampler(samples).draw(prepared, prepared.slices, native.brain)
         intervals = self.intervals(samples)

@@ -1,6 +1,7 @@
 """What each command does: functions of the flags that `usage.COMMANDS` lists for it."""
 
 import pathlib
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -10,6 +11,7 @@ from cdm_jax.api import find_system
 from cdm_jax.calibration import calibrate_stage, summary
 from cdm_jax.cards import write_card
 from cdm_jax.data import dataset as data
+from cdm_jax.doctor import diagnose, show, write_findings, write_page
 from cdm_jax.errors import UserError
 from cdm_jax.evaluate import evaluate_run
 from cdm_jax.evaluate_patterns import evaluate_patterns
@@ -147,6 +149,31 @@ def prepare(*, config: ConfigDict, workdir: pathlib.Path) -> None:
     dataset = _dataset(config, workdir)
     counts = {part: len(getattr(dataset, part)) for part in ("train", "validation", "test")}
     console.print(f"prepared subjects {counts}, split {dataset.split_hash}")
+
+
+def doctor(
+    *,
+    input: pathlib.Path,
+    config: ConfigDict | None,
+    against: pathlib.Path | None,
+    json: pathlib.Path | None,
+    page: pathlib.Path | None,
+) -> None:
+    """Examines a folder of patients."""
+    settings: dict[str, Any] = {}
+    if config is not None:
+        names = dict.fromkeys((*config.data.sources, *config.data.targets))
+        settings["modalities"] = tuple(names)
+        settings["patterns"] = config.data.patterns.to_dict() or None
+        settings["num_workers"] = config.data.num_workers
+    found = diagnose(input, against=against, **settings)
+    show(found)
+    if json is not None:
+        write_findings(found, json)
+    if page is not None:
+        write_page(found, page)
+    if errors := found.counts["error"]:
+        raise UserError(f"errors in {input}: {errors}; mend what the table says, or leave it out")
 
 
 def phantom(*, config: ConfigDict, workdir: pathlib.Path) -> None:

@@ -57,10 +57,11 @@ def _options(call: arguments.Call) -> dict[str, Any]:
 
     if options["config"] is not None:
         options["config"] = load_config(options["config"], call.overrides)
-        options["workdir"] = options["workdir"] or pathlib.Path("runs", options["config"].data.name)
+        default = pathlib.Path("runs", options["config"].data.name)
+        options |= {"workdir": options["workdir"] or default} if "workdir" in options else {}
     elif call.overrides:
         raise UserError(f"{call.overrides[0]} overrides a config: give --config=<file>:<stage> too")
-    elif options["workdir"] is None:
+    elif options.get("workdir", "") is None:
         raise UserError(f"{call.command} needs --workdir=<folder of a trained run> or --config")
     return options
 

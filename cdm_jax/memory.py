@@ -15,7 +15,7 @@ import jax
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from cdm_jax import checkpoint, parallel, shapes
+from cdm_jax import checkpoint, guard, parallel, shapes
 from cdm_jax.data.dataset import Dataset
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
@@ -45,7 +45,8 @@ def lowered_step(config: ConfigDict, devices: parallel.Devices, key: Array) -> j
         name: jax.ShapeDtypeStruct((*lead, *part.shape[1:]), part.dtype)
         for name, part in shapes.stored_shapes(config, each * number).items()
     }
-    step: Any = make_step(method, key, devices, state, task_of(config.data))
+    skip = guard.is_skipping(config[config.stage].train)
+    step: Any = make_step(method, key, devices, state, task_of(config.data), skip=skip)
     return step.lower(
         devices.sharded_shapes(state),
         _placed(totals, parallel.replicated(devices.mesh)),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from cdm_jax import checkpoint, parallel
+from cdm_jax import checkpoint, guard, parallel
 from cdm_jax.data.dataset import PARTS, find_split
 from cdm_jax.errors import UserError, nearest
 from cdm_jax.initial import find_initial
@@ -42,6 +42,7 @@ def check_settings(config: ConfigDict, stage: str) -> base.Method:
             f"{stage}.train.batch_size_per_device is {config[stage].train.batch_size_per_device}: "
             "use 1 or more"
         )
+    guard.is_skipping(config[config.stage].train)
     return base.create(resolve(config, num_slices=1))  # how many there are, no check asks
 
 

@@ -21,7 +21,7 @@ from cdm_jax.tasks import Task, task_of
 
 LENGTHS = (
     *("num_steps", "num_epochs", "log_every", "validate_every", "checkpoint_every"),
-    *("best_by", "patience"),
+    *("best_by", "patience", "non_finite"),
 )
 
 _batch = jax.jit(Task.batch, static_argnums=0)

@@ -176,10 +176,23 @@ def usable_segmentation(
     if files.segmentation is None:
         return None, ""
     try:
-        check_file(files.segmentation)
-        image = oriented_like(files.segmentation, next(iter(files.images.values())))
-        labels = read_labels(files.segmentation, image)
-        region_masks(labels, brain)
+        return check_segmentation(files, brain), ""
     except UserError as error:
         return None, f"{files.subject_id}: no tumor regions are scored: {error}"
-    return labels, ""
+
+
+def check_segmentation(
+    files: Subject, brain: Bool[np.ndarray, "z y x"]
+) -> Int[np.ndarray, "z y x"]:
+    """The labels of a subject that has a segmentation.
+
+    Raises:
+        UserError: They cannot be read, lie on another grid or are of unknown meaning.
+    """
+    if files.segmentation is None:
+        raise UserError(f"{files.subject_id} has no segmentation: add its file")
+    check_file(files.segmentation)
+    image = oriented_like(files.segmentation, next(iter(files.images.values())))
+    labels = read_labels(files.segmentation, image)
+    region_masks(labels, brain)
+    return labels

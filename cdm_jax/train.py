@@ -7,7 +7,7 @@ are saved together, after the update and before the next batch is drawn.
 import contextlib
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,9 +18,9 @@ from clu.metrics import Average
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from cdm_jax import checkpoint, parallel
+from cdm_jax import checkpoint, guard, parallel
 from cdm_jax.data.dataset import Dataset
-from cdm_jax.data.pipeline import prefetched, training_batches
+from cdm_jax.data.pipeline import prefetched, subjects_of_batch, training_batches
 from cdm_jax.initial import find_initial, start_from
 from cdm_jax.methods import base
 from cdm_jax.run import Run, check_continues, load_frozen, resolve, stage_keys, training_slices
@@ -33,8 +33,7 @@ PATTERNS = 1  # folds a step's key into that of its patterns
 MEASURED_SLICES = 4096  # enough for the means and covariances that `finish` measures
 
 
-Totals = dict[str, Average]
-Step = Callable[[base.State, Totals, Any], tuple[base.State, Totals]]
+Step = Callable[[base.State, guard.Totals, Any], tuple[base.State, guard.Totals]]
 
 
 def make_step(
@@ -43,26 +42,31 @@ def make_step(
     devices: parallel.Devices,
     state: base.State,
     task: Task,
+    *,
+    skip: bool = False,
 ) -> Step:
-    """The compiled step: stored batch to floats, update, running means; the state is donated."""
+    """The compiled step: stored batch to floats, update, running means; the state is donated.
 
-    def step(state: base.State, totals: Totals, batch: Any) -> tuple[base.State, Totals]:
+    Where the running means have `guard.FINITE`, the step is guarded; with `skip`, one that is not
+    finite changes nothing.
+    """
+
+    def step(
+        state: base.State, totals: guard.Totals, batch: Any
+    ) -> tuple[base.State, guard.Totals]:
         """State and running means after one batch."""
         key = jax.random.fold_in(root, state.step)
         floats = task.batch(batch, jax.random.fold_in(key, PATTERNS), training=True)
-        state, metrics = method.update(state, floats, key)
-        return state, {
-            name: totals[name].merge(Average.from_model_output(value))
-            for name, value in parallel.mean(metrics).items()
-        }
+        after, metrics = method.update(state, floats, key)
+        return guard.merged(state, after, totals, parallel.mean(metrics), skip=skip)
 
     return devices.compile(step, state)
 
 
-def empty_totals(method: base.Method, state: base.State, batch: Shapes) -> Totals:
+def empty_totals(method: base.Method, state: base.State, batch: Shapes) -> guard.Totals:
     """Running means of nothing, for the metrics that an update of this state returns."""
     _, metrics = jax.eval_shape(method.update, state, batch, jax.random.key(0))
-    return {name: Average.empty() for name in metrics}
+    return {name: Average.empty() for name in (*metrics, guard.FINITE)}
 
 
 def train_stage(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) -> bool:
@@ -122,18 +126,25 @@ def _training_iterator(run: Run) -> Any:
     """Endless shuffled batches of this process, prefetched to the devices."""
     batches = training_batches(
         run.dataset.train,
-        simulated=run.dataset.simulated,
-        simulated_share=run.config.data.simulated.share,
-        batch_size=run.batch_size,
-        seed=run.config.seed,
-        flips=run.config.data.flips,
-        paired=run.method.paired,
-        any_to_any=task_of(run.config.data).is_any,
+        **_order(run),
         threads=run.config.data.read_threads or os.cpu_count() or 1,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
     return iter(prefetched(batches, run.devices.put))
+
+
+def _order(run: Run) -> dict[str, Any]:
+    """What the order of training slices follows from."""
+    return {
+        "batch_size": run.batch_size,
+        "seed": run.config.seed,
+        "flips": run.config.data.flips,
+        "paired": run.method.paired,
+        "any_to_any": task_of(run.config.data).is_any,
+        "simulated": run.dataset.simulated,
+        "simulated_share": run.config.data.simulated.share,
+    }
 
 
 def _start(
@@ -192,7 +203,8 @@ def _loop(
     """
     length, first = run.length, int(state.step)
     task = task_of(run.config.data)
-    step_function = make_step(run.method, run.keys[1], run.devices, state, task)
+    skip = guard.is_skipping(length)
+    step_function = make_step(run.method, run.keys[1], run.devices, state, task, skip=skip)
     validation = Validation(run) if run.dataset.validation else None
     patience = length.patience * length.validate_every
     profiler = ProfilerWindow(run.folder, **run.config.profile.to_dict())
@@ -210,8 +222,11 @@ def _loop(
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, totals = step_function(state, totals, next(batches))
             last = step == length.num_steps
+            if _is_looked_at(step, length):
+                beside = _check_finite(run, totals, step, skip, checkpoints)
             if step % length.log_every == 0 or last:
-                averages = {name: value.compute() for name, value in totals.items()}
+                averages = {name: v.compute() for name, v in totals.items() if name != guard.FINITE}
+                averages |= beside
                 writer.scalars(step, averages)
                 bar.show(step, averages["loss"], run.batch_size)
                 totals = nothing
@@ -225,11 +240,31 @@ def _loop(
                     break
             leave = parallel.stop_requested(step, stop.requested) and not last
             if not last and (step % length.checkpoint_every == 0 or leave):
+                _check_finite(run, totals, step, skip, checkpoints)
                 checkpoints.save(step, state, batches, run.provenance())
             if leave:
                 raise SystemExit(f"stopped, saved at step {step}; the same command goes on")
         profiler.close(state)
     return state, best
+
+
+def _is_looked_at(step: int, length: ConfigDict) -> bool:
+    """Whether something is logged or measured after this step."""
+    every = (length.log_every, length.validate_every)
+    return step == length.num_steps or any(step % number == 0 for number in every)
+
+
+def _check_finite(
+    run: Run, totals: guard.Totals, step: int, skip: bool, checkpoints: checkpoint.Checkpoints
+) -> Mapping[str, int]:
+    """Refuses to go on from what is not finite; gives what to log where it is skipped."""
+
+    def subjects(number: int) -> list[str]:
+        """Whose slices a step saw."""
+        return subjects_of_batch(run.dataset.train, number - 1, **_order(run))
+
+    saved, stage = checkpoints.latest_step, run.config.stage
+    return guard.check(totals, step, skip=skip, stage=stage, subjects=subjects, saved=saved)
 
 
 def _validate(

@@ -26,6 +26,12 @@ def _number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"'{text}' should be a number") from error
 
 
+def _page(text: str) -> pathlib.Path:
+    if not text.lower().endswith((".html", ".htm")):
+        raise argparse.ArgumentTypeError(f"'{text}' should end in .html")
+    return pathlib.Path(text)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flag:
     """A flag `--name=value`.
@@ -280,6 +286,37 @@ COMMANDS = {
             "prepare --config=configs/brats.py:cdm --config.data.root=/data/BraTS2023",
             "prepare --config=configs/brats.py:cdm,size=128 --config.data.root=/data/BraTS2023 "
             "--workdir=runs/brats128",
+        ),
+    ),
+    "doctor": Command(
+        summary="examine a folder of patients: what is wrong with it, and what to do",
+        text="""
+            Reads every image and says what is wrong or odd: files, headers, grids, values, swapped
+            modalities, skulls, labels, patients that are there twice. Changes nothing. The exit
+            code is 1 where there are errors, which train would end at or learn nonsense from, and
+            0 where there are only warnings and notes. Files are found by the names of BraTS,
+            UPenn-GBM and BIDS, or by the patterns of a config.
+            """,
+        flags=(
+            Flag(name="input", text="one patient's folder, or a folder of many", required=True),
+            Flag(
+                name="config",
+                text="config file and stage whose modalities and patterns of names to take",
+                value="FILE:STAGE",
+                kind=str,
+            ),
+            Flag(name="against", text="another folder, which should hold none of these patients"),
+            Flag(name="json", text="also write all findings there, for programs", value="FILE"),
+            Flag(
+                name="page",
+                text="also write a page there, for a browser; its name ends in .html",
+                value="FILE",
+                kind=_page,
+            ),
+        ),
+        examples=(
+            "doctor --input=/data/BraTS2023 --page=doctor.html",
+            "doctor --input=/data/UPENN-GBM --against=/data/BraTS2023 --json=doctor.json",
         ),
     ),
     "phantom": Command(

@@ -118,7 +118,7 @@ def chosen_slices(subject: PreparedSubject, number: int, seed: int) -> list[int]
 
 def better(metric: str, value: float, than: checkpoint.Best | None) -> bool:
     """Whether a validation did better than the best before."""
-    if np.isnan(value):
+    if not np.isfinite(value):
         return False
     if than is None or than.metric != metric:
         return True

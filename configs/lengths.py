@@ -35,6 +35,7 @@ def training(**changes) -> ConfigDict:
             "validate_every": 2_000,  # steps between validations
             "checkpoint_every": 2_000,  # steps between checkpoints
             "best_by": "psnr_brain",  # validation metric of the checkpoint to keep as the best
+            "non_finite": "stop",  # at a loss or parameter that is not finite; or "skip" that step
             "patience": 0,  # validations without a better one that end the training; 0: none do
         }
         | changes

@@ -12,6 +12,7 @@ import config_reference
 
 import cdm_jax
 from cdm_jax import main as command_line
+from cdm_jax.data.findings import KINDS
 from cdm_jax.usage import COMMANDS
 
 CORE = "core"
@@ -31,9 +32,17 @@ def write_pages(docs: pathlib.Path) -> None:
     """Writes `generated/*.md`, which pages include, and the pages `reference/api/*.md`."""
     _write(docs / "generated/command_line.md", help_pages())
     _write(docs / "generated/configs.md", config_reference.page())
+    _write(docs / "generated/findings.md", findings())
     _write(docs / "generated/table2.md", second_cohort(docs))
     for room, text in api_pages().items():
         _write(docs / f"reference/api/{room}.md", text)
+
+
+def findings() -> str:
+    """A table of all that `doctor` can find."""
+    lines = ["| code | severity | what it is | what to do |", "| --- | --- | --- | --- |"]
+    lines += [f"| `{code}` | {' | '.join(kind)} |" for code, kind in KINDS.items()]
+    return "\n".join(lines) + "\n"
 
 
 def second_cohort(docs: pathlib.Path) -> str:

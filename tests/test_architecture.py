@@ -154,6 +154,7 @@ def test_scoring_loads_no_jax_at_all():
         "    for m in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
         "        importlib.import_module(m.name)\n"
         "import cdm_jax.data.cohort, cdm_jax.data.splits, cdm_jax.phantom.cohort, cdm_jax.scoring\n"
+        "import cdm_jax.doctor\n"
         "print(sorted(m for m in sys.modules if m in ('jax', 'flax', 'optax')))"
     )
     result = subprocess.run(

@@ -101,7 +101,7 @@ class TestSynthesize:
     def test_what_is_found_stands_in_the_sidecar(self, call, tmp_path):
         patient(tmp_path / "in", t1=head("t2"), t2=head("t1"))
         status, said, _ = call(tmp_path / "in")
-        note = "t1, t2: look swapped by their histograms: check the names"
+        note = "t1, t2: look swapped by their contrast: check the names"
         assert status == 0 and note in said
         path = next((tmp_path / "out").rglob("*-t1c.json"))
         assert json.loads(path.read_text())["notes"] == [note]

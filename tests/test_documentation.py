@@ -70,6 +70,13 @@ def test_experiments_and_benchmarks_that_are_named_exist():
         assert (ROOT / room / f"{name}.py").exists(), name
 
 
+def test_tests_that_are_named_exist():
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", "".join(TEXT.values()))
+    assert len(named) > 15
+    for file, test in named:
+        assert f"def {test}" in (ROOT / file).read_text(), f"{file}::{test}"
+
+
 def test_the_readme_is_short():
     assert len(TEXT[ROOT / "README.md"].splitlines()) <= 150
 

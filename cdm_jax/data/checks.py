@@ -1,68 +1,142 @@
-"""What looks wrong in readable images: told in a line each, never refused.
+"""What looks wrong in readable images: told, never refused.
 
 A network takes such images without an error and makes images of the same size; only the person who
 has the originals can say whether they are meant to be so.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
-from cdm_jax.data.intensity import background, has_background
+from cdm_jax.data import contrast
+from cdm_jax.data.findings import NOTE, Finding
+from cdm_jax.data.intensity import background, brightness, has_background
 
 DARK_SHARE = 0.1  # of the brain; more below the background than rounding and ringing leave there
-SWAPPED = 0.5  # by which the skewness of T1 is above that of T2; properly it is 0.5 to 2.5 below
-ENOUGH = 50_000  # voxels to measure a histogram by
 OVERLAP = 0.5  # Dice of two modalities' brains, below which they are hardly registered
+HEAD_ML = 2500  # more than any brain has, with its fluid; a whole head has 3500 and more
+CUT = 0.5  # of the largest slice: a brain ends in slices of less than a fourth of it
+LACKING = 0.1  # of the slices with brain in other modalities
+INSIDE = 0.05  # of the largest slice: a gap lies between larger ones
+AXES = ("axial", "coronal", "sagittal")  # slices along z, y and x
 
 Volume = Float[np.ndarray, "z y x"]
+Mask = Bool[np.ndarray, "z y x"]
+Areas = Int[np.ndarray, "slice"]
+Sizes = tuple[float, float, float]
 
 
-def doubts(volumes: Mapping[str, Volume]) -> tuple[str, ...]:
-    """What looks wrong in the images of one subject.
+def doubts(volumes: Mapping[str, Volume], voxel_size: Sizes | None = None) -> tuple[str, ...]:
+    """What looks wrong in the images of one subject, notes left out.
 
     Args:
         volumes: Modality to values as in the files, on one grid.
+        voxel_size: Along (z, y, x) in mm, where it is known.
 
     Returns:
         Lines that begin with the modality; none where nothing is found.
     """
+    found = examine(volumes, voxel_size)
+    return tuple(finding.line for finding in found if finding.severity != NOTE)
+
+
+def examine(volumes: Mapping[str, Volume], voxel_size: Sizes | None = None) -> list[Finding]:
+    """All that is found in the images of one subject; arguments as for `doubts`."""
     brains = {name: volume != background(volume) for name, volume in volumes.items()}
-    lines = [
-        f"{name}: {line}"
+    found = [
+        Finding(code=code, found=text, about=name)
         for name, volume in volumes.items()
-        for line in (no_background(volume), below_background(volume, brains[name]))
-        if line
+        for code, text in _of_one(volume, brains[name], voxel_size)
     ]
+    empties = {finding.about for finding in found if finding.code == "empty"}
+    volumes = {name: volume for name, volume in volumes.items() if name not in empties}
+    found += _slabs({name: brains[name] for name in volumes if has_background(volumes[name])})
     for one, other in combinations(volumes, 2):
-        line = same_image(volumes[one], volumes[other]) or apart(brains[one], brains[other])
-        if line:
-            lines.append(f"{one}, {other}: {line}")
-    if {"t1", "t2"} <= volumes.keys() and (line := swapped(volumes["t1"], volumes["t2"])):
-        lines.append(f"t1, t2: {line}")
-    return tuple(lines)
+        text = same_image(volumes[one], volumes[other])
+        if text:
+            found.append(Finding(code="same-image", found=text, about=f"{one}, {other}"))
+        elif text := apart(brains[one], brains[other]):
+            found.append(Finding(code="apart", found=text, about=f"{one}, {other}"))
+    if pair := contrast.swapped(volumes):
+        text = "look swapped by their contrast"
+        found.append(Finding(code="swapped", found=text, about=", ".join(pair)))
+    return found
+
+
+def _of_one(volume: Volume, brain: Mask, voxel_size: Sizes | None) -> Iterator[tuple[str, str]]:
+    """Codes and texts of what one image shows."""
+    if text := empty(volume):
+        yield "empty", text
+        return
+    checks = {
+        "skull": no_background(volume) or head_size(brain, voxel_size),
+        "z-score": below_background(volume, brain),
+        "scaled": unit_range(volume),
+        "outlier": outlier(volume, brain),
+    }
+    if not checks["z-score"]:
+        checks["negative"] = some_below_background(volume, brain)
+    yield from ((code, text) for code, text in checks.items() if text)
+
+
+def empty(volume: Volume) -> str:
+    """Says of a volume that it shows no brain."""
+    zero, scale = brightness(volume)
+    if scale > 0:
+        return ""
+    if volume.min() == volume.max():
+        return f"all voxels are {volume.min():g}"
+    return f"nothing is brighter than the background ({zero:g})"
 
 
 def no_background(volume: Volume) -> str:
     """Doubts a volume whose border is not of one value, as it is around a stripped brain."""
-    if has_background(volume):
+    return "" if has_background(volume) else "no constant background, so that all counts as brain"
+
+
+def head_size(brain: Mask, voxel_size: Sizes | None) -> str:
+    """Doubts a brain of the size of a head."""
+    milliliters = np.count_nonzero(brain) * np.prod(voxel_size or 0) / 1000
+    if milliliters <= HEAD_ML:
         return ""
-    return "no constant background, so that all counts as brain: strip the skull, set the rest to 0"
+    return f"{milliliters:.0f} ml are not background, which is more than a brain"
 
 
-def below_background(volume: Volume, brain: Bool[np.ndarray, "z y x"]) -> str:
+def below_background(volume: Volume, brain: Mask) -> str:
     """Doubts a volume whose brain is partly darker than the background, where all is cut to 0."""
-    if not brain.any():
-        return ""
-    share = float(np.mean(volume[brain] < background(volume)))
+    share = _share_below(volume, brain)
     if share <= DARK_SHARE:
         return ""
-    return (
-        f"{share:.0%} of the brain is darker than the background and becomes 0 (a z-score?): give "
-        "the image as it was before"
-    )
+    return f"{share:.0%} of the brain is darker than the background and becomes 0 (a z-score?)"
+
+
+def some_below_background(volume: Volume, brain: Mask) -> str:
+    """Notes voxels below the background, down to how far."""
+    number = np.count_nonzero(volume[brain] < background(volume))
+    if not number:
+        return ""
+    return f"{number} voxels are below the background, down to {volume.min():g}, and become 0"
+
+
+def unit_range(volume: Volume) -> str:
+    """Doubts a volume that somebody has scaled: a scanner's values are whole numbers."""
+    low, high = float(volume.min()), float(volume.max())
+    if low < -1.001 or high > 1.001 or low == high or np.array_equal(volume, np.rint(volume)):
+        return ""
+    return f"values lie in [{low:.3g}, {high:.3g}]: scaled already"
+
+
+def outlier(volume: Volume, brain: Mask) -> str:
+    """Notes a brain of which less than a hundredth uses half of the range."""
+    if not brain.any():
+        return ""
+    zero, top = background(volume), float(volume[brain].max())
+    usual = float(np.percentile(volume[brain], 99))
+    if not top - zero > 2 * (usual - zero) > 0:
+        return ""
+    return f"the maximum is {top:g}, and 99 % of the brain are below {usual:g}"
 
 
 def same_image(one: Volume, other: Volume) -> str:
@@ -70,30 +144,59 @@ def same_image(one: Volume, other: Volume) -> str:
     return "hold the same image" if np.array_equal(one, other) else ""
 
 
-def apart(one: Bool[np.ndarray, "z y x"], other: Bool[np.ndarray, "z y x"]) -> str:
+def apart(one: Mask, other: Mask) -> str:
     """Doubts two brains that hardly overlap."""
     dice = 2 * np.count_nonzero(one & other) / max(1, one.sum() + other.sum())
-    if dice >= OVERLAP:
-        return ""
-    return f"the brains overlap by {dice:.0%} (Dice): register the images"
+    return "" if dice >= OVERLAP else f"the brains overlap by {dice:.0%} (Dice)"
 
 
-def swapped(t1: Volume, t2: Volume) -> str:
-    """Doubts a T1 that looks like a T2 beside a T2 that looks like a T1.
+def _share_below(volume: Volume, brain: Mask) -> float:
+    return float(np.mean(volume[brain] < background(volume))) if brain.any() else 0.0
 
-    Fluid is the dark tail of T1's histogram and the bright tail of T2's: the skewness of a T2 is
-    above that of the same brain's T1.
+
+def _slabs(brains: Mapping[str, Mask]) -> list[Finding]:
+    """Images of which a part is missing."""
+    found = []
+    for axis, direction in enumerate(AXES):
+        others = tuple(other for other in range(3) if other != axis)
+        areas = {name: brain.sum(axis=others) for name, brain in brains.items()}
+        for name, area in areas.items():
+            text = cut(area) or lacking(area, [areas[other] for other in areas if other != name])
+            if text:
+                text = f"{text} ({direction} slices)"
+                found.append(Finding(code="slab", found=text, about=name))
+    return found
+
+
+def cut(areas: Areas) -> str:
+    """Doubts a brain that ends abruptly, or that has a gap.
+
+    Args:
+        areas: Voxels of brain in each slice.
     """
-    difference = _skewness(t1) - _skewness(t2)
-    return "look swapped by their histograms: check the names" if difference > SWAPPED else ""
+    if len(areas) < 8 or not areas.any():
+        return ""
+    shares = areas / areas.max()
+    inside = np.flatnonzero(shares > INSIDE)
+    gaps = np.count_nonzero(shares[inside[0] : inside[-1]] == 0)
+    if gaps:
+        return f"{gaps} empty slices within the brain"
+    first, last = np.flatnonzero(areas)[[0, -1]]
+    share = float(max(shares[first], shares[last]))
+    return f"the brain is cut where it has {share:.0%} of its largest slice" if share > CUT else ""
 
 
-def _skewness(volume: Volume) -> float:
-    """Of the brain's values, less the extreme hundredths; 0 where all are equal."""
-    brain = volume[volume != background(volume)]
-    brain = brain[:: 1 + len(brain) // ENOUGH].astype(np.float64)
-    if not brain.size:
-        return 0.0
-    brain = np.clip(brain, *np.percentile(brain, [1, 99]))
-    spread = float(brain.std())
-    return float(np.mean((brain - brain.mean()) ** 3)) / spread**3 if spread > 0 else 0.0
+def lacking(areas: Areas, others: Sequence[Areas]) -> str:
+    """Doubts an image that is empty where others show brain.
+
+    Args:
+        areas: Voxels of brain in each slice.
+        others: The same of the other modalities.
+    """
+    if not others or not areas.any():
+        return ""
+    shown = np.median([area > 0 for area in others], axis=0) > 0.5
+    missing = np.count_nonzero(shown & (areas == 0))
+    if missing <= LACKING * max(1, int(np.count_nonzero(shown))):
+        return ""
+    return f"{missing} of the {np.count_nonzero(shown)} slices that others show are empty"

@@ -16,8 +16,9 @@ from cdm_jax.data.cache import (
     load_prepared,
     write_prepared,
 )
+from cdm_jax.data.headers import refuse_unusable
 from cdm_jax.data.nifti import read_geometry
-from cdm_jax.data.prepare import PrepareSettings, prepare_subject
+from cdm_jax.data.prepare import PrepareSettings, files_of, prepare_subject
 from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import UserError
 
@@ -39,8 +40,9 @@ def prepare(
             process.
 
     Raises:
-        UserError: some subjects cannot be prepared (all the others have been), or there is no room
-            for them.
+        UserError: headers show that some subjects cannot be prepared, or there is no room for them
+            (nothing has been prepared then); or some cannot be for what their voxels are (all the
+            others have been).
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = {subject.subject_id: find_prepared(subject, settings, folder) for subject in subjects}
@@ -55,6 +57,7 @@ def _prepare_missing(
 ) -> None:
     """Prepares these subjects; whatever fails of some is said when the others are done."""
     number = min(num_workers, len(missing))
+    refuse_unusable({subject.subject_id: files_of(subject, settings) for subject in missing})
     room = check_room(missing, settings, folder)
     get_console().print(f"preparing {room}, {number} at a time", soft_wrap=True)
     build = functools.partial(_build, settings=settings, folder=folder)

@@ -6,11 +6,13 @@ A name decides who looks at a file, its first bytes what it is: gzip is unpacked
 import contextlib
 import gzip
 import io
+import math
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -22,7 +24,10 @@ Image = nib.Nifti1Image
 
 # NIfTI, FreeSurfer's MGH, and the .img of a pair (Analyze or NIfTI) whose .hdr lies beside it.
 ENDING = re.compile(r"\.(nii(\.gz)?|mgz|mgh|img(\.gz)?)$", re.IGNORECASE)
+LARGEST = 2**30  # voxels; the finest brains of today have an eighth of that
 _GZIP = b"\x1f\x8b"
+_BEGINNING = 2**10  # bytes; the longest header has 540
+_PART = 2**20  # bytes that are read at a time, and that may stand behind the voxels
 _MGH = b"\0\0\0\1"  # the version, the only one
 _UNREADABLE: tuple[type[Exception], ...] = (
     OSError,
@@ -33,13 +38,32 @@ _UNREADABLE: tuple[type[Exception], ...] = (
     nib.spatialimages.HeaderDataError,
 )
 # How a file begins that only stands for an image: what it is, and what to do.
+_ANNEX = ("is a git-annex pointer, not the image itself", "run `git annex get`")
+_PAGE = ("is a web page", "the download needs a login or another link; get it again")
 _STAND_INS = {
-    b"version https://git-lfs": "is a Git LFS pointer, not the image itself: run `git lfs pull`",
-    b"/annex/objects/": "is a git-annex pointer, not the image itself: run `git annex get`",
-    b"../.git/annex/": "is a git-annex pointer, not the image itself: run `git annex get`",
-    b"<!doctype": "is a web page: the download needs a login or another link; get it again",
-    b"<html": "is a web page: the download needs a login or another link; get it again",
+    b"version https://git-lfs": (
+        "is a Git LFS pointer, not the image itself",
+        "run `git lfs pull`",
+    ),
+    b"/annex/objects/": _ANNEX,
+    b"../.git/annex/": _ANNEX,
+    b"<!doctype": _PAGE,
+    b"<html": _PAGE,
 }
+
+
+class ImageError(UserError):
+    """An image that cannot be used.
+
+    Attributes:
+        found: What is wrong, the file named.
+        advice: What to do.
+        code: The kind of fault, one of `findings.KINDS`.
+    """
+
+    def __init__(self, found: str, advice: str = "", code: str = "unreadable"):
+        super().__init__(f"{found}: {advice}" if advice else found)
+        self.found, self.advice, self.code = found, advice, code
 
 
 def is_image(name: str) -> bool:
@@ -70,12 +94,12 @@ def check_file(path: PathLike) -> None:
     """
     path = Path(path)
     if path.is_symlink() and not path.exists():
-        raise UserError(
-            f"{path} is a link to {os.readlink(path)}, which is not there: fetch its content (such "
-            "as by `git annex get`), or copy the file itself"
+        raise ImageError(
+            f"{path} is a link to {os.readlink(path)}, which is not there",
+            "fetch its content (such as by `git annex get`), or copy the file itself",
         )
     if not path.exists():
-        raise UserError(f"there is no file {path}: check the path")
+        raise ImageError(f"there is no file {path}", "check the path")
     if path.is_dir():
         dicom = any(map(is_dicom, sorted(path.iterdir())[:9]))
         what = "a folder of DICOM: convert it, such as by dcm2niix" if dicom else "a folder"
@@ -83,12 +107,12 @@ def check_file(path: PathLike) -> None:
     with explained(path), open(path, "rb") as file:
         start = file.read(132)
     if not start:
-        raise UserError(f"{path} is empty (0 bytes): copy or download it again")
+        raise ImageError(f"{path} is empty (0 bytes)", "copy or download it again")
     if start[128:] == b"DICM":
-        raise UserError(f"{path} is DICOM: convert it to NIfTI, such as by dcm2niix")
-    for beginning, what in _STAND_INS.items():
+        raise ImageError(f"{path} is DICOM", "convert it to NIfTI, such as by dcm2niix")
+    for beginning, (what, advice) in _STAND_INS.items():
         if start.lower().startswith(beginning):
-            raise UserError(f"{path} {what}")
+            raise ImageError(f"{path} {what}", advice)
 
 
 def open_image(source: PathLike | Image) -> Image:
@@ -118,6 +142,28 @@ def read_image(source: PathLike | Image) -> Image:
     check_file(source)
     with explained(source):
         return _checked(_from_bytes(source), str(source))
+
+
+def check_size(path: PathLike) -> None:
+    """Checks that a file has the bytes that its header claims; it is read whole only in doubt.
+
+    Raises:
+        UserError: As `read_image`, where its size is not as its header says.
+    """
+    open_image(path)
+    if not _is_stream(path):
+        return
+    with explained(path):
+        with _unpacked(path) as stream:
+            claimed = _claimed(_header(stream.read(_BEGINNING)))
+        with open(path, "rb") as file:
+            compressed = file.read(2) == _GZIP
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 4))
+            # gzip ends in how many bytes it holds, of its last part, modulo 2^32.
+            held = int.from_bytes(file.read(4), "little") if compressed else size
+    if held != (claimed % 2**32 if compressed else claimed):
+        read_image(path)
 
 
 def raw_header(source: PathLike | Image) -> nib.Nifti1Header:
@@ -151,9 +197,9 @@ def explained(path: PathLike) -> Iterator[None]:
     try:
         yield
     except _UNREADABLE as error:
-        raise UserError(
-            f"{path} cannot be read as an image ({error}): it is truncated, corrupt or something "
-            "else; copy or download it again"
+        raise ImageError(
+            f"{path} cannot be read as an image ({error})",
+            "it is truncated, corrupt or something else; copy or download it again",
         ) from error
 
 
@@ -163,7 +209,12 @@ def _is_stream(path: PathLike) -> bool:
 
 
 def _misnamed(path: PathLike) -> bool:
-    """Whether the file is compressed and its name does not say so, or the reverse."""
+    """Whether nibabel should not open it by its name, which does not say what is compressed.
+
+    Nor where it is .mgh: nibabel leaves such a file open.
+    """
+    if str(path).lower().endswith(".mgh"):
+        return True
     with open(path, "rb") as file:
         compressed = file.read(2) == _GZIP
     return compressed != str(path).lower().endswith(("gz", "mgz"))
@@ -177,13 +228,38 @@ def _unpacked(path: PathLike) -> io.BufferedIOBase:
 
 def _from_bytes(path: PathLike) -> Image:
     with _unpacked(path) as stream:
-        content = stream.read()  # nibabel stops at the last voxel, before gzip's checksum
-    if content.startswith(_MGH):
+        start = stream.read(_BEGINNING)
+        header = _header(start)
+        _check_number(header.get_data_shape(), str(path))
+        claimed = _claimed(header)
+        parts, room = [start], claimed + _PART - len(start)
+        while part := stream.read(_PART):  # to the end, where gzip has its checksum
+            if room > 0:
+                parts.append(part)
+                room -= len(part)
+        content = b"".join(parts)
+    if len(content) < claimed:  # said before nibabel makes room for all that is claimed
+        raise ValueError(f"it holds {len(content)} bytes and its header claims {claimed}")
+    if isinstance(header, nib.MGHImage.header_class):
         return _as_nifti(nib.MGHImage.from_bytes(content), str(path))
-    for kind in (nib.Nifti1Image, nib.Nifti2Image):
-        if kind.header_class.may_contain_header(content[: kind.header_class.sizeof_hdr]):
-            return kind.from_bytes(content)
+    kinds = {kind.header_class: kind for kind in (nib.Nifti1Image, nib.Nifti2Image)}
+    return kinds[type(header)].from_bytes(content)
+
+
+def _header(start: bytes) -> Any:
+    """The header of an image that begins so, without its extensions."""
+    if start.startswith(_MGH):
+        return nib.MGHImage.header_class.from_fileobj(io.BytesIO(start))
+    for kind in (nib.Nifti1Image.header_class, nib.Nifti2Image.header_class):
+        if kind.may_contain_header(start[: kind.sizeof_hdr]):
+            return kind(start[: kind.sizeof_hdr])
     raise ValueError("neither the header of NIfTI nor of MGH")
+
+
+def _claimed(header: Any) -> int:
+    """How many bytes a file of this header has, at least."""
+    values = math.prod(map(int, header.get_data_shape())) * header.get_data_dtype().itemsize
+    return int(header.get_data_offset()) + values
 
 
 def _as_nifti(image: nib.filebasedimages.FileBasedImage, name: str) -> Image:
@@ -191,7 +267,7 @@ def _as_nifti(image: nib.filebasedimages.FileBasedImage, name: str) -> Image:
     if isinstance(image, Image):
         return image
     if not isinstance(image, (nib.Nifti1Pair, nib.AnalyzeImage, nib.MGHImage)):
-        raise UserError(f"{name} is not a NIfTI volume: convert it to .nii.gz")
+        raise ImageError(f"{name} is not a NIfTI volume", "convert it to .nii.gz")
     header = nib.Nifti1Header.from_header(image.header, check=False)
     converted = Image(image.dataobj, image.affine, header)
     if isinstance(image, nib.MGHImage):
@@ -207,10 +283,24 @@ def _as_nifti(image: nib.filebasedimages.FileBasedImage, name: str) -> Image:
 
 def _checked(image: Image, name: str) -> Image:
     if len(image.shape) < 3 or any(extent != 1 for extent in image.shape[3:]):
-        raise UserError(f"{name} has shape {image.shape}: give one 3D volume a file")
+        raise ImageError(f"{name} has shape {image.shape}", "give one 3D volume a file", "shape")
+    _check_number(image.shape, name)
     finite = np.isfinite(image.affine).all()
     if not finite or np.linalg.matrix_rank(image.affine[:3, :3]) < 3:
-        raise UserError(
-            f"{name} has an affine that maps no volume: mend its header (sform, qform, pixdim)"
+        raise ImageError(
+            f"{name} has an affine that maps no volume",
+            "mend its header (sform, qform, pixdim)",
+            "affine",
         )
     return image
+
+
+def _check_number(shape: Sequence[Any], name: str) -> None:
+    """Refuses more voxels than any scan has: room is made for what a header claims."""
+    voxels = math.prod(map(int, shape))
+    if not 0 < voxels <= LARGEST:
+        raise ImageError(
+            f"{name} claims {voxels:.3g} voxels, of shape {tuple(map(int, shape))}",
+            f"from 1 to {LARGEST:.3g} are read; if its header is corrupt, copy it again",
+            "shape",
+        )

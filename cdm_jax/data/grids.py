@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 from scipy.ndimage import affine_transform
 
 from cdm_jax.data.formats import (
     Image,
+    ImageError,
     PathLike,
     name_of,
     open_image,
@@ -110,9 +111,11 @@ def check_same_grid(sources: Sequence[PathLike | Image]) -> None:
     first, *others = ((named[name], read_geometry(image)) for name, image in images.items())
     for other in others:
         if difference := _difference(first[1], other[1]):
-            raise UserError(
+            raise ImageError(
                 f"{name_of(first[0])} and {name_of(other[0])} lie on different grids "
-                f"({difference}): register and resample them onto one grid first"
+                f"({difference})",
+                "register and resample them onto one grid first",
+                "grid",
             )
 
 
@@ -175,12 +178,19 @@ def _difference(first: Geometry, other: Geometry) -> str:
     """What differs between two grids, in words; empty where nothing does."""
     if first.shape != other.shape:
         return f"shape (z, y, x) {first.shape} against {other.shape}"
-    corners = np.array([*itertools.product(*((0, extent - 1) for extent in first.shape))])
-    moved = np.c_[corners, np.ones(len(corners))] @ (first.affine - other.affine).T
-    distance = float(np.linalg.norm(moved, axis=1).max())
+    distance = farthest(first.affine, other.affine, first.shape)
     if distance > TOLERANCE * min(first.voxel_size):
         return f"voxels lie up to {distance:.4g} mm apart"
     return ""
+
+
+def farthest(
+    one: Float64[np.ndarray, "4 4"], other: Float64[np.ndarray, "4 4"], shape: Sequence[int]
+) -> float:
+    """How far apart two affines place a voxel of a volume at most, in mm."""
+    corners = np.array([*itertools.product(*((0, extent - 1) for extent in shape[:3]))])
+    moved = np.c_[corners, np.ones(len(corners))] @ (one - other).T
+    return float(np.linalg.norm(moved, axis=1).max())
 
 
 def _refusal(

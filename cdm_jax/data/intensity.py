@@ -52,9 +52,7 @@ def measure(volume: Float[np.ndarray, "z y x"], name: str = "the volume") -> Int
     Raises:
         UserError: the volume has no brain, or none that is brighter than the background.
     """
-    offset = background(volume)
-    brain = volume[volume != offset]
-    scale = float(np.percentile(brain, PERCENTILE)) - offset if brain.size else 0.0
+    offset, scale = brightness(volume)
     if not scale > 0:
         raise UserError(
             f"{name}: nothing is brighter than the background ({offset:g}), but a brain is needed: "
@@ -62,9 +60,16 @@ def measure(volume: Float[np.ndarray, "z y x"], name: str = "the volume") -> Int
         )
     if offset != 0:
         logger.warning("%s: the background is %g, not 0 (scaled before?): shifted", name, offset)
-    elif (negative := int(np.count_nonzero(brain < 0))) > 0:
+    elif (negative := int(np.count_nonzero(volume < 0))) > 0:
         logger.info("%s: %d voxels below the background are set to 0", name, negative)
     return Intensity(offset=offset, scale=scale)
+
+
+def brightness(volume: Float[np.ndarray, "z y x"]) -> tuple[float, float]:
+    """Returns the background's value, and how far above it the brain reaches; 0 of no brain."""
+    offset = background(volume)
+    brain = volume[volume != offset]
+    return offset, float(np.percentile(brain, PERCENTILE)) - offset if brain.size else 0.0
 
 
 def brain_mask(volumes: Mapping[str, Float[np.ndarray, "z y x"]]) -> Bool[np.ndarray, "z y x"]:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from cdm_jax.data.checks import doubts
 from cdm_jax.data.grids import read_on_one_grid
 from cdm_jax.data.intensity import Intensity, brain_mask, measure, without_residue
+from cdm_jax.data.nifti import read_voxel_size
 from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import about
 
@@ -35,7 +36,10 @@ class NativeImages:
 
 
 def scale_volumes(
-    volumes: Mapping[str, Float[np.ndarray, "z y x"]], inputs: Sequence[str], name: str
+    volumes: Mapping[str, Float[np.ndarray, "z y x"]],
+    inputs: Sequence[str],
+    name: str,
+    voxel_size: tuple[float, float, float] | None = None,
 ) -> NativeImages:
     """Applies the intensity rule to volumes on one grid, as `read_volume` returns them.
 
@@ -43,6 +47,7 @@ def scale_volumes(
         volumes: by modality.
         inputs: the modalities that say where the brain is.
         name: what to call the subject in messages.
+        voxel_size: along (z, y, x) in mm, where it is known.
 
     Raises:
         UserError: a volume has no brain.
@@ -55,7 +60,7 @@ def scale_volumes(
         images={modality: intensities[modality].apply(v) for modality, v in volumes.items()},
         intensities=intensities,
         brain=brain_mask({modality: volumes[modality] for modality in inputs}),
-        notes=doubts(volumes),
+        notes=doubts(volumes, voxel_size),
     )
 
 
@@ -76,7 +81,8 @@ def read_native(
     files = {modality: subject.images[modality] for modality in names}
     with about(subject.subject_id):
         found = read_on_one_grid(files)
-    native = scale_volumes(found.volumes, inputs, subject.subject_id)
+    size = read_voxel_size(found.reference)
+    native = scale_volumes(found.volumes, inputs, subject.subject_id, size)
     for note in found.notes + native.notes:
         _logger.warning("%s: %s", subject.subject_id, note)
     return dataclasses.replace(native, notes=found.notes + native.notes)

@@ -29,6 +29,7 @@ from scipy.ndimage import binary_fill_holes
 
 from cdm_jax.data.formats import (
     Image,
+    ImageError,
     PathLike,
     explained,
     name_of,
@@ -127,7 +128,12 @@ def read_geometry(path: PathLike | Image) -> Geometry:
     return Geometry(shape=(z, y, x), affine=affine[:, [2, 1, 0, 3]])
 
 
-def read_voxel_size(path: PathLike) -> tuple[float, float, float]:
+def orientation(image: Image) -> str:
+    """To where the axes of an image as stored point, such as "LPS"."""
+    return "".join(nib.aff2axcodes(image.affine))
+
+
+def read_voxel_size(path: PathLike | Image) -> tuple[float, float, float]:
     """Distance between neighboring voxels along (z, y, x) in mm; raises as `read_geometry`."""
     return read_geometry(path).voxel_size
 
@@ -229,10 +235,20 @@ def changed_fields(path: PathLike, reference: PathLike) -> tuple[str, ...]:
     return tuple(name for name in GRID_FIELDS if ours[name].tobytes() != theirs[name].tobytes())
 
 
+def check_real(image: Image, name: str) -> None:
+    """Checks by its header that an image holds real numbers.
+
+    Raises:
+        UserError: It holds colors or complex numbers.
+    """
+    if image.get_data_dtype().kind not in "iuf":
+        held = image.get_data_dtype()
+        raise ImageError(f"{name} holds {held}", "give a file of real numbers", "datatype")
+
+
 def _inside(image: Image, name: str, dtype: np.dtype) -> Real[np.ndarray, "z y x"]:
     """The voxels in the package's axis order."""
-    if image.get_data_dtype().kind not in "iuf":
-        raise UserError(f"{name} holds {image.get_data_dtype()}: give a file of real numbers")
+    check_real(image, name)
     with explained(name):
         values = image.get_fdata(caching="unchanged", dtype=dtype).reshape(image.shape[:3])
     to_inside = ornt_transform(io_orientation(image.affine), _INSIDE)
@@ -252,12 +268,13 @@ def _without_nan(
         return volume, []
     around = np.isnan(volume) & ~binary_fill_holes(~wrong)
     if count := np.count_nonzero(wrong & ~around):
-        raise UserError(
-            f"{name} has {count} voxels that are NaN or infinite within the image: make it again, "
-            "or set them to 0"
+        raise ImageError(
+            f"{name} has {count} voxels that are NaN or infinite within the image",
+            "make it again, or set them to 0",
+            "not-finite",
         )
     if around.all():
-        raise UserError(f"{name} is NaN everywhere: make it again")
+        raise ImageError(f"{name} is NaN everywhere", "make it again", "not-finite")
     return np.where(around, np.float32(0), volume), ["NaN around the brain is taken as background"]
 
 

@@ -149,21 +149,9 @@ def training_batches(
             f"a batch of {batch_size} slices cannot be shared by {process_count} processes: use a "
             "multiple"
         )
-    real = int(np.count_nonzero(source.positions[:, 0] < len(prepared)))
-    order = grain.MapDataset.range(real).seed(seed).shuffle()
-    if simulated:
-        if not paired:
-            raise UserError("data.simulated: this system trains on unpaired slices: use share=0")
-        mixed_in = grain.MapDataset.range(real, len(source)).seed(seed + 1).shuffle()
-        shares = (1 - simulated_share, simulated_share)
-        order = grain.MapDataset.mix([order.repeat(), mixed_in.repeat()], shares)
-    elif not paired:
-        others = grain.MapDataset.range(real).seed(seed + 1).shuffle()
-        # Grain's seed of what follows counts the transformations before it, hence the empty one.
-        order = grain.experimental.ZipMapDataset([order, others]).map(tuple)
-    plans = order.random_map(_plan_flip) if flips else order.map(_plan)
-    if not simulated:  # which repeat already
-        plans = plans.repeat()
+    plans = _source_plans(
+        source, len(prepared), simulated_share, seed=seed, flips=flips, paired=paired
+    )
     number = batch_size // process_count
     own = range(process_index * number, (process_index + 1) * number)
 
@@ -176,6 +164,52 @@ def training_batches(
     return batches.to_iter_dataset(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
     )
+
+
+def subjects_of_batch(
+    prepared: Sequence[PreparedSubject],
+    batch: int,
+    *,
+    batch_size: int,
+    seed: int,
+    flips: bool,
+    paired: bool,
+    any_to_any: bool,
+    simulated: Sequence[PreparedSubject] = (),
+    simulated_share: float = 0.0,
+) -> list[str]:
+    """Whose slices are in the batch of this number, from 0, of `training_batches`; sorted."""
+    subjects = [*prepared, *simulated]
+    source = SliceSource(subjects, any_to_any=any_to_any)
+    plans = _source_plans(
+        source, len(prepared), simulated_share, seed=seed, flips=flips, paired=paired
+    )
+    own = [plans[batch * batch_size + place] for place in range(batch_size)]
+    slices = {index for sources, targets, _ in own for index in (sources, targets)}
+    return sorted({subjects[source.positions[index, 0]].subject_id for index in slices})
+
+
+def _source_plans(
+    source: SliceSource, real: int, share: float, *, seed: int, flips: bool, paired: bool
+) -> grain.MapDataset[Plan]:
+    """The endless order of a source's slices: `share` of them from subjects after the `real` first.
+
+    Raises:
+        UserError: slices are mixed in that are not paired.
+    """
+    number = int(np.count_nonzero(source.positions[:, 0] < real))
+    order = grain.MapDataset.range(number).seed(seed).shuffle()
+    if number < len(source):
+        if not paired:
+            raise UserError("data.simulated: this system trains on unpaired slices: use share=0")
+        mixed_in = grain.MapDataset.range(number, len(source)).seed(seed + 1).shuffle()
+        order = grain.MapDataset.mix([order.repeat(), mixed_in.repeat()], (1 - share, share))
+        return order.random_map(_plan_flip) if flips else order.map(_plan)
+    if not paired:
+        others = grain.MapDataset.range(number).seed(seed + 1).shuffle()
+        # Grain's seed of what follows counts the transformations before it, hence the empty one.
+        order = grain.experimental.ZipMapDataset([order, others]).map(tuple)
+    return (order.random_map(_plan_flip) if flips else order.map(_plan)).repeat()
 
 
 def prefetched(

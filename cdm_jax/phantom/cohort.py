@@ -81,7 +81,9 @@ def _simulate(partial: Path, whole: Path, settings: PhantomSettings, index: int)
     place, patient = _place(settings.layout, index), simulate_patient(settings, index)
     partial.mkdir(parents=True)
     for modality, name in place.images.items():
-        _save(partial / name, np.rint(patient.images[modality]).astype(np.int16), patient)
+        values = np.rint(patient.images[modality])
+        # Scanners saturate too: a bright tumor under a high gain exceeds 16 bits.
+        _save(partial / name, np.minimum(values, 2**15 - 1).astype(np.int16), patient)
     _save(partial / place.segmentation.name, _labels(patient, settings.layout), patient)
     if whole != partial:
         try:

@@ -99,11 +99,11 @@ def save_report(folder: pathlib.Path, report: Report, cases: Iterable[Case]) -> 
         UserError: there are no records, or they are not comparable.
     """
     site = Site(folder)
-    templates = _templates()
+    templates = environment()
     niivue, no_viewer = _niivue()
     tables = _tables(report)  # first: records that cannot be compared write nothing
     for name in ASSETS:
-        site.write(f"assets/{name}", _asset(name))
+        site.write(f"assets/{name}", asset(name))
     if niivue is not None:
         site.write("assets/niivue.js", niivue)
     galleries = {}
@@ -148,7 +148,8 @@ def _shades(patterns: Sequence[Pattern]) -> list[dict[str, int]]:
     ]
 
 
-def _templates() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """The templates, by which all that pages show is escaped."""
     return jinja2.Environment(
         loader=jinja2.PackageLoader("cdm_jax.report"),
         autoescape=True,
@@ -158,7 +159,8 @@ def _templates() -> jinja2.Environment:
     )
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """The text of a style sheet or script that pages use."""
     file = importlib.resources.files("cdm_jax.report") / "templates" / name
     return file.read_text(encoding="utf-8")
 

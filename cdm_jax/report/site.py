@@ -3,6 +3,8 @@
 import os
 import pathlib
 
+from cdm_jax.errors import UserError
+
 GENERATED = (".css", ".html", ".js", ".png", ".svg")
 
 
@@ -18,8 +20,14 @@ class Site:
         self._written: set[pathlib.Path] = set()
 
     def write(self, name: str, content: str | bytes) -> str:
-        """Writes a file below the folder and returns its name there, for links."""
+        """Writes a file below the folder and returns its name there, for links.
+
+        Raises:
+            UserError: the name, such as a record's subject, leads out of the folder.
+        """
         path = self.root / name
+        if not path.resolve().is_relative_to(self.root.resolve()):
+            raise UserError(f"{name} leads out of {self.root}: rename the subject of that record")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.partial")
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from cdm_jax.data import checks, formats, grids
+from cdm_jax.data import contrast, formats, grids
 from cdm_jax.data.native import read_native
 from cdm_jax.data.subjects import find_subjects, find_with_faults, subject_of
 from cdm_jax.data.walk import image_files
@@ -298,5 +298,6 @@ class TestValues:
         assert len(subjects) == 4
         for subject in subjects:
             volumes = grids.read_on_one_grid(subject.images).volumes
-            assert not checks.swapped(volumes["t1"], volumes["t2"])
-            assert checks.swapped(volumes["t2"], volumes["t1"])
+            assert contrast.swapped(volumes) is None
+            changed = {"t1": volumes["t2"], "t2": volumes["t1"]}
+            assert contrast.swapped(changed) == ("t1", "t2")

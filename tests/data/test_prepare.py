@@ -211,14 +211,30 @@ def test_a_failed_write_leaves_nothing_behind(subjects, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_a_corrupt_file_is_named_after_the_others_are_done(subjects, tmp_path, num_workers):
+def test_a_file_of_bad_voxels_is_named_after_the_others_are_done(subjects, tmp_path, num_workers):
     folder = tmp_path / "cache"
     path = subjects[0].images["t2"]
-    path.write_bytes(path.read_bytes()[:200])
+    values = nib.load(path).get_fdata(dtype=np.float32)
+    values[4, 6, 5] = np.inf
+    nib.save(nib.Nifti1Image(values, LPS), path)
     with pytest.raises(UserError, match=r"1 of 3 subjects .*one_t2\.nii\.gz"):
         prepare(subjects, SETTINGS, folder, num_workers=num_workers)
     assert len(written(folder)) == 4
     assert len(prepare(subjects[1:], SETTINGS, folder)) == 2
+
+
+@pytest.mark.parametrize("kept", [200, 0.9], ids=["no header", "no end"])
+def test_a_truncated_file_is_refused_before_anything_is_done(subjects, tmp_path, kept):
+    path = subjects[2].images["t2"]
+    content = path.read_bytes()
+    path.write_bytes(content[: kept if kept > 1 else int(kept * len(content))])
+    with pytest.raises(
+        UserError, match=r"^1 of 3 subjects .* nothing was done: three: t2: .*doctor"
+    ):
+        prepare(subjects, SETTINGS, tmp_path / "cache")
+    assert written(tmp_path / "cache") == {}
+    path.write_bytes(content)
+    assert len(prepare(subjects, SETTINGS, tmp_path / "cache")) == 3
 
 
 def test_processes_write_the_same_bytes_as_one(subjects, tmp_path):
