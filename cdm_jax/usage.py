@@ -294,8 +294,8 @@ COMMANDS = {
             Reads every image and says what is wrong or odd: files, headers, grids, values, swapped
             modalities, skulls, labels, patients that are there twice. Changes nothing. The exit
             code is 1 where there are errors, which train would end at or learn nonsense from, and
-            0 where there are only warnings and notes. Files are found by the names of BraTS,
-            UPenn-GBM and BIDS, or by the patterns of a config.
+            0 where there are only warnings and notes. Needs patients and no model. Files are found
+            by the names of BraTS, UPenn-GBM and BIDS, or by the patterns of a config.
             """,
         flags=(
             Flag(name="input", text="one patient's folder, or a folder of many", required=True),
