@@ -16,10 +16,9 @@ import pandas as pd
 
 from cdm_jax import main as command_line
 from cdm_jax.records import Record, read_records
-from cdm_jax.report.render import to_markdown
 from cdm_jax.writer import console
 from experiments.records import load_results, main_values, save_results
-from experiments.shipped import CONVENTION, ROW, Scored, real_subjects, table
+from experiments.shipped import CONVENTION, ROW, Scored, markdown, real_subjects, table
 from experiments.study import DOCS, write
 
 NAME = "fine_tuning"
@@ -76,7 +75,7 @@ def comparison() -> pd.DataFrame:
 
 def show() -> None:
     """Prints and writes what the committed records say."""
-    text = to_markdown(comparison().reset_index())
+    text = markdown(comparison())
     console.print(text, soft_wrap=True)
     write(DOCS / f"{NAME}.md", text + "\n")
 

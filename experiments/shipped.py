@@ -132,6 +132,12 @@ def table(records: Scored) -> pd.DataFrame:
     return summary(records, CONVENTION, "psnr").rename(index={ROW: "shipped model"})
 
 
+def markdown(numbers: pd.DataFrame) -> str:
+    """A table as Markdown; what is given needs no number."""
+    cells = numbers.map(lambda value: "" if pd.isna(value) else f"{value:.2f}")
+    return to_markdown(cells)
+
+
 def tables(content: dict[str, Any]) -> str:
     """The record's tables, as Markdown."""
     parts = []
@@ -142,8 +148,21 @@ def tables(content: dict[str, Any]) -> str:
         if name in content:
             number = len(next(iter(content[name].values())))
             heading = f"Mean PSNR in the brain (convention `{CONVENTION}`, dB) of {number} {told}."
-            parts += [heading, to_markdown(table(content[name]).reset_index())]
+            parts += [heading, markdown(table(content[name]))]
     return "\n\n".join(parts)
+
+
+def verdict(content: dict[str, Any]) -> str:
+    """One sentence: the model beside a regression that has seen patients, the paper's task."""
+    if "real" not in content:
+        return "It has not been scored on real patients."
+    means = table({"t1+t2": content["real"]["t1+t2"]}).mean(axis=1).droplevel("sources")
+    gained = means["shipped model"] - means["regression"]
+    return (
+        f"From T1 and T2 of real patients it is {abs(gained):.2f} dB "
+        f"{'above' if gained > 0 else 'below'} a regression on the intensities of single pixels "
+        "that was fitted on the other real patients (mean of T1c and T2-FLAIR)."
+    )
 
 
 def card(content: dict[str, Any]) -> str:
@@ -166,6 +185,8 @@ clinical use.
 ## What it scores
 
 {tables(content)}
+
+{verdict(content)}
 
 ## Limits
 

@@ -180,7 +180,7 @@ def test_scoring_loads_no_jax_at_all():
             },
         ),
         ("nilearn", {"cdm_jax.phantom.cortex", "cdm_jax.phantom.templates"}),
-        ("clu", {"cdm_jax.train"}),
+        ("clu", {"cdm_jax.guard", "cdm_jax.train"}),
         (
             "optax",
             {"cdm_jax.optim", *(m for m in MODULES if _room(m) == "methods")},

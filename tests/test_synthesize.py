@@ -81,6 +81,10 @@ def test_a_cohort_is_compiled_once_and_a_result_depends_neither_on_it_nor_on_the
     )
     shutil.copytree(other, cohort / "BraTS-GLI-99999-000")
     for path in (cohort / "BraTS-GLI-99999-000").iterdir():
+        image = nib.load(path)
+        lower = np.asarray(image.dataobj).copy()
+        lower[:, :, lower.shape[2] // 2 :] = 0  # so that it has fewer slices
+        nib.save(type(image)(lower, image.affine, image.header), path)
         path.rename(path.with_name(path.name.replace(other.name, "BraTS-GLI-99999-000")))
     with compilations(caplog) as compiled:
         folders = synthesize_folder(cohort, tmp_path / "out", finished_run / "cunet", samples=3)

@@ -152,4 +152,4 @@ def test_a_run_without_trained_systems_has_a_report_too(tmp_path):
 
 def test_every_asset_is_package_data():
     for name in page.ASSETS:
-        assert page._asset(name)
+        assert page.asset(name)
