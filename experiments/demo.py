@@ -75,7 +75,7 @@ def main(arguments: Sequence[str]) -> None:
         f"\nDone in {time.perf_counter() - start:.0f} s. Look at:\n"
         f"  {workdir}/report/index.html (tables, pictures, curves, 3D; open it in a browser)\n"
         f"  {output / patient.name} (NIfTI for any viewer, beside {patient})\n"
-        f"  {workdir / 'shipped' / patient.name} (the same by the model that ships, on a finer grid)\n"
+        f"  {workdir / 'shipped' / patient.name} (the same, finer, by the model that ships)\n"
         f"  {workdir}/cunet/pictures, tensorboard --logdir {workdir} (training)"
     )
 
