@@ -118,11 +118,12 @@ def _patterns(
     if not records:
         return []
     table = summary(records, convention, "psnr")
+    made = [name for name in targets if name in table]  # those that some pattern lacks
     return [
         Pattern(
             sources=sources.replace(JOIN, ", "),
             system=system,
-            values={name: None if np.isnan(v := line[name]) else float(v) for name in targets},
+            values={name: None if np.isnan(v := line[name]) else float(v) for name in made},
         )
         for (sources, system), line in table.iterrows()
     ]

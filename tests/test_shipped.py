@@ -59,7 +59,7 @@ def test_a_folder_becomes_images_and_a_picture_by_one_command(patient, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "the model that ships with cdm_jax" in done.stdout
     made = tmp_path / "out" / patient.name
-    assert (made / f"{patient.name}-overview.png").stat().st_size > 0
+    assert (made / f"{patient.name}.png").stat().st_size > 0
     for target in ("t1c", "t2f"):
         path = made / f"{patient.name}-{target}.nii.gz"
         assert not changed_fields(path, files(patient)["t1"])
