@@ -150,12 +150,7 @@ class TrainedModel:
             return model.synthesize(
                 images, samples=samples, subject=subject, resample_to=resample_to
             )
-        wanted = tuple(self.targets if make is None else make)
-        if unknown := [name for name in wanted if name not in self.targets]:
-            raise UserError(
-                f"{', '.join(unknown)} is not made by this model: it makes "
-                f"{', '.join(self.targets)}"
-            )
+        wanted = self._wanted(make)
         if samples < 1:
             raise UserError(f"samples={samples} is too few: give 1 or more")
         sources = self._sources(images)
@@ -163,6 +158,33 @@ class TrainedModel:
         grid = read_on_one_grid(sources, resample_to=resample_to)
         size = read_voxel_size(grid.reference)
         native = scale_volumes(grid.volumes, self.sources, subject, size)
+        return Synthesis(
+            subject=subject,
+            **self._draw(native, subject, samples, wanted, grid.reference),
+            reference=grid.reference,
+            native=native,
+            resampled=grid.resampled,
+            notes=grid.notes + native.notes,
+        )
+
+    def _wanted(self, make: Iterable[str] | None) -> tuple[str, ...]:
+        wanted = tuple(self.targets if make is None else make)
+        if unknown := [name for name in wanted if name not in self.targets]:
+            raise UserError(
+                f"{', '.join(unknown)} is not made by this model: it makes "
+                f"{', '.join(self.targets)}"
+            )
+        return wanted
+
+    def _draw(
+        self,
+        native: NativeImages,
+        subject: str,
+        samples: int,
+        wanted: Iterable[str],
+        reference: PathLike | Image,
+    ) -> dict[str, dict[str, Image]]:
+        """The images of a `Synthesis` by kind and target."""
         prepared = prepare_images(native, self._settings(), subject, subject)
         drawn = self._sampler(samples).draw(prepared, prepared.slices, native.brain)
         intervals = self.intervals(samples)
@@ -172,16 +194,8 @@ class TrainedModel:
             if intervals is not None:
                 volumes |= calibration.within(volumes, native.brain, intervals, target)
             for name, volume in volumes.items():
-                image = self._image(volume, target, grid.reference)
-                found.setdefault(name, {})[target] = image
-        return Synthesis(
-            subject=subject,
-            **found,
-            reference=grid.reference,
-            native=native,
-            resampled=grid.resampled,
-            notes=grid.notes + native.notes,
-        )
+                found.setdefault(name, {})[target] = self._image(volume, target, reference)
+        return found
 
     def intervals(self, samples: int) -> calibration.Intervals | None:
         """The system's calibrated intervals, None where they are not for so many samples."""

@@ -96,6 +96,7 @@ def score(job: Job) -> tuple[Scores, str]:
         native = _Native(subject, job.files)
 
     def case(space: str, row: str, t: int) -> Case:
+        """A row's image of the target number t beside the truth, in a convention's space."""
         predicted = job.images[row][..., t]
         if native and space == "native":
             return native.case(targets[t], predicted)

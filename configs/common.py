@@ -80,6 +80,38 @@ def parse(argument: str) -> tuple[str, Values]:
     return stage, values
 
 
+def _data() -> dict[str, object]:
+    """The section of the patients."""
+    return {
+        "name": "",  # of the data set, for records and model cards
+        "root": "",  # folder of the patients, at any depth
+        "sources": ("t1", "t2"),  # modalities that a patient has
+        "targets": ("t1c", "t2f"),  # modalities to synthesize; the sources: any missing one
+        "favored": (),  # where any may be missing, sources of a pattern drawn more often
+        "favored_share": 0.0,  # how often that is
+        "copies": (),  # source shown by the "copy" row for each target; (): by name
+        "patterns": ConfigDict(),  # modality -> names of its files; empty: known layouts
+        "size": 256,  # rows and columns of a slice in the model's frame, in pixels
+        "minimum_brain": 0.01,  # share of a slice's square that brain must cover to train
+        "flips": True,  # whether half of the training slices are mirrored left to right
+        # Standard deviations of the logarithms of a training slice's gain and gamma, one
+        # of each modality.
+        "augment": {"gain": 0.0, "gamma": 0.0},
+        # Simulated patients of random protocols to train on beside the real ones: how many,
+        # and the share of them in each batch, about.
+        "simulated": {"patients": 0, "share": 0.0},
+        "split_file": "",  # where the split is kept; empty: <workdir>/split.json
+        "split_seed": 0,  # decides which patients are in which part
+        "test_fraction": 0.3,  # share of the patients to test on
+        "validation_fraction": 0.1,  # share of the other patients to validate on
+        "test_patients": (),  # names of the patients to test on, instead of a share
+        "exclude": (),  # names of patients to leave out, such as another set's duplicates
+        "cache": "",  # folder of prepared slices; empty: <workdir>/cache
+        "num_workers": 0,  # processes that prepare and score patients; 0: one a core
+        "read_threads": 4,  # that read training batches, a process; 0: one a CPU core
+    }
+
+
 def base(stage: str) -> ConfigDict:
     """The paper's setting: T1, T2 -> T1c, T2f at 256x256, batch 12 a device, 100 epochs."""
     return ConfigDict(
@@ -90,34 +122,7 @@ def base(stage: str) -> ConfigDict:
             "precision": "float32",  # in which networks compute: "float32" or "bfloat16"
             "matmul_precision": "default",  # the device's; or "tensorfloat32", "float32"
             "parallel": "jit",  # how devices share the work: "jit", "pmap" or "fsdp"
-            "data": {
-                "name": "",  # of the data set, for records and model cards
-                "root": "",  # folder of the patients, at any depth
-                "sources": ("t1", "t2"),  # modalities that a patient has
-                "targets": ("t1c", "t2f"),  # modalities to synthesize; the sources: any missing one
-                "favored": (),  # where any may be missing, sources of a pattern drawn more often
-                "favored_share": 0.0,  # how often that is
-                "copies": (),  # source shown by the "copy" row for each target; (): by name
-                "patterns": ConfigDict(),  # modality -> names of its files; empty: known layouts
-                "size": 256,  # rows and columns of a slice in the model's frame, in pixels
-                "minimum_brain": 0.01,  # share of a slice's square that brain must cover to train
-                "flips": True,  # whether half of the training slices are mirrored left to right
-                # Standard deviations of the logarithms of a training slice's gain and gamma, one
-                # of each modality.
-                "augment": {"gain": 0.0, "gamma": 0.0},
-                # Simulated patients of random protocols to train on beside the real ones: how many,
-                # and the share of them in each batch, about.
-                "simulated": {"patients": 0, "share": 0.0},
-                "split_file": "",  # where the split is kept; empty: <workdir>/split.json
-                "split_seed": 0,  # decides which patients are in which part
-                "test_fraction": 0.3,  # share of the patients to test on
-                "validation_fraction": 0.1,  # share of the other patients to validate on
-                "test_patients": (),  # names of the patients to test on, instead of a share
-                "exclude": (),  # names of patients to leave out, such as another set's duplicates
-                "cache": "",  # folder of prepared slices; empty: <workdir>/cache
-                "num_workers": 0,  # processes that prepare and score patients; 0: one a core
-                "read_threads": 4,  # that read training batches, a process; 0: one a CPU core
-            },
+            "data": _data(),
             "pipeline": SYSTEMS.get(stage, ()),  # stages to train in order, then evaluate
             "mrm": cdm.mrm(),
             "mdn": cdm.mdn(),
