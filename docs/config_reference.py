@@ -40,7 +40,7 @@ def page() -> str:
     meanings = _comments("base")
     parts = ["## Top level", _table("", scalars, small, meanings)]
     for name in groups:
-        inside = _below(name, meanings)
+        inside = _below(name, meanings) or _comments(f"_{name}")
         parts += [f"## {name}", _table(f"{name}.", full[name], small[name], inside)]
     listed = _listed(PhantomSettings)
     parts += ["## phantom", _table("phantom.", small.phantom, small.phantom, listed)]
