@@ -203,9 +203,8 @@ def _lengthen(section: ConfigDict, length: dict[str, int], rate: float) -> None:
 
 
 def like_shipped(config: ConfigDict) -> ConfigDict:
-    """Gives a small config the networks and the augmentation of the shipped model, at 128x128."""
+    """Gives a small config the networks of the shipped model, at 128x128."""
     config.data.size = 128
-    config.data.augment.update({"gain": 0.1, "gamma": 0.2})
     config.mrm.mask_cell = 16
     config.mdn.augmentation.shift = 4
     for name in CUNETS:
@@ -220,6 +219,7 @@ def finetune(config: ConfigDict) -> ConfigDict:
     """Goes on from the shipped model so that it is not forgotten: low rates, half simulated."""
     config = like_shipped(shrink(config, "finetune"))
     config.init_from = "shipped"
+    config.data.augment.update({"gain": 0.1, "gamma": 0.2})
     config.data.simulated.update({"patients": 60, "share": 0.5})
     config.pipeline = ("mrm", "mdn", "cunet") if config.stage == "any" else config.pipeline
     config.evaluate.systems = ("cunet",)

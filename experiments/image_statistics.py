@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import ndimage
 
+from cdm_jax.data.intensity import PERCENTILE
+
 Volume: TypeAlias = Float[np.ndarray, "z y x"]
 Mask: TypeAlias = Bool[np.ndarray, "z y x"]
 
@@ -59,6 +61,7 @@ def image_statistics(image: Volume, brain: Mask, tissues: Mapping[str, Mask]) ->
         "sharpness in plane": sharpness(image, inside, axes=(1, 2)),
         "sharpness across": sharpness(image, inside, axes=(0,)),
         "bias": bias(image, tissues["white"], brain),
+        "level": 1 / float(np.percentile(image[brain], PERCENTILE)),
     } | {f"p{part}": float(np.percentile(image[brain], part)) for part in PERCENTILES}
 
 

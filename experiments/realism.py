@@ -170,6 +170,7 @@ def show() -> None:
         "Noise: second differences within white matter. "
         "Sharpness: difference of neighbors over that of voxels three apart. "
         "Bias: standard deviation of a second-order polynomial through log white matter. "
+        "Level: 1 over the 99.5th percentile of the brain, to which networks scale. "
         "p5 to p99: percentiles of the brain."
     ]
     for protocol, voxel_mm in content["grids_mm"].items():

@@ -172,14 +172,9 @@ def test_scoring_loads_no_jax_at_all():
         ("grain", {"cdm_jax.data.pipeline"}),
         (
             "nibabel",
-            {
-                "cdm_jax.data.formats",
-                "cdm_jax.data.nifti",
-                "cdm_jax.phantom.cohort",
-                "cdm_jax.phantom.cortex",
-            },
+            {"cdm_jax.data.formats", "cdm_jax.data.nifti", "cdm_jax.phantom.cohort"},
         ),
-        ("nilearn", {"cdm_jax.phantom.cortex", "cdm_jax.phantom.templates"}),
+        ("nilearn", {"cdm_jax.phantom.templates"}),
         ("clu", {"cdm_jax.guard", "cdm_jax.train"}),
         (
             "optax",

@@ -14,7 +14,7 @@ from cdm_jax.phantom.scan import Body, scan
 from cdm_jax.phantom.templates import Templates, load_templates
 
 # Of what is simulated from given settings. 1 had T1 noise of 8.5 % of the mean, chosen without a
-# measurement, and the blurred cortex of an average brain.
+# measurement, and a blurred cortex.
 VERSION = 2
 LAYOUTS = ("brats2023", "upenn_gbm")
 
@@ -144,7 +144,7 @@ def draw_body(
     return Body(
         brain=brain,
         tissues=tissues,
-        texture=np.float32(0.012) * field(1.6) + np.float32(0.003) * field(6.0),
+        texture=np.float32(0.012) * field(1.6) + np.float32(0.002) * field(6.0),
         lesion=np.float32(0.08) * np.clip(visible, -3, 3),
         dose=hidden_rng.uniform(0.75, 1.25),
         uptake=np.float32(hidden_rng.uniform(0.25, 1.5)) * np.exp(np.float32(0.4) * mixed),

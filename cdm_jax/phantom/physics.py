@@ -33,17 +33,18 @@ class Tissue:
     uptake: float
 
 
-# T1 and T2 of white and gray matter: Wansapura et al. 1999, 3 T. T1 of blood: Stanisz et al. 2005,
-# 3 T; its T2 is an effective one, as flowing blood loses the echo and looks dark at long TE.
+# T1 of white and gray matter: Wansapura et al. 1999, 3 T; their T2 and the T1 of blood: Stanisz et
+# al. 2005, 3 T. T2 of blood is an effective one, as flowing blood loses the echo and looks dark at
+# long TE.
 # CSF: subarachnoid space, 3 T (PMC10696635). Proton densities of
 # white and gray matter and CSF: BrainWeb (Kwan et al. 1999). Tumor: T1 rises from edema to solid
 # tumor as in de Blank et al. 2019 (MR fingerprinting, 3 T). All else (deep gray matter, choroid
 # plexus, meninges, chronic lesions, the tumor's T2, density and uptake) is chosen to give the
 # contrasts that are seen in BraTS.
 TISSUES = {
-    "white": Tissue(t1_ms=832.0, t2_ms=79.6, density=0.77, uptake=0.015),
-    "gray": Tissue(t1_ms=1331.0, t2_ms=110.0, density=0.86, uptake=0.03),
-    "deep_gray": Tissue(t1_ms=1180.0, t2_ms=85.0, density=0.84, uptake=0.03),
+    "white": Tissue(t1_ms=832.0, t2_ms=69.0, density=0.77, uptake=0.015),
+    "gray": Tissue(t1_ms=1331.0, t2_ms=99.0, density=0.86, uptake=0.03),
+    "deep_gray": Tissue(t1_ms=1180.0, t2_ms=76.0, density=0.84, uptake=0.03),
     "csf": Tissue(t1_ms=4300.0, t2_ms=1900.0, density=1.0, uptake=0.0),
     "blood": Tissue(t1_ms=1932.0, t2_ms=40.0, density=0.85, uptake=1.0),
     "choroid": Tissue(t1_ms=2000.0, t2_ms=250.0, density=0.95, uptake=0.6),
@@ -67,17 +68,25 @@ class Sequence:
         inversion_ms: TI.
         inverted: Effective part of the magnetization that is turned over, 1 for a full inversion;
             the readout trains of 3D sequences leave less.
+        transfer: Part of the signal of all but fluids that is lost to magnetization transfer, as
+            where a turbo spin echo excites many slices (Melki and Mulkern 1992).
     """
 
     repetition_ms: float
     echo_ms: float
     inversion_ms: float | None = None
     inverted: float = 1.0
+    transfer: float = 0.0
+
+
+def is_fluid(tissue: Tissue) -> bool:
+    """Whether it is water without macromolecules: CSF, or what fills a cavity."""
+    return tissue.t2_ms > 1000
 
 
 def at_field(tissue: Tissue, tesla: float) -> Tissue:
     """The tissue in another field than 3 T; fluids relax alike in every field."""
-    if tissue.t2_ms > 1000:
+    if is_fluid(tissue):
         return tissue
     ratio = tesla / 3.0
     return dataclasses.replace(

@@ -19,13 +19,13 @@ SCANNERS = {
     "mixed": {
         "t1": Sequence(repetition_ms=600.0, echo_ms=10.0),
         "t1c": Sequence(repetition_ms=2000.0, echo_ms=5.0, inversion_ms=900.0, inverted=0.7),
-        "t2": Sequence(repetition_ms=6000.0, echo_ms=100.0),
+        "t2": Sequence(repetition_ms=6000.0, echo_ms=100.0, transfer=0.2),
         "t2f": Sequence(repetition_ms=9000.0, echo_ms=110.0, inversion_ms=2400.0),
     },
     "mprage": {
         "t1": Sequence(repetition_ms=1760.0, echo_ms=3.0, inversion_ms=950.0, inverted=0.7),
         "t1c": Sequence(repetition_ms=1760.0, echo_ms=3.0, inversion_ms=950.0, inverted=0.7),
-        "t2": Sequence(repetition_ms=4680.0, echo_ms=85.0),
+        "t2": Sequence(repetition_ms=4680.0, echo_ms=85.0, transfer=0.2),
         "t2f": Sequence(repetition_ms=9420.0, echo_ms=125.0, inversion_ms=2450.0),
     },
 }
@@ -108,11 +108,12 @@ def draw(rng: np.random.Generator) -> Protocol:
         "t1c": first if rng.random() < 0.6 else _draw_t1(rng),
         "t2": Sequence(
             repetition_ms=rng.uniform(3000, 9000),
-            echo_ms=rng.uniform(60, 130),
+            echo_ms=rng.uniform(75, 130),
+            transfer=rng.uniform(0.0, 0.35),
         ),
         "t2f": _draw_flair(rng),
     }
-    left = 0.0 if rng.random() < 0.65 else 1.0  # of the bias, where it has been corrected
+    left = 0.0 if rng.random() < 0.7 else 1.0  # of the bias, where it has been corrected
     return Protocol(
         acquisitions={
             name: _draw(rng, name, sequence, left) for name, sequence in sequences.items()
@@ -120,7 +121,7 @@ def draw(rng: np.random.Generator) -> Protocol:
         tesla=float(rng.choice([1.5, 3.0])),
         dose=rng.uniform(0.6, 2.0),
         relaxation=rng.uniform(0.02, 0.14),
-        receive_bias=left * rng.uniform(0.05, 0.3),
+        receive_bias=left * rng.uniform(0.03, 0.42),
         center=left * rng.uniform(-0.1, 0.5),
     )
 
@@ -128,7 +129,7 @@ def draw(rng: np.random.Generator) -> Protocol:
 def _draw_t1(rng: np.random.Generator) -> Sequence:
     """A spin echo, or a 3D sequence after an inversion."""
     if rng.random() < 0.4:
-        return Sequence(repetition_ms=rng.uniform(400, 1200), echo_ms=rng.uniform(7, 18))
+        return Sequence(repetition_ms=rng.uniform(400, 800), echo_ms=rng.uniform(7, 18))
     return Sequence(
         repetition_ms=rng.uniform(1500, 2500),
         echo_ms=rng.uniform(2, 5),
@@ -151,16 +152,16 @@ def _draw_flair(rng: np.random.Generator) -> Sequence:
 def _draw(rng: np.random.Generator, name: str, sequence: Sequence, left: float) -> Acquisition:
     """What is not perfect about one image, its own bias field times `left`."""
     blur = rng.uniform(0.0, 0.4, 3)
-    if rng.random() < 0.5:  # a 2D scan of thick slices, mostly axial
+    if rng.random() < 0.4:  # a 2D scan of thick slices, mostly axial
         blur[rng.choice(3, p=[0.1, 0.1, 0.8])] = 0.42 * rng.uniform(2, 9)
     return Acquisition(
         sequence=sequence,
-        noise=NOISE[name] * _log_uniform(rng, 0.25, 2.2),
-        bias=left * rng.uniform(0.02, 0.15),
+        noise=NOISE[name] * _log_uniform(rng, 0.25, 3.5),
+        bias=left * rng.uniform(0.02, 0.26),
         blur_mm=(float(blur[0]), float(blur[1]), float(blur[2])),
         ghost=max(0.0, rng.uniform(-0.03, 0.03)),
-        black=max(0.0, rng.uniform(-0.9, 0.4)),
-        gamma=_log_uniform(rng, 0.45, 2.4),
+        black=max(0.0, rng.uniform(-0.9, 0.35)),
+        gamma=float(np.exp(0.3 * rng.standard_normal())),
         gain=_SCANNER_UNITS * float(np.exp(0.5 * rng.standard_normal())),
     )
 

@@ -13,7 +13,7 @@ from cdm_jax.phantom.protocols import Acquisition, Protocol
 
 _VARYING_FLAIR = ("edema", "low_grade", "chronic_lesion")
 _VARYING_RELAXATION = ("enhancing", "necrosis", "low_grade", "edema")
-_TUMORS_VARY = 5.0
+_TUMORS_VARY = 2.5
 _TABLE = np.linspace(-0.5, 1.0, 151, dtype=np.float32)
 
 
@@ -108,6 +108,8 @@ def _clean_signal(
             agent = tissue.uptake * body.dose * dose
             t1 = physics.enhance(t1, agent * (body.uptake[held] if local else 1.0))
         part = physics.signal(sequence, t1, t2, tissue.density)
+        if not physics.is_fluid(tissue):
+            part = part * (1 - sequence.transfer)
         if not local:
             part = np.interp(deviation, _TABLE, part)
         if name == "t2f" and tissue_name in _VARYING_FLAIR:
