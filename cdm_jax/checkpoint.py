@@ -7,8 +7,9 @@ goes on, and apart from them the best one by a validation metric, which others l
 """
 
 import dataclasses
+import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +18,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
+from cdm_jax import parallel, seals
+from cdm_jax.config import plain, to_config
 from cdm_jax.errors import UserError
 from cdm_jax.methods.base import Model, State
 
@@ -24,6 +27,7 @@ FOLDER = "checkpoints"  # the newest
 BEST = "best"
 CHOICES = ("best", "last")
 FORMAT = 3  # raise it when a change makes earlier checkpoints or their configs unreadable
+_logger = logging.getLogger(__name__)
 MODEL_FIELDS = ("params", "average", "statistics", "frozen")
 
 
@@ -83,6 +87,8 @@ class Best:
 class Checkpoints:
     """The checkpoints of one stage; a context that waits for writes to end.
 
+    A damaged newest checkpoint is set aside, so that the one before is the newest.
+
     Args:
       folder: of the stage; created when something is saved.
       keep: how many of the latest checkpoints stay.
@@ -90,9 +96,12 @@ class Checkpoints:
 
     def __init__(self, folder: pathlib.Path, keep: int):
         self._stage_folder = folder
+        with parallel.first_process_first("looking for damaged checkpoints"):
+            if parallel.is_first():
+                _set_damaged_aside(folder)
         self._newest = _checkpointer(folder / FOLDER, keep)
         self._best = _checkpointer(folder / BEST, 1)
-        self._pending: Any = None
+        self._pending: dict[str, tuple[pathlib.Path, Any]] = {}  # by kind
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -100,6 +109,8 @@ class Checkpoints:
     def __exit__(
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._wait(FOLDER)
+        self._wait(BEST)
         self._newest.close()
         self._best.close()
 
@@ -112,7 +123,7 @@ class Checkpoints:
     @property
     def best(self) -> Best | None:
         """Which validation the best checkpoint did best in, None before the first."""
-        self._wait()
+        self._wait(BEST)
         return best(self._stage_folder)
 
     def save(
@@ -132,14 +143,9 @@ class Checkpoints:
           provenance: of the run.
           finished: whether training has come to its end.
         """
-        self._wait()  # for the best one: resuming from this step finds what was best until then
+        self._wait(BEST)  # resuming from this step finds what was best until then
         described = {"position": batches.get_state(), "finished": finished}
-        self._newest.save_checkpointables_async(
-            step,
-            {"state": state},
-            custom_metadata=provenance.to_json() | described,
-            force=True,
-        )
+        self._save(FOLDER, self._newest, step, state, provenance.to_json() | described)
 
     def save_best(self, step: int, state: State, found: Best, provenance: Provenance) -> None:
         """Writes the best checkpoint in the background; the one before goes when it is complete.
@@ -154,20 +160,30 @@ class Checkpoints:
           found: the validation that says so.
           provenance: of the run.
         """
-        self._wait()
+        self._wait(BEST)
         if step in _steps(self._stage_folder, BEST):
             return
-        self._pending = self._best.save_checkpointables_async(
-            step,
-            {"state": inference_part(state)},
-            custom_metadata=provenance.to_json() | {"best": dataclasses.asdict(found)},
-            force=True,
-        )
+        described = {"best": dataclasses.asdict(found)}
+        part = inference_part(state)
+        self._save(BEST, self._best, step, part, provenance.to_json() | described)
 
-    def _wait(self) -> None:
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
+    def _save(self, kind: str, checkpointer: Any, step: int, state: State, metadata: Any) -> None:
+        self._wait(kind)
+        folder = self._stage_folder / kind / str(step)
+        if parallel.is_first():
+            seals.unseal(folder)
+        response = checkpointer.save_checkpointables_async(
+            step, {"state": state}, custom_metadata=metadata, force=True
+        )
+        self._pending[kind] = folder, response
+
+    def _wait(self, kind: str) -> None:
+        """Waits until the last checkpoint of a kind is complete, and seals it."""
+        folder, response = self._pending.pop(kind, (None, None))
+        if folder is not None:
+            response.result()
+            if parallel.is_first():
+                seals.seal(folder)
 
     def restore(self, abstract: State, batches: Any) -> State:
         """The newest state, placed as `abstract` says; moves `batches` to its position."""
@@ -178,7 +194,7 @@ class Checkpoints:
 
     def restore_best(self, abstract: State) -> State:
         """What `save_best` wrote, placed as `abstract`, an `inference_part`, says."""
-        self._wait()
+        self._wait(BEST)
         latest = self._best.latest
         return self._best.load_checkpointables(latest.step, {"state": abstract})["state"]
 
@@ -203,33 +219,37 @@ def _steps(stage_folder: pathlib.Path, kind: str = FOLDER) -> list[int]:
     return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
 
 
+def _newest(stage_folder: pathlib.Path, kind: str = FOLDER) -> pathlib.Path | None:
+    """The newest checkpoint of a kind that is not damaged; a damaged one is named in the log."""
+    for step in reversed(_steps(stage_folder, kind)):
+        folder = (stage_folder / kind / str(step)).absolute()
+        if seals.is_intact(folder):
+            return folder
+        _logger.warning("%s is damaged, its files are not as they were written: not used", folder)
+    return None
+
+
+def _set_damaged_aside(stage_folder: pathlib.Path) -> None:
+    """Moves checkpoints that are damaged and newer than any other out of the way."""
+    for kind in (FOLDER, BEST):
+        intact = _newest(stage_folder, kind)
+        for step in _steps(stage_folder, kind):
+            if intact is None or step > int(intact.name):
+                place = seals.set_aside(stage_folder / kind / str(step))
+                _logger.warning("moved it to %s; the one before, if any, is used", place)
+
+
 def latest_step(stage_folder: pathlib.Path) -> int | None:
     """The step of a stage's newest checkpoint, None where there is none."""
     return max(_steps(stage_folder), default=None)
-
-
-def plain(config: Any) -> Any:
-    """A config as JSON types; `to_config` turns it back."""
-    if isinstance(config, ConfigDict):
-        return {key: plain(value) for key, value in config.items()}
-    return list(config) if isinstance(config, tuple) else config
-
-
-def to_config(tree: Any) -> Any:
-    """The config that `plain` wrote down; lists become tuples again."""
-    if isinstance(tree, dict):
-        return ConfigDict({key: to_config(value) for key, value in tree.items()})
-    return tuple(tree) if isinstance(tree, list) else tree
 
 
 def _chosen(stage_folder: pathlib.Path, which: str = "last") -> pathlib.Path | None:
     """The step folder of the best checkpoint or of the last; the last where none was validated."""
     if which not in CHOICES:
         raise UserError(f"unknown checkpoint '{which}': allowed are {', '.join(CHOICES)}")
-    for kind in (BEST, FOLDER) if which == "best" else (FOLDER,):
-        if steps := _steps(stage_folder, kind):
-            return (stage_folder / kind / str(steps[-1])).absolute()
-    return None
+    kinds = (BEST, FOLDER) if which == "best" else (FOLDER,)
+    return next(filter(None, (_newest(stage_folder, kind) for kind in kinds)), None)
 
 
 def _metadata(step_folder: pathlib.Path) -> dict[str, Any]:
@@ -247,8 +267,8 @@ def _metadata(step_folder: pathlib.Path) -> dict[str, Any]:
 
 def best(stage_folder: pathlib.Path) -> Best | None:
     """Which validation a stage's best checkpoint did best in, None where there is none."""
-    steps = _steps(stage_folder, BEST)
-    return Best(**_metadata(stage_folder / BEST / str(steps[-1]))["best"]) if steps else None
+    newest = _newest(stage_folder, BEST)
+    return None if newest is None else Best(**_metadata(newest)["best"])
 
 
 def provenance(stage_folder: pathlib.Path) -> Provenance | None:
@@ -314,25 +334,3 @@ def _shapes(step_folder: pathlib.Path) -> dict[str, Any]:
 def _model(fields: Mapping[str, Any]) -> Model:
     params = fields["average"] or fields["params"]
     return {"params": params, "statistics": fields["statistics"], "frozen": fields["frozen"]}
-
-
-def differences(ours: ConfigDict, saved: ConfigDict, sections: Sequence[str]) -> list[str]:
-    """Keys of these sections whose values differ, as "key: saved -> ours".
-
-    A setting that the version that saved did not have does not differ where it is off here.
-    """
-    found = []
-    for section in sections:
-        new, old = _flat(plain(ours[section]), section), _flat(plain(saved[section]), section)
-        found += [
-            f"{key}: {old.get(key)} -> {new.get(key)}"
-            for key in sorted(new.keys() | old.keys())
-            if new.get(key) != old.get(key) and (key in old or new[key])
-        ]
-    return found
-
-
-def _flat(tree: Any, prefix: str) -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {k: v for key, sub in tree.items() for k, v in _flat(sub, f"{prefix}.{key}").items()}

@@ -1,10 +1,11 @@
-"""Config files: loaded by path, with values overridden on the command line."""
+"""Configs: loaded by path with values overridden on the command line, written as JSON, compared."""
 
 import importlib.util
 import pathlib
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -85,3 +86,39 @@ def _check_key(config: ConfigDict, key: str) -> None:
             hint = nearest(name, known) or f": config{path} has {', '.join(known)}"
             raise UserError(f"the config has no key {key}{hint}")
         section, path = section[name], f"{path}.{name}"
+
+
+def plain(config: Any) -> Any:
+    """A config as JSON types; `to_config` turns it back."""
+    if isinstance(config, ConfigDict):
+        return {key: plain(value) for key, value in config.items()}
+    return list(config) if isinstance(config, tuple) else config
+
+
+def to_config(tree: Any) -> Any:
+    """The config that `plain` wrote down; lists become tuples again."""
+    if isinstance(tree, dict):
+        return ConfigDict({key: to_config(value) for key, value in tree.items()})
+    return tuple(tree) if isinstance(tree, list) else tree
+
+
+def differences(ours: ConfigDict, saved: ConfigDict, sections: Sequence[str]) -> list[str]:
+    """Keys of these sections whose values differ, as "key: saved -> ours".
+
+    A setting that the version that saved did not have does not differ where it is off here.
+    """
+    found = []
+    for section in sections:
+        new, old = _flat(plain(ours[section]), section), _flat(plain(saved[section]), section)
+        found += [
+            f"{key}: {old.get(key)} -> {new.get(key)}"
+            for key in sorted(new.keys() | old.keys())
+            if new.get(key) != old.get(key) and (key in old or new[key])
+        ]
+    return found
+
+
+def _flat(tree: Any, prefix: str) -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {k: v for key, sub in tree.items() for k, v in _flat(sub, f"{prefix}.{key}").items()}

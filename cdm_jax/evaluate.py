@@ -18,8 +18,9 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.progress import track
 
-from cdm_jax import checkpoint, inference, parallel, scoring, workers
+from cdm_jax import inference, parallel, scoring, workers
 from cdm_jax.cards import write_card
+from cdm_jax.config import plain
 from cdm_jax.data.cache import PreparedSubject
 from cdm_jax.data.dataset import Dataset, num_workers
 from cdm_jax.data.prepare import FULL_SCALE
@@ -197,7 +198,7 @@ class _Evaluation:
 
     def _identity(self, subject: PreparedSubject) -> Identity:
         """What all rows of a record have in common."""
-        settings = checkpoint.plain(self._config.sampler) | {
+        settings = plain(self._config.sampler) | {
             "num_samples": self._config.evaluate.num_samples,
             "copies": self._dataset.copies,
             "sources": self._config.data.sources,

@@ -1,6 +1,8 @@
 """JSON files: written as a whole or not at all, read or refused in one line; and full disks."""
 
+import dataclasses
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -34,6 +36,12 @@ def read_json(path: pathlib.Path) -> Any:
         raise UserError(
             f"{path} is not JSON ({error}): restore it, or delete it and make it again"
         ) from error
+
+
+def digest(content: Mapping[str, Any], others: bytes = b"") -> str:
+    """SHA-256 of JSON content, whatever the order of its keys, and of bytes that belong to it."""
+    text = json.dumps(content, sort_keys=True, default=dataclasses.asdict)
+    return hashlib.sha256(text.encode() + others).hexdigest()
 
 
 def is_full(error: BaseException | None) -> bool:

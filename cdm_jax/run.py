@@ -11,6 +11,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from cdm_jax import checkpoint, parallel
+from cdm_jax.config import differences
 from cdm_jax.data.cache import PreparedSubject
 from cdm_jax.data.dataset import Dataset
 from cdm_jax.data.pipeline import SliceSource, plain_plans
@@ -123,7 +124,7 @@ def check_same(
     }
     changed = [
         line
-        for line in checkpoint.differences(ours, saved, sections)
+        for line in differences(ours, saved, sections)
         if line.split(":")[0] not in harmless
     ]
     if changed:

@@ -14,7 +14,7 @@ ALLOWED = {
     "errors": set(),
     "workers": {"errors"},
     "phantom": {"errors"},
-    "data": {"errors", "phantom", "workers"},
+    "data": {"errors", "files", "phantom", "workers"},
     "metrics": {"errors"},
     "parallel": {"errors"},
     "draws": {"errors", "parallel"},

@@ -4,32 +4,37 @@ import subprocess
 import sys
 import types
 
+import jax
 import numpy as np
 import pytest
 
-from cdm_jax import checkpoint
+from cdm_jax import checkpoint, seals
+from cdm_jax.config import differences, plain, to_config
+from cdm_jax.data.dataset import load_dataset
 from cdm_jax.errors import UserError
+from cdm_jax.train import train_stage
 from configs import phantom
+from tests.helpers import smoke_config
 
 
 def test_a_config_survives_json():
     config = phantom.get_config("cdm,size=32")
-    assert checkpoint.to_config(checkpoint.plain(config)) == config
+    assert to_config(plain(config)) == config
 
 
 def test_differences_name_the_values_that_changed():
     ours, saved = phantom.get_config("cdm"), phantom.get_config("cdm")
     ours.mdn.width = 7
     ours.mrm.width = 9
-    assert checkpoint.differences(ours, saved, ["mdn"]) == ["mdn.width: 256 -> 7"]
+    assert differences(ours, saved, ["mdn"]) == ["mdn.width: 256 -> 7"]
 
 
 def test_a_setting_that_is_new_differs_where_it_is_on():
     ours, saved = phantom.get_config("cdm"), phantom.get_config("cdm")
     del saved.data.simulated.share
-    assert checkpoint.differences(ours, saved, ["data"]) == []
+    assert differences(ours, saved, ["data"]) == []
     ours.data.simulated.share = 0.5
-    assert checkpoint.differences(ours, saved, ["data"]) == ["data.simulated.share: None -> 0.5"]
+    assert differences(ours, saved, ["data"]) == ["data.simulated.share: None -> 0.5"]
 
 
 def test_loading_gives_numpy_arrays_and_where_they_come_from(finished_run):
@@ -77,3 +82,50 @@ def test_a_checkpoint_of_four_devices_loads_on_one(finished_run, tmp_path, pytes
     model, provenance = checkpoint.load_model(workdir / "m1")
     assert provenance.config.m1.train.batch_size_per_device == 4
     assert all(np.isfinite(leaf).all() for leaf in model["params"]["network"]["Conv_0"].values())
+
+
+def damage(checkpoint_folder):
+    """Flips a bit of the largest file of a checkpoint."""
+    path = max(
+        (p for p in checkpoint_folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(tmp_path, caplog):
+    config = smoke_config("mrm")
+    config.mrm.train.update({"num_steps": 4, "checkpoint_every": 2, "validate_every": 100})
+    dataset = load_dataset(config, tmp_path)
+    train_stage(config, tmp_path, dataset)
+    stage = tmp_path / "mrm"
+    final = (stage / "metrics.jsonl").read_text()
+    model, _ = checkpoint.load_model(stage, "last")
+    newest = stage / checkpoint.FOLDER / "4"
+    damage(newest)
+    caplog.clear()
+    assert checkpoint.load_model(stage, "last")[1].config == checkpoint.provenance(stage).config
+    assert f"{newest} is damaged" in caplog.text
+    assert not checkpoint.finished(stage)  # that of step 2 is the newest that is intact
+    train_stage(config, tmp_path, dataset)
+    assert (stage / "damaged" / "checkpoints-4").is_dir()
+    assert (stage / "metrics.jsonl").read_text() == final
+    again, _ = checkpoint.load_model(stage, "last")
+    jax.tree.map(np.testing.assert_array_equal, again, model)
+
+
+def test_a_cut_or_added_file_breaks_a_seal_and_an_unsealed_checkpoint_is_taken(tmp_path):
+    folder = tmp_path / "checkpoints" / "7"
+    folder.mkdir(parents=True)
+    (folder / "a").write_bytes(b"1234")
+    assert seals.is_intact(folder)
+    seals.seal(folder)
+    assert seals.is_intact(folder)
+    (folder / "b").touch()
+    assert not seals.is_intact(folder)
+    (folder / "b").unlink()
+    (folder / "a").write_bytes(b"123")
+    assert not seals.is_intact(folder)
+    seals.unseal(folder)
+    assert seals.is_intact(folder)

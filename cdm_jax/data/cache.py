@@ -15,9 +15,10 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt16
@@ -26,9 +27,10 @@ from cdm_jax.data.intensity import Intensity
 from cdm_jax.data.prepare import Description, Prepared, PrepareSettings, files_of
 from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import UserError
+from cdm_jax.files import digest
 from cdm_jax.workers import whole_file
 
-FORMAT = 2  # Raise it when a change makes the same input give another cache.
+FORMAT = 3  # Raise it when a change makes the same input give another cache.
 
 Rows = tuple[tuple[int, int], ...]
 """Of each slice, the first row that is stored and the row after the last one."""
@@ -142,7 +144,8 @@ def write_prepared(prepared: Prepared, path: Path) -> PreparedSubject:
     with whole_file(path) as partial, partial.open("wb") as file:
         np.save(file, np.concatenate(parts))
     with whole_file(path.with_suffix(".json")) as partial:
-        partial.write_text(json.dumps(content, default=dataclasses.asdict))
+        text = json.dumps(content | {"sha256": digest(content)}, default=dataclasses.asdict)
+        partial.write_text(text)
     return PreparedSubject(**content, path=path)
 
 
@@ -180,12 +183,23 @@ def load_prepared(subject: Subject, settings: PrepareSettings, folder: Path) -> 
     """The subject from the cache.
 
     Raises:
-        OSError, ValueError: it is missing, incomplete or cut short.
+        OSError, ValueError: it is missing, incomplete, cut short or damaged.
         UserError: the subject lacks a source.
     """
     path = cache_path(subject, settings, folder)
-    content = json.loads(path.with_suffix(".json").read_text())
-    loaded = PreparedSubject(
+    try:
+        content = json.loads(path.with_suffix(".json").read_text())
+        if content.pop("sha256") != digest(content):
+            raise ValueError(f"{path.with_suffix('.json')} was changed: delete it")
+        loaded = _described(subject, content, path)
+        _ = loaded.offsets  # fails where the slices are missing or cut short
+    except (AttributeError, EOFError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} or the JSON file beside it is damaged: delete both") from error
+    return loaded
+
+
+def _described(subject: Subject, content: Mapping[str, Any], path: Path) -> PreparedSubject:
+    return PreparedSubject(
         subject_id=subject.subject_id,
         patient_id=subject.patient_id,
         sources=tuple(content["sources"]),
@@ -198,5 +212,3 @@ def load_prepared(subject: Subject, settings: PrepareSettings, folder: Path) -> 
         rows=tuple((top, bottom) for top, bottom in content["rows"]),
         path=path,
     )
-    _ = loaded.offsets  # fails where the slices are missing or cut short
-    return loaded

@@ -126,13 +126,18 @@ def _of_one(image: Image) -> Iterable[tuple[str, str]]:
     """Codes and texts of what one header shows."""
     if text := _odd_spacing(image):
         yield "spacing", text
-    sform, s_code = image.get_sform(coded=True)
-    qform, q_code = image.get_qform(coded=True)
+    s_code, q_code = (int(image.header[name]) for name in ("sform_code", "qform_code"))
+    sform = image.get_sform(coded=True)[0]
+    try:
+        qform = image.get_qform(coded=True)[0]
+    except ValueError:  # of a quaternion longer than 1
+        qform = None
+        yield "two-affines", "qform is no rotation"
     if sform is not None and qform is not None:
         moved = farthest(sform, qform, image.shape)
         if moved > TOLERANCE * min(read_geometry(image).voxel_size):
             yield "two-affines", f"sform and qform place voxels up to {moved:.3g} mm apart"
-    if s_code + q_code and {int(s_code), int(q_code)} != {SCANNER}:
+    if s_code + q_code and {s_code, q_code} != {SCANNER}:
         yield "codes", f"the code of sform is {s_code} and that of qform {q_code}, not 1 and 1"
 
 

@@ -134,6 +134,8 @@ def load_split(path: Path | str) -> Split:
         content = json.loads(Path(path).read_text())
         parts = {name: tuple(content[name]) for name in ("train", "validation", "test")}
         stated = content["hash"]
+        if any(not isinstance(name, str) for part in parts.values() for name in part):
+            raise TypeError("a patient's name is no text")
     except FileNotFoundError as error:
         raise UserError(f"there is no split file {path}: check the path") from error
     except (OSError, ValueError, KeyError, TypeError) as error:

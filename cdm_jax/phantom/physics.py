@@ -81,7 +81,7 @@ class Sequence:
 
 def is_fluid(tissue: Tissue) -> bool:
     """Whether it is water without macromolecules: CSF, or what fills a cavity."""
-    return tissue.t2_ms > 1000
+    return bool(tissue.t2_ms > 1000)
 
 
 def at_field(tissue: Tissue, tesla: float) -> Tissue:

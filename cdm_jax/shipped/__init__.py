@@ -5,7 +5,6 @@
 `python -m experiments.shipped` makes them again.
 """
 
-import hashlib
 import pathlib
 import zipfile
 
@@ -14,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cdm_jax import checkpoint
 from cdm_jax.errors import UserError
-from cdm_jax.files import read_json, write_json
+from cdm_jax.files import digest, read_json, write_json
 from cdm_jax.methods.base import Model
 from cdm_jax.workers import whole_file
 
@@ -38,8 +37,11 @@ def load_model(folder: pathlib.Path = FOLDER) -> tuple[Model, checkpoint.Provena
             f"{error.filename} is missing: install cdm_jax again, or give the folder of a trained "
             "run, --workdir=<folder>"
         ) from error
-    if hashlib.sha256(content).hexdigest() != described["sha256"]:
-        raise UserError(f"{path} is not what {DESCRIPTION} describes: install cdm_jax again")
+    stated = described.pop("sha256", None) if isinstance(described, dict) else None
+    if stated is None or digest(described, content) != stated:
+        raise UserError(
+            f"{path} and {DESCRIPTION} are not those of one model: install cdm_jax again"
+        )
     if described["format"] != checkpoint.FORMAT:
         raise UserError(
             f"{path} has format {described['format']}, this version reads {checkpoint.FORMAT}: "
@@ -90,8 +92,8 @@ def export(stage_folder: pathlib.Path, folder: pathlib.Path = FOLDER) -> int:
     with whole_file(folder / WEIGHTS) as partial:
         _write_arrays(partial, leaves)
     content = (folder / WEIGHTS).read_bytes()
-    described = {"sha256": hashlib.sha256(content).hexdigest()}
-    write_json(folder / DESCRIPTION, provenance.to_json() | described)
+    described = provenance.to_json()
+    write_json(folder / DESCRIPTION, described | {"sha256": digest(described, content)})
     return len(content)
 
 

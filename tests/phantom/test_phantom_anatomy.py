@@ -18,7 +18,7 @@ def test_the_deformation_never_folds_the_brain(seed):
     positions = anatomy.deform(np.random.default_rng(seed), GRID)
     gradients = np.gradient(positions, GRID.voxel_mm, axis=(0, 1, 2))
     determinant = np.linalg.det(np.stack(gradients, axis=-1))
-    assert determinant.min() > 0.15  # Patient to template: above 1 for a smaller brain.
+    assert determinant.min() > 0.1  # Patient to template: above 1 for a smaller brain.
     assert 0.85 < determinant.mean() < 1.9
 
 

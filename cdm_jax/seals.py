@@ -1,0 +1,72 @@
+"""Seals: hashes of finished checkpoints, by which a truncated or altered one is known.
+
+`seals.json` in a stage's folder names each checkpoint's folder and the hash of its files. One that
+is not named (its run was killed before it was sealed) is taken as it is.
+"""
+
+import hashlib
+import os
+import pathlib
+
+from cdm_jax.files import read_json, write_json
+
+FILE = "seals.json"
+ASIDE = "damaged"
+
+
+def seal(checkpoint: pathlib.Path) -> None:
+    """Notes what a finished checkpoint, `<stage>/<kind>/<step>`, consists of."""
+    noted = {name: known for name, known in _noted(checkpoint).items() if _at(checkpoint, name)}
+    write_json(_file(checkpoint), noted | {_name(checkpoint): _digest(checkpoint)})
+
+
+def unseal(checkpoint: pathlib.Path) -> None:
+    """Forgets a checkpoint that is about to be written."""
+    noted = _noted(checkpoint)
+    if noted.pop(_name(checkpoint), None):
+        write_json(_file(checkpoint), noted)
+
+
+def is_intact(checkpoint: pathlib.Path) -> bool:
+    """Whether its files are those that were sealed, if it was."""
+    stated = _noted(checkpoint).get(_name(checkpoint))
+    return stated is None or stated == _digest(checkpoint)
+
+
+def set_aside(checkpoint: pathlib.Path) -> pathlib.Path:
+    """Moves a damaged checkpoint to where nobody looks for one; nothing is deleted."""
+    folder = checkpoint.parents[1] / ASIDE
+    folder.mkdir(exist_ok=True)
+    name = f"{checkpoint.parent.name}-{checkpoint.name}"
+    taken = len(list(folder.glob(f"{name}*")))
+    place = folder / (f"{name}-{taken}" if taken else name)
+    os.replace(checkpoint, place)
+    unseal(checkpoint)
+    return place
+
+
+def _file(checkpoint: pathlib.Path) -> pathlib.Path:
+    return checkpoint.parents[1] / FILE
+
+
+def _name(checkpoint: pathlib.Path) -> str:
+    return f"{checkpoint.parent.name}/{checkpoint.name}"
+
+
+def _at(checkpoint: pathlib.Path, name: str) -> bool:
+    return (checkpoint.parents[1] / name).is_dir()
+
+
+def _noted(checkpoint: pathlib.Path) -> dict[str, str]:
+    path = _file(checkpoint)
+    content = read_json(path) if path.exists() else {}
+    return content if isinstance(content, dict) else {}
+
+
+def _digest(folder: pathlib.Path) -> str:
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        total.update(path.relative_to(folder).as_posix().encode())
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
