@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/demo
 CONFIG ?= configs/phantom.py:cdm,length=demo
+SMOKE = configs/phantom.py:cdm,smoke
 
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test test-slow test-parity test-browser lint docs clean
+.PHONY: demo test test-slow test-parity test-browser test-versions lint docs clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +35,18 @@ test-parity: $(READY)
 test-browser: $(READY)
 	$(BIN)/pip install --quiet --editable '.[dev,browser]'
 	$(BIN)/python -m pytest tests/browser
+
+# The main job, smallest, with the oldest versions that pyproject.toml allows, and with the newest ones
+# on the newest Python.
+test-versions:
+	mkdir -p build
+	python3.11 -m venv --clear build/oldest
+	python3.11 tests/oldest.py > build/oldest.txt
+	build/oldest/bin/pip install --quiet --editable '.[demo]' --constraint build/oldest.txt
+	build/oldest/bin/python -m experiments.demo --config=$(SMOKE) --workdir=runs/oldest
+	python3.13 -m venv --clear build/newest
+	build/newest/bin/pip install --quiet --editable '.[demo]'
+	build/newest/bin/python -m experiments.demo --config=$(SMOKE) --workdir=runs/newest
 
 lint: $(READY)
 	$(BIN)/ruff check .

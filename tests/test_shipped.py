@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ import pytest
 import cdm_jax
 from cdm_jax import shipped
 from cdm_jax.data.nifti import changed_fields
+from cdm_jax.errors import UserError
 from cdm_jax.phantom import PhantomSettings, write_patient
 from cdm_jax.tasks import JOIN
 
@@ -81,3 +83,16 @@ def test_it_shows_the_tissues_of_a_scanner_that_it_has_not_seen(patient, given, 
     brain = truth > 0
     made = np.asarray(result[target].dataobj)
     assert np.corrcoef(made[brain], truth[brain])[0, 1] > least
+
+
+@pytest.mark.parametrize("name", [shipped.WEIGHTS, shipped.DESCRIPTION])
+def test_weights_that_were_changed_are_refused(name, tmp_path):
+    for part in (shipped.WEIGHTS, shipped.DESCRIPTION):
+        shutil.copy(shipped.FOLDER / part, tmp_path)
+    shipped.load_model(tmp_path)
+    content = bytearray((tmp_path / name).read_bytes())
+    place = content.find(b'"batch_size": ') + 14 if name == shipped.DESCRIPTION else 1000
+    content[place] ^= 1
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match="install cdm_jax again"):
+        shipped.load_model(tmp_path)
