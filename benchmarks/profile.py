@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from clu.metrics import Average
 from jax.extend import core
 from ml_collections import ConfigDict
 from rich.table import Table
@@ -33,7 +32,7 @@ from cdm_jax import checkpoint, inference, parallel
 from cdm_jax.methods import base
 from cdm_jax.shapes import create, example, stored_shapes
 from cdm_jax.tasks import task_of
-from cdm_jax.train import make_step
+from cdm_jax.train import empty_totals, make_step
 from cdm_jax.writer import console
 
 DATASETS = ("phantom", "brats", "upenn_gbm")
@@ -89,9 +88,9 @@ def training_step(config: ConfigDict, stage: str) -> Program:
     devices = parallel.all_devices(config.parallel)
     number = config[stage].train.batch_size_per_device * jax.local_device_count()
     method, state = create(config, stage), fresh_state(config, stage, devices)
-    _, metrics = jax.eval_shape(method.update, state, example(config, number), key())
-    place = parallel.replicated(devices.mesh)
-    totals = jax.device_put({name: Average.empty() for name in metrics}, place)
+    totals = jax.device_put(
+        empty_totals(method, state, example(config, number)), parallel.replicated(devices.mesh)
+    )
     return Program(
         stage=stage,
         part="step",

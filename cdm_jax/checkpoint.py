@@ -179,8 +179,8 @@ class Checkpoints:
 
     def _wait(self, kind: str) -> None:
         """Waits until the last checkpoint of a kind is complete, and seals it."""
-        folder, response = self._pending.pop(kind, (None, None))
-        if folder is not None:
+        if kind in self._pending:
+            folder, response = self._pending.pop(kind)
             response.result()
             if parallel.is_first():
                 seals.seal(folder)

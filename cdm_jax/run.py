@@ -123,9 +123,7 @@ def check_same(
         for name in ("root", "cache", "split_file", "num_workers", "read_threads", "copies")
     }
     changed = [
-        line
-        for line in differences(ours, saved, sections)
-        if line.split(":")[0] not in harmless
+        line for line in differences(ours, saved, sections) if line.split(":")[0] not in harmless
     ]
     if changed:
         raise UserError(

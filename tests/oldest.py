@@ -1,6 +1,6 @@
 """Prints the oldest allowed version of each dependency, as constraints for pip.
 
-  python tests/oldest.py > oldest.txt
+python tests/oldest.py > oldest.txt
 """
 
 import pathlib

@@ -34,8 +34,10 @@ def deform(rng: np.random.Generator, grid: Grid) -> Float32[np.ndarray, "x y z 3
         positions[..., axis] = row[0] * x + row[1] * y + row[2] * z + middle
         for amount, length_mm in ((3.0, 40.0), (2.6, 15.0), (1.2, 7.0)):
             positions[..., axis] += np.float32(amount) * smooth_field(rng, grid, length_mm)
-    offset = positions - np.float32([0, -10, 15])
-    near = np.exp(-np.sum((offset / np.float32([30, 45, 25])) ** 2, axis=-1, keepdims=True))
+    offset = positions - np.array([0, -10, 15], np.float32)
+    near = np.exp(
+        -np.sum((offset / np.array([30, 45, 25], np.float32)) ** 2, axis=-1, keepdims=True)
+    )
     return positions - np.float32(rng.uniform(0, 0.6)) * near * offset
 
 
