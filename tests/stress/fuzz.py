@@ -101,7 +101,7 @@ def _read_images(folder: pathlib.Path, _: pathlib.Path) -> None:
     for subject in find_subjects(folder, modalities=SOURCES):
         examine_subject(subject)
         native = read_native(subject, SOURCES, SOURCES)
-        image_like(subject.images["t1"], native.images["t1"])
+        image_like(native.images["t1"], subject.images["t1"])
 
 
 def _read_tree(folder: pathlib.Path, output: pathlib.Path) -> None:
