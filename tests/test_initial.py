@@ -53,7 +53,7 @@ def test_damaged_weights_are_named(exported, tmp_path):
     content = (exported / shipped.WEIGHTS).read_bytes()
     (tmp_path / shipped.WEIGHTS).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     (tmp_path / shipped.DESCRIPTION).write_bytes((exported / shipped.DESCRIPTION).read_bytes())
-    with pytest.raises(UserError, match=r"weights\.npz is not what model\.json describes"):
+    with pytest.raises(UserError, match=r"weights\.npz and model\.json are not those of one model"):
         shipped.load_model(tmp_path)
 
 

@@ -55,7 +55,7 @@ def test_the_lesion_is_removed_from_the_tumor_and_invented_on_the_other_side(sca
     assert change[tumor].sum() > 0.7 * change.sum() > 0  # mass effect is around it
     invented = study.distorted(scan, "invented lesion", 1) - scan.truth
     mirrored = tumor[..., ::-1] & scan.brain
-    assert np.abs(invented)[mirrored].sum() > 0.8 * np.abs(invented).sum() > 0
+    assert np.abs(invented)[mirrored].sum() > 0.7 * np.abs(invented).sum() > 0
 
 
 def test_ranks_begin_with_the_worst_in_each_metrics_own_direction():

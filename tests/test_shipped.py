@@ -90,9 +90,13 @@ def test_weights_that_were_changed_are_refused(name, tmp_path):
     for part in (shipped.WEIGHTS, shipped.DESCRIPTION):
         shutil.copy(shipped.FOLDER / part, tmp_path)
     shipped.load_model(tmp_path)
-    content = bytearray((tmp_path / name).read_bytes())
-    place = content.find(b'"batch_size": ') + 14 if name == shipped.DESCRIPTION else 1000
-    content[place] ^= 1
-    (tmp_path / name).write_bytes(content)
+    path = tmp_path / name
+    if name == shipped.WEIGHTS:
+        content = bytearray(path.read_bytes())
+        content[1000] ^= 1
+        path.write_bytes(content)
+    else:
+        described = json.loads(path.read_text())
+        path.write_text(json.dumps(described | {"batch_size": described["batch_size"] + 1}))
     with pytest.raises(UserError, match="install cdm_jax again"):
         shipped.load_model(tmp_path)

@@ -35,14 +35,14 @@ def test_tissue_shares_fill_every_voxel_and_lie_where_they_belong():
     rng = np.random.default_rng(0)
     places = {
         "white": [26, -20, 32],
-        "gray": [0, -17, 39],
+        "gray": [5, -17, 39],
         "deep_gray": [11, -18, 8],
         "csf": [6, 16, 9],
         "blood": [0, -23, 73],
     }
     positions = np.array(list(places.values()), dtype=np.float32)
     tissues = anatomy.tissue_fractions(
-        rng, lambda length: np.full(len(positions), length > 4.5, np.float32), templates, positions
+        rng, lambda length: np.full(len(positions), length > 3.9, np.float32), templates, positions
     )
     np.testing.assert_allclose(sum(tissues.values()), 1, atol=1e-6)
     for row, name in enumerate(places):

@@ -90,7 +90,7 @@ def test_necrosis_lies_in_the_enhancing_rim_and_that_in_the_edema(glioblastoma):
     necrosis, edema, enhancing = (depth[labels == label].mean() for label in (1, 2, 3))
     assert necrosis > enhancing > edema
     around_necrosis = ndimage.binary_dilation(labels == 1) & (labels != 1)
-    assert np.mean(labels[around_necrosis] == 3) > 0.8
+    assert np.mean(labels[around_necrosis] == 3) > 0.7
 
 
 def test_t1_and_t2_do_not_tell_how_bright_the_tumor_is_on_t1c(bodies, glioblastoma):

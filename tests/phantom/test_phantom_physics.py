@@ -68,7 +68,7 @@ def test_normal_tissue_has_the_contrasts_of_each_modality(scanner):
     )
     assert t1["white"] > 1.1 * t1["gray"] > 1.5 * t1["csf"]
     assert t2["csf"] > 1.5 * t2["gray"] > 1.8 * t2["white"]
-    assert t2f["csf"] < 0.15 * t2f["white"]
+    assert t2f["csf"] < 0.2 * t2f["white"]
     assert t2f["edema"] > 1.3 * t2f["gray"] > 1.3 * t2f["white"]
     assert t1["necrosis"] < t1["edema"] < t1["white"]
 
