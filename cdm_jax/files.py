@@ -28,10 +28,14 @@ def read_json(path: pathlib.Path) -> Any:
 
     Raises:
         FileNotFoundError: There is none.
-        UserError: It is damaged.
+        UserError: It is damaged or cannot be read.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # such as a folder
+        raise UserError(f"{path} cannot be read ({error.strerror}): restore it") from error
     except ValueError as error:  # not JSON, or not even text
         raise UserError(
             f"{path} is not JSON ({error}): restore it, or delete it and make it again"

@@ -15,6 +15,7 @@ import functools
 import hashlib
 import itertools
 import json
+import tokenize
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,9 @@ from cdm_jax.files import digest
 from cdm_jax.workers import whole_file
 
 FORMAT = 3  # Raise it when a change makes the same input give another cache.
+
+# What a damaged description and NumPy's parser of a damaged header raise, beside ValueError.
+_DAMAGED = (AttributeError, EOFError, KeyError, SyntaxError, TypeError, tokenize.TokenError)
 
 Rows = tuple[tuple[int, int], ...]
 """Of each slice, the first row that is stored and the row after the last one."""
@@ -193,7 +197,7 @@ def load_prepared(subject: Subject, settings: PrepareSettings, folder: Path) -> 
             raise ValueError(f"{path.with_suffix('.json')} was changed: delete it")
         loaded = _described(subject, content, path)
         _ = loaded.offsets  # fails where the slices are missing or cut short
-    except (AttributeError, EOFError, KeyError, TypeError) as error:
+    except _DAMAGED as error:
         raise ValueError(f"{path} or the JSON file beside it is damaged: delete both") from error
     return loaded
 

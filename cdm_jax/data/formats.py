@@ -32,6 +32,7 @@ _MGH = b"\0\0\0\1"  # the version, the only one
 _UNREADABLE: tuple[type[Exception], ...] = (
     OSError,
     EOFError,
+    OverflowError,
     ValueError,
     zlib.error,
     nib.filebasedimages.ImageFileError,

@@ -143,7 +143,10 @@ def _of_one(image: Image) -> Iterable[tuple[str, str]]:
 
 def _odd_spacing(image: Image) -> str:
     """Doubts a voxel size; empty where it is that of a scan."""
-    unit = image.header.get_xyzt_units()[0]
+    try:
+        unit = image.header.get_xyzt_units()[0]
+    except KeyError:
+        return "the header states no known unit of length; lengths are taken to be millimeters"
     if unit not in MILLIMETER:
         return f"lengths are in {unit}s by the header, and are taken to be millimeters"
     stated = np.array(image.header.get_zooms()[:3], np.float64)

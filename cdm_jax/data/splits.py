@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from cdm_jax.data.subjects import Subject
-from cdm_jax.errors import UserError
+from cdm_jax.errors import UserError, about
 
 _HASH_LENGTH = 12
 _logger = logging.getLogger(__name__)
@@ -140,7 +140,8 @@ def load_split(path: Path | str) -> Split:
         raise UserError(f"there is no split file {path}: check the path") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a split file ({error!r}): restore or delete it") from error
-    split = Split(**parts)
+    with about(str(path)):
+        split = Split(**parts)
     if split.hash != stated:
         raise UserError(
             f"{path} was changed by hand: its hash is {stated}, its content's {split.hash}; "
