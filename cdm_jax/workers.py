@@ -53,15 +53,24 @@ def pool(number: int) -> Iterator[Executor]:
     processes = ProcessPoolExecutor(
         number, mp_context=context, initializer=_follow, initargs=(reader,)
     )
-    with processes, reader, writer:  # left from the right: no worker outlives the writer
+    others = set(multiprocessing.active_children())
+    with processes, reader, writer:
         try:
             yield processes
             processes.shutdown()
-        except BrokenProcessPool as error:
-            raise UserError(
-                f"one of {number} worker processes was killed, perhaps for want of memory: set "
-                "--config.data.num_workers to fewer; what is done is kept"
-            ) from error
+        except BaseException as error:
+            # What has not begun leaves the executor before its workers end: where they are gone,
+            # Python 3.11 cannot say so to a task that was canceled, and prints a traceback.
+            processes.shutdown(wait=False, cancel_futures=True)
+            writer.close()
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.join()
+            if isinstance(error, BrokenProcessPool):
+                raise UserError(
+                    f"one of {number} worker processes was killed, perhaps for want of memory: "
+                    "set --config.data.num_workers to fewer; what is done is kept"
+                ) from error
+            raise
 
 
 @contextlib.contextmanager
