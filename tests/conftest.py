@@ -1,9 +1,11 @@
 """Strict settings for every test: typed shapes, no silent broadcasting, warnings as errors."""
 
+import contextlib
 import fcntl
 import importlib.metadata
 import os
 import pathlib
+from collections.abc import Iterator
 
 import pytest
 from absl import flags
@@ -26,6 +28,7 @@ from tests import helpers  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", not OPTIMIZED)
+jax.config.update("jax_traceback_in_locations_limit", 0)  # a fifth of the time of lowering
 flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, which pytest never parses.
 
 
@@ -46,29 +49,43 @@ def real_data() -> pathlib.Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def finished_run(tmp_path_factory) -> pathlib.Path:
-    """The workdir of a run whose every stage was trained to its end without a break.
-
-    The first worker that needs it trains it for all of them.
-    """
+@contextlib.contextmanager
+def made_once(tmp_path_factory, name: str) -> Iterator[pathlib.Path]:
+    """A folder that the first worker who needs it fills for all of them, while the others wait."""
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
-    workdir = root / "finished_run"
-    workdir.mkdir(exist_ok=True)
-    with open(root / "finished_run.lock", "w") as lock:
+    with open(root / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        (root / name).mkdir(exist_ok=True)
+        yield root / name
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> pathlib.Path:
+    """The workdir of a run whose every stage was trained to its end without a break."""
+    with made_once(tmp_path_factory, "finished_run") as workdir:
         for stage in helpers.STAGES:  # of those that are finished nothing is trained
             helpers.train(stage, workdir)
     return workdir
 
 
+@pytest.fixture(scope="session")
+def evaluated_run(finished_run, tmp_path_factory) -> pathlib.Path:
+    """The workdir of such a run whose every row has been scored."""
+    with made_once(tmp_path_factory, "evaluated_run") as workdir:
+        if not (workdir / "split.json").exists():
+            helpers.copy_run(finished_run, workdir, helpers.STAGES)
+        config = helpers.smoke_config("cdm")
+        helpers.evaluate_run(config, workdir, helpers.load_dataset(config, workdir))
+    return workdir
+
+
 @pytest.fixture(scope="module")
-def evaluated(finished_run, tmp_path_factory):
+def evaluated(evaluated_run, tmp_path_factory):
     """A run of its own, its patients, and their records with every row."""
     workdir = tmp_path_factory.mktemp("evaluated") / "run"
-    helpers.copy_run(finished_run, workdir, helpers.STAGES)
+    helpers.copy_run(evaluated_run, workdir, (*helpers.STAGES, "evaluation"))
     config = helpers.smoke_config("cdm")
     dataset = helpers.load_dataset(config, workdir)
     return workdir, dataset, helpers.evaluate_run(config, workdir, dataset)

@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 from cdm_jax import calibration, inference
 from cdm_jax.data.dataset import Dataset, load_dataset
 from cdm_jax.data.subjects import find_subjects
-from cdm_jax.evaluate import evaluate_run
 from cdm_jax.train import train_stage
 from configs import phantom
 from configs.common import SYSTEMS
@@ -98,10 +97,7 @@ def compilations(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
 
 
 def evaluated(run: pathlib.Path, workdir: pathlib.Path) -> tuple[ConfigDict, pathlib.Path, Dataset]:
-    """A run's C-UNet and M1 scored in a workdir of their own: what `publish_run` takes."""
-    copy_run(run, workdir, STAGES)
-    config = smoke_config("cunet")
-    config.evaluate.systems = ("cunet", "m1")
-    dataset = load_dataset(config, workdir)
-    evaluate_run(config, workdir, dataset)
-    return config, workdir, dataset
+    """A copy of an evaluated run: what `publish_run` takes."""
+    copy_run(run, workdir, (*STAGES, "evaluation"))
+    config = smoke_config("cdm")
+    return config, workdir, load_dataset(config, workdir)

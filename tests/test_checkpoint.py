@@ -14,7 +14,7 @@ from cdm_jax.data.dataset import load_dataset
 from cdm_jax.errors import UserError
 from cdm_jax.train import train_stage
 from configs import phantom
-from tests.helpers import smoke_config
+from tests.helpers import copy_run, smoke_config
 
 
 def test_a_config_survives_json():
@@ -74,8 +74,6 @@ assert len(jax.devices()) == 4
 
 @pytest.mark.slow
 def test_a_checkpoint_of_four_devices_loads_on_one(finished_run, tmp_path, pytestconfig):
-    from tests.helpers import copy_run
-
     workdir = copy_run(finished_run, tmp_path / "run")
     code = SAVE_ELSEWHERE.format(root=str(pytestconfig.rootpath), workdir=str(workdir))
     subprocess.run([sys.executable, "-c", code], check=True, cwd=pytestconfig.rootpath)
@@ -94,12 +92,15 @@ def damage(checkpoint_folder):
     path.write_bytes(content)
 
 
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(tmp_path, caplog):
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
+    finished_run, tmp_path, caplog
+):
+    workdir = copy_run(finished_run, tmp_path / "run")
     config = smoke_config("mrm")
     config.mrm.train.update({"num_steps": 4, "checkpoint_every": 2, "validate_every": 100})
-    dataset = load_dataset(config, tmp_path)
-    train_stage(config, tmp_path, dataset)
-    stage = tmp_path / "mrm"
+    dataset = load_dataset(config, workdir)
+    train_stage(config, workdir, dataset)
+    stage = workdir / "mrm"
     final = (stage / "metrics.jsonl").read_text()
     model, _ = checkpoint.load_model(stage, "last")
     newest = stage / checkpoint.FOLDER / "4"
@@ -108,7 +109,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(tmp_pat
     assert checkpoint.load_model(stage, "last")[1].config == checkpoint.provenance(stage).config
     assert f"{newest} is damaged" in caplog.text
     assert not checkpoint.finished(stage)  # that of step 2 is the newest that is intact
-    train_stage(config, tmp_path, dataset)
+    train_stage(config, workdir, dataset)
     assert (stage / "damaged" / "checkpoints-4").is_dir()
     assert (stage / "metrics.jsonl").read_text() == final
     again, _ = checkpoint.load_model(stage, "last")

@@ -20,18 +20,10 @@ from tests.helpers import copy_run, smoke_config
 BAD = 3  # the step
 
 
-@pytest.fixture(scope="module")
-def patients(tmp_path_factory):
-    """A workdir with patients, their split and cache, in which nothing is trained."""
-    workdir = tmp_path_factory.mktemp("guard") / "patients"
-    load_dataset(smoke_config("m1"), workdir)
-    return workdir
-
-
 @pytest.fixture
-def broken(patients, tmp_path, monkeypatch):
+def broken(finished_run, tmp_path, monkeypatch):
     """Trains M1 where one step gives a NaN: `run(where, **train settings)`, and the workdir."""
-    workdir = copy_run(patients, tmp_path / "run")
+    workdir = copy_run(finished_run, tmp_path / "run")
     config = smoke_config("m1")
     dataset = load_dataset(config, workdir)
     kind = type(base.create(resolve(config, 1)))
@@ -64,8 +56,7 @@ def nothing_happens(bad, before, after, metrics):
     return jax.tree.map(lambda old, new: jnp.where(bad, old, new), kept, after), metrics
 
 
-@pytest.mark.parametrize("where", [in_the_loss, in_a_parameter])
-@pytest.mark.parametrize("every", [1, 100])
+@pytest.mark.parametrize(("where", "every"), [(in_the_loss, 100), (in_a_parameter, 1)])
 def test_it_stops_with_step_subjects_and_last_good_checkpoint(broken, where, every):
     run, workdir, dataset = broken
     saved = "the last good checkpoint is 2" if every == 1 else "there is no checkpoint yet"
@@ -106,8 +97,8 @@ def test_nothing_but_skipped_steps_stops(broken):
         run(in_the_loss, non_finite="skip", log_every=1)
 
 
-def test_subjects_of_a_batch_are_those_whose_slices_it_holds(patients):
-    train_part = load_dataset(smoke_config("m1"), patients).train
+def test_subjects_of_a_batch_are_those_whose_slices_it_holds(finished_run):
+    train_part = load_dataset(smoke_config("m1"), finished_run).train
     order = {"batch_size": 4, "seed": 3, "flips": True, "paired": True, "any_to_any": False}
     stored = list(itertools.islice(iter(training_batches(train_part, **order)), 5))
     for number, batch in enumerate(stored):

@@ -13,9 +13,9 @@ from tests import helpers
 
 
 @pytest.fixture(scope="module")
-def run(finished_run, tmp_path_factory):
+def run(evaluated_run, tmp_path_factory):
     """A workdir of its own with an evaluation: config, workdir, dataset."""
-    return helpers.evaluated(finished_run, tmp_path_factory.mktemp("published"))
+    return helpers.evaluated(evaluated_run, tmp_path_factory.mktemp("published"))
 
 
 @pytest.fixture(scope="module")

@@ -51,10 +51,10 @@ def report(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def published(finished_run, tmp_path_factory):
+def published(evaluated_run, tmp_path_factory):
     """Folder of the report of a run: trained, evaluated and published as by the commands."""
     workdir = tmp_path_factory.mktemp("published")
-    return publish_run(*helpers.evaluated(finished_run, workdir), 1).parent
+    return publish_run(*helpers.evaluated(evaluated_run, workdir), 1).parent
 
 
 @pytest.fixture(scope="session")
