@@ -3,17 +3,16 @@
 import dataclasses
 import functools
 import json
-import multiprocessing
 import os
 import shutil
-from concurrent import futures
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from rich import progress
+from rich.progress import track
 
+from cdm_jax import workers
 from cdm_jax.errors import UserError
 from cdm_jax.phantom.patient import VERSION, PhantomPatient, PhantomSettings, simulate_patient
 
@@ -51,9 +50,16 @@ def write_cohort(root: Path, settings: PhantomSettings, num_workers: int = 0) ->
     _check_root(root, settings)
     if (root / _SETTINGS_FILE).exists():
         return
-    text = json.dumps(_told(settings), indent=2) + "\n"
-    (root / _STARTED_FILE).write_text(text)
-    _write_missing(root, settings, num_workers or os.cpu_count() or 1)
+    (root / _STARTED_FILE).write_text(json.dumps(_told(settings), indent=2) + "\n")
+    missing = [
+        index
+        for index in range(settings.num_patients)
+        if not (root / _place(settings.layout, index).folder).exists()
+    ]
+    write = functools.partial(write_patient, root, settings)
+    with workers.pool(min(num_workers or workers.cores(), len(missing))) as pool:
+        for _ in track(pool.map(write, missing), "simulating patients", total=len(missing)):
+            pass
     os.replace(root / _STARTED_FILE, root / _SETTINGS_FILE)
 
 
@@ -100,32 +106,6 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _write_missing(root: Path, settings: PhantomSettings, num_workers: int) -> None:
-    """Writes the patients that are not there yet, with a progress bar."""
-    missing = [
-        index
-        for index in range(settings.num_patients)
-        if not (root / _place(settings.layout, index).folder).exists()
-    ]
-    write = functools.partial(write_patient, root, settings)
-    track = functools.partial(progress.track, description="simulating patients", total=len(missing))
-    if min(num_workers, len(missing)) <= 1:
-        for index in track(missing):
-            write(index)
-        return
-    # A forked copy of a process that runs JAX's threads can hang, so each worker starts afresh.
-    with futures.ProcessPoolExecutor(
-        min(num_workers, len(missing)), mp_context=multiprocessing.get_context("spawn")
-    ) as pool:
-        jobs = [pool.submit(write, index) for index in missing]
-        try:
-            for job in track(futures.as_completed(jobs)):
-                job.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
 def _check_root(root: Path, settings: PhantomSettings) -> None:
     """Refuses a folder that holds anything but a cohort of these settings."""
     found = [root / name for name in (_SETTINGS_FILE, _STARTED_FILE) if (root / name).exists()]
@@ -156,20 +136,15 @@ def _told(settings: PhantomSettings) -> dict[str, Any]:
 
 def _place(layout: str, index: int) -> _Place:
     if layout == "brats2023":
-        name = f"BraTS-GLI-{index:05d}-000"
-        suffixes = {"t1": "t1n", "t1c": "t1c", "t2": "t2w", "t2f": "t2f"}
-        return _Place(
-            folder=Path(name),
-            images={modality: f"{name}-{end}.nii.gz" for modality, end in suffixes.items()},
-            segmentation=Path(name, f"{name}-seg.nii.gz"),
-        )
-    name = f"UPENN-GBM-{index + 1:05d}_11"
-    suffixes = {"t1": "T1", "t1c": "T1GD", "t2": "T2", "t2f": "FLAIR"}
-    return _Place(
-        folder=Path("images_structural", name),
-        images={modality: f"{name}_{end}.nii.gz" for modality, end in suffixes.items()},
-        segmentation=Path("automated_segm", f"{name}_automated_approx_segm.nii.gz"),
-    )
+        name, ends = f"BraTS-GLI-{index:05d}-000", ("-t1n", "-t1c", "-t2w", "-t2f")
+        folder, segmentation = Path(name), Path(name, f"{name}-seg.nii.gz")
+    else:
+        name, ends = f"UPENN-GBM-{index + 1:05d}_11", ("_T1", "_T1GD", "_T2", "_FLAIR")
+        folder = Path("images_structural", name)
+        segmentation = Path("automated_segm", f"{name}_automated_approx_segm.nii.gz")
+    files = (f"{name}{end}.nii.gz" for end in ends)
+    images = dict(zip(("t1", "t1c", "t2", "t2f"), files, strict=True))
+    return _Place(folder=folder, images=images, segmentation=segmentation)
 
 
 def _labels(patient: PhantomPatient, layout: str) -> np.ndarray:
