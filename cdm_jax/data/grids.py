@@ -92,8 +92,13 @@ def read_on_one_grid(
             volumes[name], said = volume_of(image, name_of(sources[name]))
         notes += [f"{name}: {line}" for line in said]
         if name in others:
-            _check_placed(image, name, sources)
-            _check_placed(images[chosen], chosen, sources)
+            for each in (name, chosen):
+                if not states_orientation(images[each]):
+                    raise UserError(
+                        f"{each}: {name_of(sources[each])} states no orientation (the codes of "
+                        "sform and qform are 0), so that it cannot be resampled: give it the "
+                        "header of its scan"
+                    )
             volumes[name] = resample(volumes[name], geometries[name], geometries[chosen])
             notes.append(f"{name}: resampled onto the grid of {chosen} (trilinear)")
     return OneGrid(
@@ -166,14 +171,6 @@ def _stored_alike(image: Image, other: Image) -> bool:
     """Whether shape and voxel sizes agree, in the order of the files."""
     sizes, others = (np.array(each.header.get_zooms()[:3]) for each in (image, other))
     return image.shape[:3] == other.shape[:3] and np.allclose(sizes, others, rtol=1e-3)
-
-
-def _check_placed(image: Image, name: str, sources: Mapping[str, PathLike | Image]) -> None:
-    if not states_orientation(image):
-        raise UserError(
-            f"{name}: {name_of(sources[name])} states no orientation (the codes of sform and qform "
-            "are 0), so that it cannot be resampled: give it the header of its scan"
-        )
 
 
 def _difference(first: Geometry, other: Geometry) -> str:
