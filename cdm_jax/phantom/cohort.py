@@ -71,10 +71,15 @@ def write_patient(root: Path, settings: PhantomSettings, index: int) -> None:
     if cache := os.environ.get(_CACHE):
         kept = Path(cache) / settings.fingerprint() / place.folder.name
         if not kept.exists():
-            _simulate(kept.with_name(f"{kept.name}.{os.getpid()}"), kept, settings, index)
+            own = kept.with_name(f"{kept.name}.{os.getpid()}")
+            _simulate(own, settings, index)
+            try:
+                os.replace(own, kept)
+            except OSError:  # another process was first, with the same files
+                shutil.rmtree(own)
         shutil.copytree(kept, partial, copy_function=_link)
     else:
-        _simulate(partial, partial, settings, index)
+        _simulate(partial, settings, index)
     if place.segmentation.parent != place.folder:
         (root / place.segmentation).parent.mkdir(parents=True, exist_ok=True)
         os.replace(partial / place.segmentation.name, root / place.segmentation)
@@ -82,20 +87,15 @@ def write_patient(root: Path, settings: PhantomSettings, index: int) -> None:
     os.replace(partial, root / place.folder)
 
 
-def _simulate(partial: Path, whole: Path, settings: PhantomSettings, index: int) -> None:
-    """Writes a simulated patient to `partial`, which becomes `whole` when it is."""
+def _simulate(folder: Path, settings: PhantomSettings, index: int) -> None:
+    """Writes a simulated patient to a new folder."""
     place, patient = _place(settings.layout, index), simulate_patient(settings, index)
-    partial.mkdir(parents=True)
+    folder.mkdir(parents=True)
     for modality, name in place.images.items():
         values = np.rint(patient.images[modality])
         # Scanners saturate too: a bright tumor under a high gain exceeds 16 bits.
-        _save(partial / name, np.minimum(values, 2**15 - 1).astype(np.int16), patient)
-    _save(partial / place.segmentation.name, _labels(patient, settings.layout), patient)
-    if whole != partial:
-        try:
-            os.replace(partial, whole)
-        except OSError:  # another process was first, with the same files
-            shutil.rmtree(partial)
+        _save(folder / name, np.minimum(values, 2**15 - 1).astype(np.int16), patient)
+    _save(folder / place.segmentation.name, _labels(patient, settings.layout), patient)
 
 
 def _link(source: str, target: str) -> None:
