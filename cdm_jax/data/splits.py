@@ -17,7 +17,7 @@ import numpy as np
 
 from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import UserError, about
-from cdm_jax.files import write_json
+from cdm_jax.workers import whole_file
 
 _logger = logging.getLogger(__name__)
 
@@ -109,7 +109,8 @@ def save_split(split: Split, path: Path | str) -> None:
     """Write a split as JSON with its hash; the file appears whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"hash": split.hash, **asdict(split)})
+    with whole_file(path) as partial:  # several processes may draw it at once
+        partial.write_text(json.dumps({"hash": split.hash, **asdict(split)}, indent=1) + "\n")
 
 
 def load_split(path: Path | str) -> Split:
