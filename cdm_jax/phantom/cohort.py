@@ -95,7 +95,10 @@ def _simulate(folder: Path, settings: PhantomSettings, index: int) -> None:
         values = np.rint(patient.images[modality])
         # Scanners saturate too: a bright tumor under a high gain exceeds 16 bits.
         _save(folder / name, np.minimum(values, 2**15 - 1).astype(np.int16), patient)
-    _save(folder / place.segmentation.name, _labels(patient, settings.layout), patient)
+    labels = patient.segmentation
+    if settings.layout == "upenn_gbm":  # which marks enhancing tumor by 4
+        labels = np.where(labels == 3, 4, labels).astype(np.uint8)
+    _save(folder / place.segmentation.name, labels, patient)
 
 
 def _link(source: str, target: str) -> None:
@@ -145,13 +148,6 @@ def _place(layout: str, index: int) -> _Place:
     files = (f"{name}{end}.nii.gz" for end in ends)
     images = dict(zip(("t1", "t1c", "t2", "t2f"), files, strict=True))
     return _Place(folder=folder, images=images, segmentation=segmentation)
-
-
-def _labels(patient: PhantomPatient, layout: str) -> np.ndarray:
-    """The segmentation in the labels of the layout: UPenn-GBM marks enhancing tumor by 4."""
-    if layout == "brats2023":
-        return patient.segmentation
-    return np.where(patient.segmentation == 3, 4, patient.segmentation).astype(np.uint8)
 
 
 def _save(path: Path, volume: np.ndarray, patient: PhantomPatient) -> None:
