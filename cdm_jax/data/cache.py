@@ -10,14 +10,13 @@ BraTS that is 40 to 42 % of the bytes; whole rows are read straight into their p
 where a box that is narrower too would have to be copied there.
 """
 
-import dataclasses
 import functools
 import hashlib
 import itertools
 import json
 import tokenize
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +109,8 @@ class PreparedSubject(Description):
 
     def view(self, sources: tuple[str, ...], targets: tuple[str, ...]) -> "SubjectView":
         """The subject as one of a fixed task, with these of its modalities."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return SubjectView(**fields | {"sources": sources, "targets": targets, "whole": self})
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return SubjectView(**own | {"sources": sources, "targets": targets, "whole": self})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,19 +135,16 @@ class SubjectView(PreparedSubject):
 def write_prepared(prepared: Prepared, path: Path) -> PreparedSubject:
     """Writes a prepared subject; returns it as it is read back.
 
-    Args:
-        prepared: in memory.
-        path: file of the slices; the description is written beside it, as `.json`, and last.
+    Its slices go to `path`; the description goes beside it, as `.json`, and last.
     """
     rows = shown_rows(prepared.slices)
     parts = [image[top:bottom] for image, (top, bottom) in zip(prepared.slices, rows, strict=True)]
-    names = [field.name for field in dataclasses.fields(Description)]
-    content = {name: getattr(prepared, name) for name in names}
+    content = {field.name: getattr(prepared, field.name) for field in fields(Description)}
     content |= {"size": prepared.slices.shape[1], "rows": rows}
     with whole_file(path) as partial, partial.open("wb") as file:
         np.save(file, np.concatenate(parts))
     with whole_file(path.with_suffix(".json")) as partial:
-        text = json.dumps(content | {"sha256": digest(content)}, default=dataclasses.asdict)
+        text = json.dumps(content | {"sha256": digest(content)}, default=asdict)
         partial.write_text(text)
     return PreparedSubject(**content, path=path)
 
@@ -165,22 +161,8 @@ def cache_path(subject: Subject, settings: PrepareSettings, folder: Path) -> Pat
     """Where the subject's slices lie; the description lies beside them, as `.json`."""
     stats = [(name, path.name, path.stat()) for name, path in files_of(subject, settings).items()]
     files = [(name, file, stat.st_size, stat.st_mtime_ns) for name, file, stat in stats]
-    key = json.dumps([FORMAT, files, dataclasses.asdict(settings)])
+    key = json.dumps([FORMAT, files, asdict(settings)])
     return folder / f"{subject.subject_id}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
-
-
-def find_prepared(
-    subject: Subject, settings: PrepareSettings, folder: Path
-) -> PreparedSubject | None:
-    """The subject from the cache; None where it is missing, incomplete or cut short.
-
-    Raises:
-        UserError: the subject lacks a source.
-    """
-    try:
-        return load_prepared(subject, settings, folder)
-    except (OSError, ValueError):
-        return None
 
 
 def load_prepared(subject: Subject, settings: PrepareSettings, folder: Path) -> PreparedSubject:
@@ -195,24 +177,19 @@ def load_prepared(subject: Subject, settings: PrepareSettings, folder: Path) -> 
         content = json.loads(path.with_suffix(".json").read_text())
         if content.pop("sha256") != digest(content):
             raise ValueError(f"{path.with_suffix('.json')} was changed: delete it")
-        loaded = _described(subject, content, path)
+        # JSON has lists for tuples.
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in content.items()
+        }
+        values |= {
+            "subject_id": subject.subject_id,
+            "patient_id": subject.patient_id,
+            "intensities": {name: Intensity(**own) for name, own in content["intensities"].items()},
+            "rows": tuple((top, bottom) for top, bottom in content["rows"]),
+        }
+        loaded = PreparedSubject(**values, path=path)
         _ = loaded.offsets  # fails where the slices are missing or cut short
     except _DAMAGED as error:
         raise ValueError(f"{path} or the JSON file beside it is damaged: delete both") from error
     return loaded
-
-
-def _described(subject: Subject, content: Mapping[str, Any], path: Path) -> PreparedSubject:
-    return PreparedSubject(
-        subject_id=subject.subject_id,
-        patient_id=subject.patient_id,
-        sources=tuple(content["sources"]),
-        targets=tuple(content["targets"]),
-        native_shape=tuple(content["native_shape"]),
-        slice_indices=tuple(content["slice_indices"]),
-        training=tuple(content["training"]),
-        intensities={name: Intensity(**values) for name, values in content["intensities"].items()},
-        size=content["size"],
-        rows=tuple((top, bottom) for top, bottom in content["rows"]),
-        path=path,
-    )

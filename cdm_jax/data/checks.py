@@ -54,8 +54,7 @@ def examine(volumes: Mapping[str, Volume], voxel_size: Sizes | None = None) -> l
     volumes = {name: volume for name, volume in volumes.items() if name not in empties}
     found += _slabs({name: brains[name] for name in volumes if has_background(volumes[name])})
     for one, other in combinations(volumes, 2):
-        text = same_image(volumes[one], volumes[other])
-        if text:
+        if text := same_image(volumes[one], volumes[other]):
             found.append(Finding(code="same-image", found=text, about=f"{one}, {other}"))
         elif text := apart(brains[one], brains[other]):
             found.append(Finding(code="apart", found=text, about=f"{one}, {other}"))
@@ -67,76 +66,32 @@ def examine(volumes: Mapping[str, Volume], voxel_size: Sizes | None = None) -> l
 
 def _of_one(volume: Volume, brain: Mask, voxel_size: Sizes | None) -> Iterator[tuple[str, str]]:
     """Codes and texts of what one image shows."""
-    if text := empty(volume):
-        yield "empty", text
-        return
-    checks = {
-        "skull": no_background(volume) or head_size(brain, voxel_size),
-        "z-score": below_background(volume, brain),
-        "scaled": unit_range(volume),
-        "outlier": outlier(volume, brain),
-    }
-    if not checks["z-score"]:
-        checks["negative"] = some_below_background(volume, brain)
-    yield from ((code, text) for code, text in checks.items() if text)
-
-
-def empty(volume: Volume) -> str:
-    """Says of a volume that it shows no brain."""
     zero, scale = brightness(volume)
-    if scale > 0:
-        return ""
-    if volume.min() == volume.max():
-        return f"all voxels are {volume.min():g}"
-    return f"nothing is brighter than the background ({zero:g})"
-
-
-def no_background(volume: Volume) -> str:
-    """Doubts a volume whose border is not of one value, as it is around a stripped brain."""
-    return "" if has_background(volume) else "no constant background, so that all counts as brain"
-
-
-def head_size(brain: Mask, voxel_size: Sizes | None) -> str:
-    """Doubts a brain of the size of a head."""
-    milliliters = np.count_nonzero(brain) * np.prod(voxel_size or 0) / 1000
-    if milliliters <= HEAD_ML:
-        return ""
-    return f"{milliliters:.0f} ml are not background, which is more than a brain"
-
-
-def below_background(volume: Volume, brain: Mask) -> str:
-    """Doubts a volume whose brain is partly darker than the background, where all is cut to 0."""
-    share = _share_below(volume, brain)
-    if share <= DARK_SHARE:
-        return ""
-    return f"{share:.0%} of the brain is darker than the background and becomes 0 (a z-score?)"
-
-
-def some_below_background(volume: Volume, brain: Mask) -> str:
-    """Notes voxels below the background, down to how far."""
-    number = np.count_nonzero(volume[brain] < background(volume))
-    if not number:
-        return ""
-    return f"{number} voxels are below the background, down to {volume.min():g}, and become 0"
-
-
-def unit_range(volume: Volume) -> str:
-    """Doubts a volume that somebody has scaled: a scanner's values are whole numbers."""
     low, high = float(volume.min()), float(volume.max())
-    if low < -1.001 or high > 1.001 or low == high or np.array_equal(volume, np.rint(volume)):
-        return ""
-    return f"values lie in [{low:.3g}, {high:.3g}]: scaled already"
-
-
-def outlier(volume: Volume, brain: Mask) -> str:
-    """Notes a brain of which less than a hundredth uses half of the range."""
-    if not brain.any():
-        return ""
-    zero, top = background(volume), float(volume[brain].max())
-    usual = float(np.percentile(volume[brain], 99))
-    if not top - zero > 2 * (usual - zero) > 0:
-        return ""
-    return f"the maximum is {top:g}, and 99 % of the brain are below {usual:g}"
+    if low == high:
+        yield "empty", f"all voxels are {low:g}"
+        return
+    if not scale > 0:
+        yield "empty", f"nothing is brighter than the background ({zero:g})"
+        return
+    milliliters = np.count_nonzero(brain) * np.prod(voxel_size or 0) / 1000
+    if not has_background(volume):
+        yield "skull", "no constant background, so that all counts as brain"
+    elif milliliters > HEAD_ML:
+        yield "skull", f"{milliliters:.0f} ml are not background, which is more than a brain"
+    inside = volume[brain]
+    below = np.count_nonzero(inside < zero)
+    if (share := below / inside.size) > DARK_SHARE:
+        text = f"{share:.0%} of the brain is darker than the background and becomes 0 (a z-score?)"
+        yield "z-score", text
+    elif below:
+        yield "negative", f"{below} voxels are below the background, down to {low:g}, and become 0"
+    # A scanner's values are whole numbers, also where they are few.
+    if low >= -1.001 and high <= 1.001 and not np.array_equal(volume, np.rint(volume)):
+        yield "scaled", f"values lie in [{low:.3g}, {high:.3g}]: scaled already"
+    top, usual = float(inside.max()), float(np.percentile(inside, 99))
+    if top - zero > 2 * (usual - zero) > 0:
+        yield "outlier", f"the maximum is {top:g}, and 99 % of the brain are below {usual:g}"
 
 
 def same_image(one: Volume, other: Volume) -> str:
@@ -148,10 +103,6 @@ def apart(one: Mask, other: Mask) -> str:
     """Doubts two brains that hardly overlap."""
     dice = 2 * np.count_nonzero(one & other) / max(1, one.sum() + other.sum())
     return "" if dice >= OVERLAP else f"the brains overlap by {dice:.0%} (Dice)"
-
-
-def _share_below(volume: Volume, brain: Mask) -> float:
-    return float(np.mean(volume[brain] < background(volume))) if brain.any() else 0.0
 
 
 def _slabs(brains: Mapping[str, Mask]) -> list[Finding]:
@@ -169,11 +120,7 @@ def _slabs(brains: Mapping[str, Mask]) -> list[Finding]:
 
 
 def cut(areas: Areas) -> str:
-    """Doubts a brain that ends abruptly, or that has a gap.
-
-    Args:
-        areas: Voxels of brain in each slice.
-    """
+    """Doubts a brain that ends abruptly, or that has a gap, by its voxels in each slice."""
     if len(areas) < 8 or not areas.any():
         return ""
     shares = areas / areas.max()
@@ -187,16 +134,11 @@ def cut(areas: Areas) -> str:
 
 
 def lacking(areas: Areas, others: Sequence[Areas]) -> str:
-    """Doubts an image that is empty where others show brain.
-
-    Args:
-        areas: Voxels of brain in each slice.
-        others: The same of the other modalities.
-    """
+    """Doubts an image that is empty where the other modalities show brain."""
     if not others or not areas.any():
         return ""
     shown = np.median([area > 0 for area in others], axis=0) > 0.5
-    missing = np.count_nonzero(shown & (areas == 0))
-    if missing <= LACKING * max(1, int(np.count_nonzero(shown))):
+    number, missing = int(shown.sum()), int((shown & (areas == 0)).sum())
+    if missing <= LACKING * max(1, number):
         return ""
-    return f"{missing} of the {np.count_nonzero(shown)} slices that others show are empty"
+    return f"{missing} of the {number} slices that others show are empty"

@@ -1,5 +1,6 @@
 """A cohort prepared into the cache, on all cores, after a look at the disk."""
 
+import contextlib
 import functools
 import shutil
 from collections.abc import Sequence
@@ -12,7 +13,6 @@ from cdm_jax import workers
 from cdm_jax.data.cache import (
     PreparedSubject,
     cache_path,
-    find_prepared,
     load_prepared,
     write_prepared,
 )
@@ -32,12 +32,8 @@ def prepare(
 ) -> list[PreparedSubject]:
     """Returns the subjects from the cache in `folder`, preparing those that are not yet there.
 
-    Args:
-        subjects: the subjects, in the order wanted.
-        settings: what decides the content.
-        folder: where the cache is; made if need be.
-        num_workers: subjects prepared side by side, each by a process; 0: one a core; 1: in this
-            process.
+    As many are prepared side by side as `num_workers` says, each by a process; 0: one a core; 1: in
+    this process. The folder is made if need be.
 
     Raises:
         UserError: headers show that some subjects cannot be prepared, or there is no room for them
@@ -45,11 +41,14 @@ def prepare(
             others have been).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    found = {subject.subject_id: find_prepared(subject, settings, folder) for subject in subjects}
-    missing = [subject for subject in subjects if found[subject.subject_id] is None]
+    found = {}
+    for subject in subjects:
+        with contextlib.suppress(OSError, ValueError):  # missing, incomplete or cut short
+            found[subject.subject_id] = load_prepared(subject, settings, folder)
+    missing = [subject for subject in subjects if subject.subject_id not in found]
     if missing:
         _prepare_missing(missing, settings, folder, num_workers or workers.cores())
-    return [found[s.subject_id] or load_prepared(s, settings, folder) for s in subjects]
+    return [found.get(s.subject_id) or load_prepared(s, settings, folder) for s in subjects]
 
 
 def _prepare_missing(
@@ -72,12 +71,7 @@ def _prepare_missing(
 
 
 def check_room(subjects: Sequence[Subject], settings: PrepareSettings, folder: Path) -> str:
-    """Says how much the subjects will take in the cache, about, and how much is free.
-
-    Args:
-        subjects: of whom only a header is read.
-        settings: of the cache.
-        folder: of the cache.
+    """Says about how much the cache of these subjects will take, by headers, and how much is free.
 
     Raises:
         UserError: there is less free than needed.

@@ -31,11 +31,9 @@ Values = Float[np.ndarray, "voxel"]
 
 
 def swapped(volumes: Mapping[str, Volume]) -> tuple[str, str] | None:
-    """The two modalities that look swapped; None where none do, or it cannot be said.
+    """The two of t1, t1c, t2 and t2f that look swapped; None where none do, or it cannot be said.
 
-    Args:
-        volumes: Modality to values, on one grid; those other than t1, t1c, t2, t2f are not looked
-            at.
+    All volumes are on one grid.
     """
     known = {name: volumes[name] for name in ("t1", "t1c", "t2", "t2f") if name in volumes}
     if len(known) < 2 or len({volume.shape for volume in known.values()}) > 1:
@@ -43,8 +41,7 @@ def swapped(volumes: Mapping[str, Volume]) -> tuple[str, str] | None:
     brain = np.all([volume != background(volume) for volume in known.values()], axis=0)
     if np.count_nonzero(brain) < FEW:
         return None
-    samples = _Samples(known, brain)
-    found = _evidence(samples)
+    found = _evidence(_Samples(known, brain))
     if ("t1", "t2") in found:  # then others look swapped too
         return "t1", "t2"
     return max(found, key=lambda pair: found[pair]) if found else None

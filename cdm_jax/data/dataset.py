@@ -96,9 +96,7 @@ def copied_sources(data: Any) -> tuple[str, ...]:
 def load_dataset(config: Any, workdir: pathlib.Path) -> Dataset:
     """Finds, splits and prepares a config's subjects; what is done already is read back.
 
-    Args:
-        config: its `data` section, and `phantom` where patients are simulated.
-        workdir: holds split and cache unless the config names other places.
+    `workdir` holds split and cache unless the config names other places.
 
     Raises:
         UserError: no patients, an unreadable file, a split or copies that do not fit.
@@ -132,14 +130,9 @@ def load_dataset(config: Any, workdir: pathlib.Path) -> Dataset:
     parts = split.assign(subjects)
     cache = pathlib.Path(data.cache or workdir / "cache")
     wanted = [subject for part in parts.values() for subject in part]
-    prepared = {
-        subject.subject_id: subject
-        for subject in prepare(wanted, settings, cache, num_workers=num_workers(config))
-    }
-    by_part = {
-        name: tuple(prepared[subject.subject_id] for subject in part)
-        for name, part in parts.items()
-    }
+    done = prepare(wanted, settings, cache, num_workers=num_workers(config))
+    prepared = {subject.subject_id: subject for subject in done}
+    by_part = {name: tuple(prepared[s.subject_id] for s in part) for name, part in parts.items()}
     return Dataset(
         **by_part,
         subjects={subject.subject_id: subject for subject in wanted},

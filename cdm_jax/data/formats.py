@@ -39,13 +39,11 @@ _UNREADABLE: tuple[type[Exception], ...] = (
     nib.spatialimages.HeaderDataError,
 )
 # How a file begins that only stands for an image: what it is, and what to do.
+_LFS = ("is a Git LFS pointer, not the image itself", "run `git lfs pull`")
 _ANNEX = ("is a git-annex pointer, not the image itself", "run `git annex get`")
 _PAGE = ("is a web page", "the download needs a login or another link; get it again")
 _STAND_INS = {
-    b"version https://git-lfs": (
-        "is a Git LFS pointer, not the image itself",
-        "run `git lfs pull`",
-    ),
+    b"version https://git-lfs": _LFS,
     b"/annex/objects/": _ANNEX,
     b"../.git/annex/": _ANNEX,
     b"<!doctype": _PAGE,
@@ -126,9 +124,8 @@ def open_image(source: PathLike | Image) -> Image:
         return _checked(source, name_of(source))
     check_file(source)
     with explained(source):
-        if _is_stream(source) and _misnamed(source):
-            return _checked(_from_bytes(source), str(source))
-        image = nib.load(source)
+        misnamed = _is_stream(source) and _misnamed(source)
+        image = _from_bytes(source) if misnamed else nib.load(source)
     return _checked(_as_nifti(image, str(source)), str(source))
 
 
@@ -142,7 +139,8 @@ def read_image(source: PathLike | Image) -> Image:
         return open_image(source)
     check_file(source)
     with explained(source):
-        return _checked(_from_bytes(source), str(source))
+        image = _from_bytes(source)
+    return _checked(_as_nifti(image, str(source)), str(source))
 
 
 def check_size(path: PathLike) -> None:
@@ -157,8 +155,8 @@ def check_size(path: PathLike) -> None:
     with explained(path):
         with _unpacked(path) as stream:
             claimed = _claimed(_header(stream.read(_BEGINNING)))
+        compressed = _is_gzip(path)
         with open(path, "rb") as file:
-            compressed = file.read(2) == _GZIP
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 4))
             # gzip ends in how many bytes it holds, of its last part, modulo 2^32.
@@ -183,6 +181,13 @@ def raw_header(source: PathLike | Image) -> nib.Nifti1Header:
 def states_orientation(image: Image) -> bool:
     """Whether the header says where the voxels are: a code of sform or qform is above 0."""
     return bool(image.header["sform_code"] > 0 or image.header["qform_code"] > 0)
+
+
+def named_as(original: nib.filebasedimages.FileBasedImage, image: Image) -> Image:
+    """The image under the file name of the original, if that has one."""
+    if filename := original.get_filename():
+        image.file_map["image"].filename = filename
+    return image
 
 
 def name_of(source: PathLike | Image) -> str:
@@ -214,20 +219,20 @@ def _misnamed(path: PathLike) -> bool:
 
     Nor where it is .mgh: nibabel leaves such a file open.
     """
-    if str(path).lower().endswith(".mgh"):
-        return True
+    name = str(path).lower()
+    return name.endswith(".mgh") or _is_gzip(path) != name.endswith(("gz", "mgz"))
+
+
+def _is_gzip(path: PathLike) -> bool:
     with open(path, "rb") as file:
-        compressed = file.read(2) == _GZIP
-    return compressed != str(path).lower().endswith(("gz", "mgz"))
+        return file.read(2) == _GZIP
 
 
 def _unpacked(path: PathLike) -> io.BufferedIOBase:
-    with open(path, "rb") as file:
-        compressed = file.read(2) == _GZIP
-    return gzip.open(path) if compressed else open(path, "rb")
+    return gzip.open(path) if _is_gzip(path) else open(path, "rb")
 
 
-def _from_bytes(path: PathLike) -> Image:
+def _from_bytes(path: PathLike) -> nib.filebasedimages.FileBasedImage:
     with _unpacked(path) as stream:
         start = stream.read(_BEGINNING)
         header = _header(start)
@@ -241,9 +246,7 @@ def _from_bytes(path: PathLike) -> Image:
         content = b"".join(parts)
     if len(content) < claimed:  # said before nibabel makes room for all that is claimed
         raise ValueError(f"it holds {len(content)} bytes and its header claims {claimed}")
-    if isinstance(header, nib.MGHImage.header_class):
-        return _as_nifti(nib.MGHImage.from_bytes(content), str(path))
-    kinds = {kind.header_class: kind for kind in (nib.Nifti1Image, nib.Nifti2Image)}
+    kinds = {kind.header_class: kind for kind in (nib.Nifti1Image, nib.Nifti2Image, nib.MGHImage)}
     return kinds[type(header)].from_bytes(content)
 
 
@@ -271,15 +274,12 @@ def _as_nifti(image: nib.filebasedimages.FileBasedImage, name: str) -> Image:
         raise ImageError(f"{name} is not a NIfTI volume", "convert it to .nii.gz")
     header = nib.Nifti1Header.from_header(image.header, check=False)
     converted = Image(image.dataobj, image.affine, header)
-    if isinstance(image, nib.MGHImage):
-        converted.set_sform(image.affine, 1)
-        converted.set_qform(image.affine, 1)
-    elif not isinstance(image, nib.Nifti1Pair):  # Analyze has no place for an orientation
-        converted.set_sform(None, 0)
-        converted.set_qform(None, 0)
-    if filename := image.get_filename():
-        converted.file_map["image"].filename = filename
-    return converted
+    if not isinstance(image, nib.Nifti1Pair):
+        # Analyze has no place for an orientation.
+        affine, code = (image.affine, 1) if isinstance(image, nib.MGHImage) else (None, 0)
+        converted.set_sform(affine, code)
+        converted.set_qform(affine, code)
+    return named_as(image, converted)
 
 
 def _checked(image: Image, name: str) -> Image:

@@ -18,6 +18,7 @@ from cdm_jax.data.formats import (
     ImageError,
     PathLike,
     name_of,
+    named_as,
     open_image,
     read_image,
     states_orientation,
@@ -74,26 +75,34 @@ def read_on_one_grid(
             opened[name] = read_image(source)
     images, notes = _oriented(opened)
     geometries = {name: read_geometry(image) for name, image in images.items()}
-    chosen = resample_to or next((n for n in opened if states_orientation(opened[n])), "")
-    chosen = chosen or next(iter(images))
+    stating = [name for name, image in opened.items() if states_orientation(image)]
+    chosen = resample_to or next(iter(stating or opened))
     others = [name for name in images if _difference(geometries[chosen], geometries[name])]
     if others and resample_to is None:
-        raise UserError(_refusal(sources, geometries, chosen, others[0]))
+        name, difference = others[0], _difference(geometries[chosen], geometries[others[0]])
+        raise UserError(
+            f"{chosen} and {name}: {name_of(sources[chosen])} and {name_of(sources[name])} lie on "
+            f"different grids ({difference}): register and resample the modalities of a subject "
+            "onto one grid first; `synthesize` resamples registered ones by "
+            "--resample_to=<modality>"
+        )
     volumes = {}
     for name, image in images.items():
         with about(name):
             volumes[name], said = volume_of(image, name_of(sources[name]))
         notes += [f"{name}: {line}" for line in said]
         if name in others:
-            _check_placed(image, name, sources)
-            _check_placed(images[chosen], chosen, sources)
+            for each in (name, chosen):
+                if not states_orientation(images[each]):
+                    raise UserError(
+                        f"{each}: {name_of(sources[each])} states no orientation (the codes of "
+                        "sform and qform are 0), so that it cannot be resampled: give it the "
+                        "header of its scan"
+                    )
             volumes[name] = resample(volumes[name], geometries[name], geometries[chosen])
             notes.append(f"{name}: resampled onto the grid of {chosen} (trilinear)")
     return OneGrid(
-        volumes=volumes,
-        reference=sources[chosen],
-        resampled=tuple(others),
-        notes=tuple(notes),
+        volumes=volumes, reference=sources[chosen], resampled=tuple(others), notes=tuple(notes)
     )
 
 
@@ -106,13 +115,12 @@ def check_same_grid(sources: Sequence[PathLike | Image]) -> None:
     Raises:
         UserError: Two differ in shape, or by more than `TOLERANCE` in the place of a voxel.
     """
-    named = {str(number): source for number, source in enumerate(sources)}
-    images, _ = _oriented({name: open_image(source) for name, source in named.items()})
-    first, *others = ((named[name], read_geometry(image)) for name, image in images.items())
-    for other in others:
-        if difference := _difference(first[1], other[1]):
+    images, _ = _oriented({str(n): open_image(source) for n, source in enumerate(sources)})
+    first, *others = map(read_geometry, images.values())
+    for source, other in zip(sources[1:], others, strict=True):
+        if difference := _difference(first, other):
             raise ImageError(
-                f"{name_of(first[0])} and {name_of(other[0])} lie on different grids "
+                f"{name_of(sources[0])} and {name_of(source)} lie on different grids "
                 f"({difference})",
                 "register and resample them onto one grid first",
                 "grid",
@@ -147,15 +155,14 @@ def resample(volume: Volume, grid: Geometry, onto: Geometry) -> Float32[np.ndarr
 def _oriented(images: Mapping[str, Image]) -> tuple[dict[str, Image], list[str]]:
     """The images, those without an orientation under that of the first that has one; and notes."""
     anchor = next((name for name in images if states_orientation(images[name])), None)
-    found, notes = dict(images), []
     if anchor is None:
-        notes = [f"{', '.join(images)}: no orientation is stated, left and right may be swapped"]
-        return found, notes
+        silent = f"{', '.join(images)}: no orientation is stated, left and right may be swapped"
+        return dict(images), [silent]
+    found, notes = dict(images), []
     for name, image in images.items():
         if not states_orientation(image) and _stored_alike(image, images[anchor]):
-            found[name] = Image(image.dataobj, images[anchor].affine, image.header)
-            if filename := image.get_filename():
-                found[name].file_map["image"].filename = filename
+            turned = Image(image.dataobj, images[anchor].affine, image.header)
+            found[name] = named_as(image, turned)
             notes.append(f"{name}: states no orientation, taken to be stored as {anchor}")
     return found, notes
 
@@ -164,14 +171,6 @@ def _stored_alike(image: Image, other: Image) -> bool:
     """Whether shape and voxel sizes agree, in the order of the files."""
     sizes, others = (np.array(each.header.get_zooms()[:3]) for each in (image, other))
     return image.shape[:3] == other.shape[:3] and np.allclose(sizes, others, rtol=1e-3)
-
-
-def _check_placed(image: Image, name: str, sources: Mapping[str, PathLike | Image]) -> None:
-    if not states_orientation(image):
-        raise UserError(
-            f"{name}: {name_of(sources[name])} states no orientation (the codes of sform and qform "
-            "are 0), so that it cannot be resampled: give it the header of its scan"
-        )
 
 
 def _difference(first: Geometry, other: Geometry) -> str:
@@ -191,17 +190,3 @@ def farthest(
     corners = np.array([*itertools.product(*((0, extent - 1) for extent in shape[:3]))])
     moved = np.c_[corners, np.ones(len(corners))] @ (one - other).T
     return float(np.linalg.norm(moved, axis=1).max())
-
-
-def _refusal(
-    sources: Mapping[str, PathLike | Image],
-    geometries: Mapping[str, Geometry],
-    first: str,
-    other: str,
-) -> str:
-    difference = _difference(geometries[first], geometries[other])
-    return (
-        f"{first} and {other}: {name_of(sources[first])} and {name_of(sources[other])} lie on "
-        f"different grids ({difference}): register and resample the modalities of a subject onto "
-        "one grid first; `synthesize` resamples registered ones by --resample_to=<modality>"
-    )

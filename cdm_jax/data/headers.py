@@ -13,7 +13,6 @@ from cdm_jax.data.findings import ERROR, Finding
 from cdm_jax.data.formats import (
     Image,
     ImageError,
-    check_file,
     check_size,
     open_image,
     states_orientation,
@@ -43,23 +42,14 @@ class Header:
 
 
 def examine_headers(
-    images: Mapping[str, Path], subject: str = ""
+    images: Mapping[str, Path], subject: str
 ) -> tuple[list[Finding], dict[str, Header]]:
-    """What is found in the headers of one subject.
-
-    Args:
-        images: Modality to file.
-        subject: Its name.
-
-    Returns:
-        The findings, and the headers of the files that can be read.
-    """
+    """What is found in the headers of a subject's files, and the headers that can be read."""
     found: list[Finding] = []
     opened: dict[str, Image] = {}
     for name, path in images.items():
         place = {"about": name, "subject": subject, "file": str(path)}
         try:
-            check_file(path)
             check_size(path)
             image = open_image(path)
             check_real(image, str(path))
@@ -88,38 +78,30 @@ def examine_headers(
 
 def finding_of(error: ImageError, **place: str) -> Finding:
     """A finding from the error of a reader; its file's name is not repeated."""
-    text = error.found.removeprefix(f"{place.get('file')} ") if place.get("file") else error.found
+    text = error.found.removeprefix(f"{place.get('file')} ")
     return Finding(code=error.code, found=text, advice=error.advice, **place)
 
 
 def refuse_unusable(subjects: Mapping[str, Mapping[str, Path]]) -> None:
-    """Refuses a cohort of which some subjects cannot be read, before anything is done.
-
-    Args:
-        subjects: Name to modality to file.
+    """Refuses a cohort (name to modality to file) of which headers show that some are unusable.
 
     Raises:
-        UserError: Headers or sizes show that some cannot be used.
+        UserError: Some cannot be used; says why of the first three.
     """
-    errors: dict[str, Finding] = {}
+    errors = []
     for name, images in subjects.items():
         found, _ = examine_headers(images, name)
-        if wrong := [finding for finding in found if finding.severity == ERROR]:
-            errors[name] = wrong[0]
+        if wrong := next((finding for finding in found if finding.severity == ERROR), None):
+            place = f"{wrong.file} " if wrong.file else ""
+            errors.append(f"{name}: {wrong.about}: {place}{wrong.found}: {wrong.advice}")
     if not errors:
         return
-    shown = [f"{name}: {_told(finding)}" for name, finding in list(errors.items())[:3]]
     more = "; ..." if len(errors) > 3 else ""
     raise UserError(
         f"{len(errors)} of {len(subjects)} subjects cannot be prepared, and nothing was done: "
-        f"{'; '.join(shown)}{more}. `cdm-jax doctor --input=<folder>` lists everything; mend them, "
-        "or leave patients out by --config.data.exclude='(...)'"
+        f"{'; '.join(errors[:3])}{more}. `cdm-jax doctor --input=<folder>` lists everything; mend "
+        "them, or leave patients out by --config.data.exclude='(...)'"
     )
-
-
-def _told(finding: Finding) -> str:
-    place = f"{finding.file} " if finding.file else ""
-    return f"{finding.about}: {place}{finding.found}: {finding.advice}"
 
 
 def _of_one(image: Image) -> Iterable[tuple[str, str]]:
@@ -167,19 +149,10 @@ def _orientation(
     silent = [name for name, image in opened.items() if not states_orientation(image)]
     if not silent:
         return []
-    if len(silent) == len(opened):
-        text = "no orientation is stated, left and right may be swapped"
-        return [
-            Finding(code="no-orientation", found=text, about=", ".join(silent), subject=subject)
-        ]
-    anchor = next(name for name in opened if name not in silent)
-    return [
-        Finding(
-            code="unstated-orientation",
-            found=f"states no orientation, taken to be stored as {anchor}",
-            about=name,
-            subject=subject,
-            file=str(images[name]),
-        )
-        for name in silent
-    ]
+    anchor = next((name for name in opened if name not in silent), None)
+    if anchor is None:
+        text, about = "no orientation is stated, left and right may be swapped", ", ".join(silent)
+        return [Finding(code="no-orientation", found=text, about=about, subject=subject)]
+    text = f"states no orientation, taken to be stored as {anchor}"
+    shared = {"code": "unstated-orientation", "found": text, "subject": subject}
+    return [Finding(about=name, file=str(images[name]), **shared) for name in silent]

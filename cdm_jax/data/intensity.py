@@ -74,8 +74,7 @@ def brightness(volume: Float[np.ndarray, "z y x"]) -> tuple[float, float]:
 
 def brain_mask(volumes: Mapping[str, Float[np.ndarray, "z y x"]]) -> Bool[np.ndarray, "z y x"]:
     """Returns the union of the non-background voxels of the given (input) modalities."""
-    masks = [volume != background(volume) for volume in volumes.values()]
-    return np.any(masks, axis=0)
+    return np.any([volume != background(volume) for volume in volumes.values()], axis=0)
 
 
 def background(volume: Float[np.ndarray, "z y x"]) -> float:

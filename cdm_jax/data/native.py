@@ -41,7 +41,7 @@ def scale_volumes(
     name: str,
     voxel_size: tuple[float, float, float] | None = None,
 ) -> NativeImages:
-    """Applies the intensity rule to volumes on one grid, as `read_volume` returns them.
+    """Applies the intensity rule to modalities on one grid, as `read_volume` returns them.
 
     Args:
         volumes: by modality.

@@ -46,7 +46,6 @@ GRID_FIELDS = (
     *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
     *("srow_x", "srow_y", "srow_z"),
 )
-_DESCRIPTION_BYTES = 79  # the header's field, less its closing zero byte
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,12 +68,9 @@ class Geometry:
 
 
 def read_volume(path: PathLike | Image) -> Float32[np.ndarray, "z y x"]:
-    """The image of a NIfTI file in the package's axis order, C-contiguous.
+    """The image of a NIfTI file, or one in memory, in the package's axis order, C-contiguous.
 
     Values are those of the scanner: the header's scale and offset are applied, nothing else.
-
-    Args:
-        path: Of the file; or its image as nibabel loads it or as it was made in memory.
 
     Raises:
         UserError: The file is missing, truncated, corrupt (its checksum included) or not one 3D
@@ -84,21 +80,30 @@ def read_volume(path: PathLike | Image) -> Float32[np.ndarray, "z y x"]:
 
 
 def volume_of(image: Image, name: str) -> tuple[Float32[np.ndarray, "z y x"], list[str]]:
-    """As `read_volume` of an image that is open, and what to say of its values.
+    """As `read_volume` of an image that `read_image` gave, and what to say of its values.
 
-    Args:
-        image: As `formats.read_image` gives it.
-        name: What to call it in messages.
+    NaN around the brain becomes 0. Messages call the image by its `name`.
     """
-    return _without_nan(_inside(image, name, np.dtype(np.float32)), name)
+    volume = _inside(image, name, np.dtype(np.float32))
+    wrong = ~np.isfinite(volume)
+    if not wrong.any():
+        return volume, []
+    around = np.isnan(volume) & ~binary_fill_holes(~wrong)
+    if count := np.count_nonzero(wrong & ~around):
+        raise ImageError(
+            f"{name} has {count} voxels that are NaN or infinite within the image",
+            "make it again, or set them to 0",
+            "not-finite",
+        )
+    if around.all():
+        raise ImageError(f"{name} is NaN everywhere", "make it again", "not-finite")
+    return np.where(around, np.float32(0), volume), ["NaN around the brain is taken as background"]
 
 
 def read_labels(path: PathLike, image: Image | None = None) -> Int16[np.ndarray, "z y x"]:
     """The labels of a segmentation in the package's axis order, C-contiguous.
 
-    Args:
-        path: Of the file.
-        image: The same file, open, with an orientation that it does not state itself.
+    `image` is the same file, open, with an orientation that it does not state itself.
 
     Raises:
         UserError: As `read_volume`, and where a voxel is not a 16-bit integer.
@@ -168,12 +173,7 @@ def image_like(
     """A float32 image on the grid of a reference, as nibabel would load what `write_like` writes.
 
     Shape, axis order, affine, qform, sform, their codes, pixdim and units equal to the bit those
-    that nibabel has of the reference.
-
-    Args:
-        volume: Values in the package's axis order.
-        reference: NIfTI file or image whose grid the volume is on.
-        description: Text for the header's `descrip`, cut to its 79 bytes.
+    that nibabel has of the reference. Arguments as for `write_like`.
     """
     like = open_image(reference)
     return _image_like(volume, like, like.header, like.affine, np.float32, description)
@@ -241,8 +241,7 @@ def check_real(image: Image, name: str) -> None:
     Raises:
         UserError: It holds colors or complex numbers.
     """
-    if image.get_data_dtype().kind not in "iuf":
-        held = image.get_data_dtype()
+    if (held := image.get_data_dtype()).kind not in "iuf":
         raise ImageError(f"{name} holds {held}", "give a file of real numbers", "datatype")
 
 
@@ -253,29 +252,6 @@ def _inside(image: Image, name: str, dtype: np.dtype) -> Real[np.ndarray, "z y x
         values = image.get_fdata(caching="unchanged", dtype=dtype).reshape(image.shape[:3])
     to_inside = ornt_transform(io_orientation(image.affine), _INSIDE)
     return np.ascontiguousarray(apply_orientation(values, to_inside).T)
-
-
-def _without_nan(
-    volume: Float32[np.ndarray, "z y x"], name: str
-) -> tuple[Float32[np.ndarray, "z y x"], list[str]]:
-    """The volume with NaN around the brain set to 0, and what to say of it.
-
-    Raises:
-        UserError: Voxels are infinite, or NaN that others enclose.
-    """
-    wrong = ~np.isfinite(volume)
-    if not wrong.any():
-        return volume, []
-    around = np.isnan(volume) & ~binary_fill_holes(~wrong)
-    if count := np.count_nonzero(wrong & ~around):
-        raise ImageError(
-            f"{name} has {count} voxels that are NaN or infinite within the image",
-            "make it again, or set them to 0",
-            "not-finite",
-        )
-    if around.all():
-        raise ImageError(f"{name} is NaN everywhere", "make it again", "not-finite")
-    return np.where(around, np.float32(0), volume), ["NaN around the brain is taken as background"]
 
 
 def _image_like(
@@ -297,5 +273,5 @@ def _image_like(
     image = type(like)(values.astype(dtype), affine, header)
     for field in GRID_FIELDS:
         image.header[field] = grid[field]
-    image.header["descrip"] = description.encode()[:_DESCRIPTION_BYTES]
+    image.header["descrip"] = description.encode()[:79]  # and a closing zero byte
     return image

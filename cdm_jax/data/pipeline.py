@@ -77,11 +77,7 @@ class SliceSource:
         return len(self.positions)
 
     def read(self, plans: Int[np.ndarray, "batch 3"]) -> Stored:
-        """Reads the slices that are planned, each straight into its place in the batch.
-
-        Args:
-            plans: for each place the slice of the sources, that of the targets, mirrored or not.
-        """
+        """Reads the slices of plans (see `Plan`), each straight into its place in the batch."""
         images = np.empty((len(plans), *self._shape), np.uint16)
         first_target = len(self._prepared[0].sources)
         for image, (sources, targets, _) in zip(images, plans.tolist(), strict=True):
@@ -143,15 +139,13 @@ def training_batches(
         UserError: there are no slices, the processes do not divide the batch, or patients are
             mixed into slices that are not paired.
     """
-    source = SliceSource([*prepared, *simulated], any_to_any=any_to_any)
     if batch_size % process_count:
         raise UserError(
             f"a batch of {batch_size} slices cannot be shared by {process_count} processes: use a "
             "multiple"
         )
-    plans = _source_plans(
-        source, len(prepared), simulated_share, seed=seed, flips=flips, paired=paired
-    )
+    source = SliceSource([*prepared, *simulated], any_to_any=any_to_any)
+    plans = _source_plans(source, len(prepared), simulated_share, seed, flips, paired)
     number = batch_size // process_count
     own = range(process_index * number, (process_index + 1) * number)
 
@@ -160,10 +154,8 @@ def training_batches(
         return source.read(np.array([plans[batch * batch_size + place] for place in own]))
 
     batches = grain.MapDataset.range(len(plans) // batch_size).map(read)
-    buffer = max(threads, HOST_BUFFER)
-    return batches.to_iter_dataset(
-        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
-    )
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, HOST_BUFFER))
+    return batches.to_iter_dataset(options)
 
 
 def subjects_of_batch(
@@ -181,16 +173,14 @@ def subjects_of_batch(
     """Whose slices are in the batch of this number, from 0, of `training_batches`; sorted."""
     subjects = [*prepared, *simulated]
     source = SliceSource(subjects, any_to_any=any_to_any)
-    plans = _source_plans(
-        source, len(prepared), simulated_share, seed=seed, flips=flips, paired=paired
-    )
+    plans = _source_plans(source, len(prepared), simulated_share, seed, flips, paired)
     own = [plans[batch * batch_size + place] for place in range(batch_size)]
     slices = {index for sources, targets, _ in own for index in (sources, targets)}
     return sorted({subjects[source.positions[index, 0]].subject_id for index in slices})
 
 
 def _source_plans(
-    source: SliceSource, real: int, share: float, *, seed: int, flips: bool, paired: bool
+    source: SliceSource, real: int, share: float, seed: int, flips: bool, paired: bool
 ) -> grain.MapDataset[Plan]:
     """The endless order of a source's slices: `share` of them from subjects after the `real` first.
 
@@ -215,15 +205,11 @@ def _source_plans(
 def prefetched(
     batches: grain.IterDataset[Stored], put: Callable[[Stored], dict[str, Any]]
 ) -> grain.IterDataset[dict[str, Any]]:
-    """Returns the batches on the devices, fetched ahead.
+    """Returns the batches of this process, moved onto the devices by `put`, fetched ahead.
 
     Each process gives its own part of the global batch, which `grain.experimental.device_put`
     cannot do.  Resuming stays exact: batches that wait are not counted as seen.  Close the
     iterator after use; its threads then end.
-
-    Args:
-        batches: batches of this process.
-        put: moves one onto the devices.
     """
     return grain.experimental.ThreadPrefetchIterDataset(
         batches.map(put), prefetch_buffer_size=DEVICE_BUFFER
@@ -233,16 +219,9 @@ def prefetched(
 def padded_batches(
     stored: Mapping[str, UInt16[np.ndarray, "slice height width _modality"]], batch_size: int
 ) -> Iterator[tuple[Item, int]]:
-    """Yields all slices of a volume, in order, in batches of one size.
+    """Yields named stacks of slices, in order, in batches, each with how many of its slices count.
 
     The last batch is filled up with its last slice, so that a network is compiled only once.
-
-    Args:
-        stored: named stacks of the same number of slices, such as "source" and "target".
-        batch_size: slices in a batch.
-
-    Yields:
-        A batch of the same names, and how many of its slices count.
     """
     total = len(next(iter(stored.values())))
     for start in range(0, total, batch_size):

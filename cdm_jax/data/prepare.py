@@ -89,25 +89,16 @@ def prepare_subject(subject: Subject, settings: PrepareSettings) -> Prepared:
 def prepare_images(
     native: NativeImages, settings: PrepareSettings, subject_id: str, patient_id: str
 ) -> Prepared:
-    """Prepares a subject's images.
-
-    Args:
-        native: the sources', then the targets' in the settings' order if any.
-        settings: what decides the content.
-        subject_id: the subject.
-        patient_id: the patient.
-    """
+    """Prepares a subject's images: the sources, then the targets in the settings' order if any."""
     brain = native.brain
     coverage = brain.sum(axis=(1, 2)) / max(brain.shape[1:]) ** 2
     kept = np.flatnonzero(coverage)
     targets = tuple(name for name in native.images if name not in settings.sources)
-    none = np.zeros((len(kept), settings.size, settings.size), np.uint16)
-    channels = [
-        quantize(to_frame(native.images[name][kept], settings.size))
-        if name in native.images
-        else none
-        for name in settings.sources + targets
-    ]
+    names = settings.sources + targets
+    slices = np.zeros((len(kept), settings.size, settings.size, len(names)), np.uint16)
+    for channel, name in enumerate(names):
+        if name in native.images:
+            slices[..., channel] = quantize(to_frame(native.images[name][kept], settings.size))
     return Prepared(
         subject_id=subject_id,
         patient_id=patient_id,
@@ -117,7 +108,7 @@ def prepare_images(
         slice_indices=tuple(kept.tolist()),
         training=tuple(np.flatnonzero(coverage[kept] >= settings.minimum_brain).tolist()),
         intensities=native.intensities,
-        slices=np.stack(channels, axis=-1),
+        slices=slices,
     )
 
 
@@ -158,14 +149,13 @@ def median_scales(prepared: Sequence[Description]) -> dict[str, float]:
 
 def files_of(subject: Subject, settings: PrepareSettings) -> dict[str, Path]:
     """Returns the files to prepare by modality: the sources', then the targets' if all exist."""
-    missing = [name for name in settings.sources if name not in subject.images]
-    if not settings.targets and len(missing) < len(settings.sources):
-        return {name: subject.images[name] for name in settings.sources if name not in missing}
-    if missing:
+    found = [name for name in settings.sources if name in subject.images]
+    missing = [name for name in settings.sources if name not in found]
+    if missing and (settings.targets or not found):
         raise UserError(
             f"{subject.subject_id} has no {', '.join(missing)}, only "
             f"{', '.join(sorted(subject.images))}: add the files or leave the subject out"
         )
-    complete = all(name in subject.images for name in settings.targets)
-    names = settings.sources + (settings.targets if complete else ())
-    return {name: subject.images[name] for name in names}
+    if all(name in subject.images for name in settings.targets):
+        found += settings.targets
+    return {name: subject.images[name] for name in found}

@@ -7,7 +7,6 @@ read from then on: patients that are added later stay out of it until a new file
 import hashlib
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,19 +17,14 @@ import numpy as np
 
 from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import UserError, about
+from cdm_jax.workers import whole_file
 
-_HASH_LENGTH = 12
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Which patients are for training, for choosing a model and for testing.
-
-    Attributes:
-        train: Names of patients.
-        validation: Names of patients.
-        test: Names of patients.
+    """Names of the patients for training, for choosing a model (`validation`) and for testing.
 
     Raises:
         UserError: A patient is listed twice.
@@ -55,7 +49,7 @@ class Split:
     def hash(self) -> str:
         """First 12 hexadecimal digits of the SHA-256 of the parts, whatever their order."""
         content = {name: sorted(patients) for name, patients in asdict(self).items()}
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:_HASH_LENGTH]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
     def assign(self, subjects: Iterable[Subject]) -> dict[str, list[Subject]]:
         """Part to its subjects, in the given order; patients outside the split are left out."""
@@ -107,21 +101,16 @@ def make_split(
     test = list(test_patients) or drawn[: _share(test_fraction, len(drawn), at_least=2)]
     rest = [patient for patient in drawn if patient not in set(test)]
     count = _share(validation_fraction, len(rest), at_least=3)
-    train, validation = rest[count:], rest[:count]
-    return Split(
-        train=tuple(sorted(train)),
-        validation=tuple(sorted(validation)),
-        test=tuple(sorted(test)),
-    )
+    parts = {"train": rest[count:], "validation": rest[:count], "test": test}
+    return Split(**{name: tuple(sorted(part)) for name, part in parts.items()})
 
 
 def save_split(split: Split, path: Path | str) -> None:
     """Write a split as JSON with its hash; the file appears whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    temporary.write_text(json.dumps({"hash": split.hash, **asdict(split)}, indent=1) + "\n")
-    os.replace(temporary, path)
+    with whole_file(path) as partial:  # several processes may draw it at once
+        partial.write_text(json.dumps({"hash": split.hash, **asdict(split)}, indent=1) + "\n")
 
 
 def load_split(path: Path | str) -> Split:
@@ -151,15 +140,10 @@ def load_split(path: Path | str) -> Split:
 
 
 def load_or_make(path: Path | str, subjects: Iterable[Subject], **settings: Any) -> Split:
-    """The split in the file, or a new one, written there.
+    """The split in the file, or a new one of these subjects by `make_split`, written there.
 
     A file that is present always wins over a new draw. Patients that it does not name are used
     for nothing, with a warning in the log.
-
-    Args:
-        path: The split's file.
-        subjects: Subjects on disk.
-        **settings: As for `make_split`.
 
     Raises:
         UserError: The file names patients that are not on disk or are to be excluded, its test

@@ -76,11 +76,7 @@ def find_subjects(
             subject.
     """
     subjects, faults = find_with_faults(
-        root,
-        modalities=modalities,
-        optional=optional,
-        patterns=patterns,
-        require_all=require_all,
+        root, modalities=modalities, optional=optional, patterns=patterns, require_all=require_all
     )
     for fault in faults.values():
         if not isinstance(fault, LackingError):
@@ -114,22 +110,21 @@ def find_with_faults(
     files = image_files(root)
     names = [*modalities]
     names += [n for n in (*optional, SEGMENTATION) if not patterns or n in patterns]
-    found = _told_apart(
-        {
-            name: [match for path in files for match in matches_of(path, patterns_of_name)]
-            for name, patterns_of_name in ((n, alternatives(n, patterns)) for n in names)
-        },
-        root,
-    )
+    known = {name: alternatives(name, patterns) for name in names}
+    found = {
+        name: [match for path in files for match in matches_of(path, own)]
+        for name, own in known.items()
+    }
+    found = _below_folders(_side_by_side(found), root)
     subject_ids = sorted({match.subject_id for name in modalities for match in found[name]})
     subjects: list[Subject] = []
     faults: dict[str, UserError] = {}
     for subject_id in subject_ids:
         try:
             subject = _subject(subject_id, found, optional)
-            lacking = _missing(subject, modalities)
+            lacking = [name for name in modalities if name not in subject.images]
             if require_all and lacking:
-                raise LackingError(f"{subject_id} without {lacking}")
+                raise LackingError(f"{subject_id} without {', '.join(lacking)}")
             subjects.append(subject)
         except UserError as error:
             faults[subject_id] = error
@@ -143,11 +138,6 @@ def subject_of(path: Path | str, modality: str, patterns: Mapping[str, str] | No
     """The subject to whom `find_subjects` would count a file; of any other name, its folder.
 
     Folders above the file's own are not looked at.
-
-    Args:
-        path: Of the file.
-        modality: Whose image it is.
-        patterns: As for `find_subjects`.
     """
     path = Path(path).resolve()
     known = alternatives(modality, patterns)
@@ -158,11 +148,6 @@ def subject_of(path: Path | str, modality: str, patterns: Mapping[str, str] | No
     found = {modality: [m for file in sorted(files) for m in matches_of(file, known)]}
     split = _side_by_side(found)[modality]
     return min((m for m in split if m.path == path), key=lambda m: m.rank).subject_id
-
-
-def _told_apart(found: Found, root: Path) -> Found:
-    """The matches, their subjects renamed where several patients got one name by their folders."""
-    return _below_folders(_side_by_side(found), root)
 
 
 def _side_by_side(found: Found) -> Found:
@@ -222,8 +207,7 @@ def _subject(subject_id: str, found: Found, optional: Iterable[str]) -> Subject:
     chosen = {}
     for name, matches in found.items():
         try:
-            own = [match for match in matches if match.subject_id == subject_id]
-            if own:
+            if own := [match for match in matches if match.subject_id == subject_id]:
                 chosen[name] = _preferred(subject_id, name, own)
         except UserError:
             if name not in optional:
@@ -258,10 +242,6 @@ def _same_content(one: Path, other: Path) -> bool:
         return same_place and np.array_equal(first.get_fdata(), second.get_fdata(), equal_nan=True)
     except (UserError, OSError, ValueError, TypeError):
         return False  # which one is meant cannot be seen
-
-
-def _missing(subject: Subject, modalities: Sequence[str]) -> str:
-    return ", ".join(name for name in modalities if name not in subject.images)
 
 
 def _nothing_found(

@@ -47,28 +47,14 @@ def seen(root: Path, images: list[Path]) -> str:
 def _files(root: Path) -> Iterator[Path]:
     if not root.is_dir():
         raise UserError(f"there is no folder {root}: give the folder that holds the patients")
-    visited, pending = {root.resolve(), *root.resolve().parents}, [root]
-    while pending:  # the folders themselves first, then those that links lead to
-        links: list[Path] = []
-        for start in pending:
-            yield from _walk(start, visited, links)
-        pending = []
-        for link in links:
-            if link.resolve() not in visited:
-                visited.add(link.resolve())
-                pending.append(link)
-
-
-def _walk(start: Path, visited: set[Path], links: list[Path]) -> Iterator[Path]:
-    """Files below a folder; its folders are added to those visited, links to folders to `links`."""
-    for folder, subfolders, names in os.walk(start):
-        kept = []
-        for name in sorted(name for name in subfolders if not name.startswith(".")):
-            path = Path(folder, name)
-            if path.is_symlink():
-                links.append(path)
-            elif path.resolve() not in visited:
-                visited.add(path.resolve())
-                kept.append(name)
-        subfolders[:] = kept
-        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+    visited, starts = set(root.resolve().parents), [root]
+    for start in starts:  # the root, then what links lead to, as they are found
+        if start.resolve() in visited:
+            continue
+        for folder, subfolders, names in os.walk(start):
+            visited.add(Path(folder).resolve())
+            paths = [Path(folder, name) for name in sorted(subfolders) if name[0] != "."]
+            starts += [path for path in paths if path.is_symlink()]
+            own = [path for path in paths if not path.is_symlink()]
+            subfolders[:] = [path.name for path in own if path.resolve() not in visited]
+            yield from (Path(folder, name) for name in sorted(names) if name[0] != ".")

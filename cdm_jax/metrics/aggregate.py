@@ -67,21 +67,13 @@ def summarize(values: Values) -> Summary:
 
 
 def compare(values_a: Values, values_b: Values) -> Comparison:
-    """Compares two rows, patient by patient; patients that lack either value are dropped.
-
-    Args:
-        values_a: One value a patient.
-        values_b: The other row's values of the same patients, in the same order.
-
-    Returns:
-        The paired difference with its interval and test.
-    """
+    """Compares two rows of the same patients in the same order; who lacks a value is dropped."""
     differences = _present(values_a - values_b)
-    n = differences.size
+    summary = summarize(differences)
     return Comparison(
-        difference=float(differences.mean()) if n else math.nan,
-        n=n,
-        interval=_interval(differences),
+        difference=summary.mean,
+        n=summary.n,
+        interval=summary.interval,
         p_value=_wilcoxon(differences),
     )
 

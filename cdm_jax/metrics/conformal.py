@@ -119,10 +119,9 @@ def fit_multiplier(patients: Sequence[Sequence[Scan]], level: float) -> Multipli
         raise UserError("calibration needs at least one patient, and a brain in each scan")
     controlled = n >= needed
     allowed = alpha * (n + 1) - 1 if controlled else alpha * n
-    values = np.concatenate([scan for scans in patients for scan in scans])
-    weights = np.concatenate(
-        [np.full(scan.size, 1 / (len(scans) * scan.size)) for scans in patients for scan in scans]
-    )
+    pooled = [(scan, len(scans)) for scans in patients for scan in scans]
+    values = np.concatenate([scan for scan, _ in pooled])
+    weights = np.concatenate([np.full(scan.size, 1 / (k * scan.size)) for scan, k in pooled])
     order = np.argsort(values)[::-1]
     # missed[k] is the loss, summed over patients, of a q just below the k-th largest score, less
     # that score's own: what q = that score leaves uncovered.
@@ -157,15 +156,9 @@ def coverage_by_region(
     multiplier: float,
     floor: float,
 ) -> dict[str, dict[str, float]]:
-    """How the intervals do in each region of one patient.
+    """How the intervals do in each region of one patient; an empty region is left out.
 
-    Args:
-      truth: in [0, 1].
-      mean: of the samples.
-      deviation: of the samples.
-      regions: masks; an empty one is left out.
-      multiplier: q.
-      floor: as calibrated with.
+    Images and floor are as for `scores`; `multiplier` is q.
 
     Returns:
       For each region `coverage` (the share of its voxels whose truth lies within), `width` (upper

@@ -58,19 +58,14 @@ class Agreement:
 
 
 def gained(precontrast: Values, postcontrast: Values) -> Values | None:
-    """Subtracts T1 from T1c, each in units of its own median.
+    """Subtracts T1 from T1c, each in units of its own median, in the voxels of the brain.
 
-    Args:
-        precontrast: T1 in the voxels of the brain, in any unit with background 0.
-        postcontrast: T1c in the same voxels.
-
-    Returns:
-        The gain of each voxel; None where a median is not above 0, so that there is no unit.
+    Both may be in any unit with background 0. None where a median is not above 0: there is no unit.
     """
-    medians = float(np.median(precontrast)), float(np.median(postcontrast))
-    if min(medians) <= 0:
+    before, after = float(np.median(precontrast)), float(np.median(postcontrast))
+    if min(before, after) <= 0:
         return None
-    return postcontrast / medians[1] - precontrast / medians[0]
+    return postcontrast / after - precontrast / before
 
 
 def measure(
@@ -92,14 +87,9 @@ def measure(
         nothing enhances in either.
     """
     brain = masks["brain"]
-    before = precontrast[brain]
-    synthetic, real = (_enhancing(before, image[brain]) for image in (prediction, truth))
+    gains = (gained(precontrast[brain], image[brain]) for image in (prediction, truth))
+    synthetic, real = (None if gain is None else gain > THRESHOLD for gain in gains)
     return {name: _compared(synthetic, real, mask[brain], voxel_ml) for name, mask in masks.items()}
-
-
-def _enhancing(precontrast: Values, postcontrast: Values) -> Voxels | None:
-    gain = gained(precontrast, postcontrast)
-    return None if gain is None else gain > THRESHOLD
 
 
 def _compared(
@@ -121,27 +111,19 @@ def _compared(
 def agreement(
     synthetic_ml: Float[np.ndarray, " patients"], true_ml: Float[np.ndarray, " patients"]
 ) -> Agreement:
-    """Compares synthetic with true volumes over patients.
-
-    Args:
-        synthetic_ml: One volume a patient, in ml; NaN where there is none.
-        true_ml: The true volumes of the same patients, in the same order.
-    """
+    """Compares synthetic with true volumes in ml, one a patient; NaN where there is none."""
     pairs = np.stack([synthetic_ml, true_ml])
     synthetic, true = pairs[:, ~np.isnan(pairs).any(axis=0)]
     positive, called = true >= LEAST_ML, synthetic >= LEAST_ML
     detected, cleared = int((positive & called).sum()), int((~positive & ~called).sum())
+    enhancing = int(positive.sum())
     spread = float(((true - true.mean()) ** 2).sum()) if true.size else 0.0
     return Agreement(
         patients=true.size,
-        enhancing=int(positive.sum()),
+        enhancing=enhancing,
         detected=detected,
         cleared=cleared,
-        sensitivity=_share(detected, int(positive.sum())),
-        specificity=_share(cleared, int((~positive).sum())),
+        sensitivity=detected / enhancing if enhancing else math.nan,
+        specificity=cleared / (true.size - enhancing) if enhancing < true.size else math.nan,
         r_squared=1 - float(((synthetic - true) ** 2).sum()) / spread if spread else math.nan,
     )
-
-
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else math.nan

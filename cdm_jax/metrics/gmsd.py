@@ -17,13 +17,7 @@ C = 170 / 255**2  # the paper's constant, for values in [0, 1]
 def squared_gradient(images: Float[np.ndarray, "*n h w"]) -> Float[np.ndarray, "*n h w"]:
     """Computes the square of the gradient within each slice, by Prewitt's filters divided by 3.
 
-    Beyond the frame an image goes on as 0.
-
-    Args:
-        images: Slices.
-
-    Returns:
-        The square, in the images' unit: 1 beside a straight edge from 0 to 1.
+    It is 1 beside a straight edge from 0 to 1. Beyond the frame an image goes on as 0.
     """
     padded = np.pad(images, [(0, 0)] * (images.ndim - 2) + [(1, 1)] * 2)
     columns = padded[..., :-2, :] + padded[..., 1:-1, :] + padded[..., 2:, :]
@@ -36,14 +30,9 @@ def squared_gradient(images: Float[np.ndarray, "*n h w"]) -> Float[np.ndarray, "
 def similarity_map(
     prediction: Float[np.ndarray, "*n h w"], truth: Float[np.ndarray, "*n h w"]
 ) -> Float32[np.ndarray, "*n h w"]:
-    """Compares the lengths of the images' gradients in each pixel (Xue et al. 2014, Eq. 4).
+    """Compares the lengths of the gradients of slices in [0, 1] (Xue et al. 2014, Eq. 4).
 
-    Args:
-        prediction: Synthetic slices in [0, 1].
-        truth: The real ones.
-
-    Returns:
-        A map in [0, 1], in single precision; 1 where the gradients are equally long.
+    The map is in [0, 1], in single precision; 1 where the gradients are equally long.
     """
     one, other = (squared_gradient(image.astype(np.float32)) for image in (prediction, truth))
     return (2 * np.sqrt(one * other) + np.float32(C)) / (one + other + np.float32(C))

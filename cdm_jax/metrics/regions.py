@@ -6,8 +6,7 @@ from scipy.ndimage import find_objects
 
 from cdm_jax.errors import UserError
 
-NECROTIC_CORE = 1
-EDEMA = 2
+NECROTIC_CORE, EDEMA = 1, 2
 ENHANCING_TUMOR = (3, 4)  # BraTS up to 2021 wrote 4, later editions write 3.
 
 
@@ -59,14 +58,9 @@ def _check_labels(segmentation: Num[np.ndarray, "z y x"]) -> None:
 
 
 def bounding_box(mask: Bool[np.ndarray, "*space"], margin: int) -> tuple[slice, ...]:
-    """Finds the smallest box around a mask, widened by a margin but kept inside the frame.
+    """Finds the smallest box around a mask that has a voxel, one slice an axis.
 
-    Args:
-        mask: A mask with at least one voxel.
-        margin: The number of voxels added on each side.
-
-    Returns:
-        One slice an axis.
+    It is widened by `margin` voxels on each side, but kept inside the frame.
     """
     tight = find_objects(mask.astype(np.int8))[0]
     return tuple(slice(max(0, side.start - margin), side.stop + margin) for side in tight)

@@ -11,8 +11,7 @@ from scipy.ndimage import gaussian_filter, uniform_filter
 from cdm_jax.errors import UserError
 from cdm_jax.metrics.regions import bounding_box
 
-K1 = 0.01
-K2 = 0.03
+K1, K2 = 0.01, 0.03
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,8 +74,7 @@ def ssim_map(
     Returns:
         A map in [-1, 1] of the images' shape, in double precision.
     """
-    x = prediction.astype(np.float64)
-    y = truth.astype(np.float64)
+    x, y = prediction.astype(np.float64), truth.astype(np.float64)
     mean_x, mean_y = window.mean(x), window.mean(y)
     correction = window.correction(x.ndim)
     variance_x = correction * (window.mean(x * x) - mean_x * mean_x)
@@ -108,12 +106,7 @@ def ssim(
     ``structural_similarity`` with Gaussian weights and the population's covariance gives the same
     number. With a mask, every voxel of the mask counts, also those near the frame.
 
-    Args:
-        prediction: The synthetic image, of any dimension.
-        truth: The real image, on the same scale.
-        data_range: The difference between the largest and the smallest allowed value; positive.
-        mask: The voxels whose similarity counts.
-        window: How the moments are taken.
+    Arguments are as for `ssim_map`.
 
     Returns:
         The similarity, in [-1, 1]; NaN for an empty mask.
@@ -144,11 +137,7 @@ def ssim_with_border(
     Where both images are zero they are alike (similarity 1), so only the box around the rest is
     computed; the result is the whole frame's.
 
-    Args:
-        prediction: The synthetic image, of any dimension.
-        truth: The real image, on the same scale.
-        data_range: The difference between the largest and the smallest allowed value.
-        window: How the moments are taken.
+    Arguments are as for `ssim_map`, but the data range may be 0.
 
     Returns:
         The similarity, in [-1, 1]; NaN where the data range is 0.

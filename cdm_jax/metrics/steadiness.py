@@ -9,15 +9,7 @@ from jaxtyping import Bool, Float
 def step_error(
     prediction: Float[np.ndarray, "z y x"], truth: Float[np.ndarray, "z y x"]
 ) -> Float[np.ndarray, "z-1 y x"]:
-    """Computes how much each step to the next slice differs from the truth's.
-
-    Args:
-        prediction: The synthetic image.
-        truth: The real one, on the same scale.
-
-    Returns:
-        The synthetic step minus the real one, in the images' unit a slice.
-    """
+    """Computes the synthetic step to the next slice minus the real one, in the images' unit."""
     return np.diff(np.subtract(prediction, truth, dtype=np.float64), axis=0)
 
 

@@ -3,17 +3,16 @@
 import dataclasses
 import functools
 import json
-import multiprocessing
 import os
 import shutil
-from concurrent import futures
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from rich import progress
+from rich.progress import track
 
+from cdm_jax import workers
 from cdm_jax.errors import UserError
 from cdm_jax.phantom.patient import VERSION, PhantomPatient, PhantomSettings, simulate_patient
 
@@ -51,9 +50,16 @@ def write_cohort(root: Path, settings: PhantomSettings, num_workers: int = 0) ->
     _check_root(root, settings)
     if (root / _SETTINGS_FILE).exists():
         return
-    text = json.dumps(_told(settings), indent=2) + "\n"
-    (root / _STARTED_FILE).write_text(text)
-    _write_missing(root, settings, num_workers or os.cpu_count() or 1)
+    (root / _STARTED_FILE).write_text(json.dumps(_told(settings), indent=2) + "\n")
+    missing = [
+        index
+        for index in range(settings.num_patients)
+        if not (root / _place(settings.layout, index).folder).exists()
+    ]
+    write = functools.partial(write_patient, root, settings)
+    with workers.pool(min(num_workers or workers.cores(), len(missing))) as pool:
+        for _ in track(pool.map(write, missing), "simulating patients", total=len(missing)):
+            pass
     os.replace(root / _STARTED_FILE, root / _SETTINGS_FILE)
 
 
@@ -65,10 +71,15 @@ def write_patient(root: Path, settings: PhantomSettings, index: int) -> None:
     if cache := os.environ.get(_CACHE):
         kept = Path(cache) / settings.fingerprint() / place.folder.name
         if not kept.exists():
-            _simulate(kept.with_name(f"{kept.name}.{os.getpid()}"), kept, settings, index)
+            own = kept.with_name(f"{kept.name}.{os.getpid()}")
+            _simulate(own, settings, index)
+            try:
+                os.replace(own, kept)
+            except OSError:  # another process was first, with the same files
+                shutil.rmtree(own)
         shutil.copytree(kept, partial, copy_function=_link)
     else:
-        _simulate(partial, partial, settings, index)
+        _simulate(partial, settings, index)
     if place.segmentation.parent != place.folder:
         (root / place.segmentation).parent.mkdir(parents=True, exist_ok=True)
         os.replace(partial / place.segmentation.name, root / place.segmentation)
@@ -76,20 +87,18 @@ def write_patient(root: Path, settings: PhantomSettings, index: int) -> None:
     os.replace(partial, root / place.folder)
 
 
-def _simulate(partial: Path, whole: Path, settings: PhantomSettings, index: int) -> None:
-    """Writes a simulated patient to `partial`, which becomes `whole` when it is."""
+def _simulate(folder: Path, settings: PhantomSettings, index: int) -> None:
+    """Writes a simulated patient to a new folder."""
     place, patient = _place(settings.layout, index), simulate_patient(settings, index)
-    partial.mkdir(parents=True)
+    folder.mkdir(parents=True)
     for modality, name in place.images.items():
         values = np.rint(patient.images[modality])
         # Scanners saturate too: a bright tumor under a high gain exceeds 16 bits.
-        _save(partial / name, np.minimum(values, 2**15 - 1).astype(np.int16), patient)
-    _save(partial / place.segmentation.name, _labels(patient, settings.layout), patient)
-    if whole != partial:
-        try:
-            os.replace(partial, whole)
-        except OSError:  # another process was first, with the same files
-            shutil.rmtree(partial)
+        _save(folder / name, np.minimum(values, 2**15 - 1).astype(np.int16), patient)
+    labels = patient.segmentation
+    if settings.layout == "upenn_gbm":  # which marks enhancing tumor by 4
+        labels = np.where(labels == 3, 4, labels).astype(np.uint8)
+    _save(folder / place.segmentation.name, labels, patient)
 
 
 def _link(source: str, target: str) -> None:
@@ -98,32 +107,6 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-def _write_missing(root: Path, settings: PhantomSettings, num_workers: int) -> None:
-    """Writes the patients that are not there yet, with a progress bar."""
-    missing = [
-        index
-        for index in range(settings.num_patients)
-        if not (root / _place(settings.layout, index).folder).exists()
-    ]
-    write = functools.partial(write_patient, root, settings)
-    track = functools.partial(progress.track, description="simulating patients", total=len(missing))
-    if min(num_workers, len(missing)) <= 1:
-        for index in track(missing):
-            write(index)
-        return
-    # A forked copy of a process that runs JAX's threads can hang, so each worker starts afresh.
-    with futures.ProcessPoolExecutor(
-        min(num_workers, len(missing)), mp_context=multiprocessing.get_context("spawn")
-    ) as pool:
-        jobs = [pool.submit(write, index) for index in missing]
-        try:
-            for job in track(futures.as_completed(jobs)):
-                job.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 def _check_root(root: Path, settings: PhantomSettings) -> None:
@@ -156,27 +139,15 @@ def _told(settings: PhantomSettings) -> dict[str, Any]:
 
 def _place(layout: str, index: int) -> _Place:
     if layout == "brats2023":
-        name = f"BraTS-GLI-{index:05d}-000"
-        suffixes = {"t1": "t1n", "t1c": "t1c", "t2": "t2w", "t2f": "t2f"}
-        return _Place(
-            folder=Path(name),
-            images={modality: f"{name}-{end}.nii.gz" for modality, end in suffixes.items()},
-            segmentation=Path(name, f"{name}-seg.nii.gz"),
-        )
-    name = f"UPENN-GBM-{index + 1:05d}_11"
-    suffixes = {"t1": "T1", "t1c": "T1GD", "t2": "T2", "t2f": "FLAIR"}
-    return _Place(
-        folder=Path("images_structural", name),
-        images={modality: f"{name}_{end}.nii.gz" for modality, end in suffixes.items()},
-        segmentation=Path("automated_segm", f"{name}_automated_approx_segm.nii.gz"),
-    )
-
-
-def _labels(patient: PhantomPatient, layout: str) -> np.ndarray:
-    """The segmentation in the labels of the layout: UPenn-GBM marks enhancing tumor by 4."""
-    if layout == "brats2023":
-        return patient.segmentation
-    return np.where(patient.segmentation == 3, 4, patient.segmentation).astype(np.uint8)
+        name, ends = f"BraTS-GLI-{index:05d}-000", ("-t1n", "-t1c", "-t2w", "-t2f")
+        folder, segmentation = Path(name), Path(name, f"{name}-seg.nii.gz")
+    else:
+        name, ends = f"UPENN-GBM-{index + 1:05d}_11", ("_T1", "_T1GD", "_T2", "_FLAIR")
+        folder = Path("images_structural", name)
+        segmentation = Path("automated_segm", f"{name}_automated_approx_segm.nii.gz")
+    files = (f"{name}{end}.nii.gz" for end in ends)
+    images = dict(zip(("t1", "t1c", "t2", "t2f"), files, strict=True))
+    return _Place(folder=folder, images=images, segmentation=segmentation)
 
 
 def _save(path: Path, volume: np.ndarray, patient: PhantomPatient) -> None:

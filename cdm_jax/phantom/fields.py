@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32
 from scipy import sparse
 
 # Half the width of the box that holds a head; fields are constant beyond it.
@@ -57,3 +57,10 @@ def smooth_field(
         spread = sparse.csr_array(kernel.astype(np.float32)) @ field.reshape(len(lattice), -1)
         field = np.moveaxis(spread.reshape(len(axis), *field.shape[1:]), 0, -1)
     return field
+
+
+def scatter(brain: Bool[np.ndarray, "x y z"], values: np.ndarray) -> np.ndarray:
+    """Puts the values of the brain voxels into a volume of zeros."""
+    volume = np.zeros(brain.shape, values.dtype)
+    volume[brain] = values
+    return volume

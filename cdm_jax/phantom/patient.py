@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Float32, UInt8
 
 from cdm_jax.errors import UserError
 from cdm_jax.phantom import anatomy, protocols, tumor
-from cdm_jax.phantom.fields import FieldSampler, Grid, smooth_field
+from cdm_jax.phantom.fields import FieldSampler, Grid, scatter, smooth_field
 from cdm_jax.phantom.scan import Body, scan
 from cdm_jax.phantom.templates import Templates, load_templates
 
@@ -50,14 +50,12 @@ class PhantomSettings:
     predictable: float = 0.0
 
     def __post_init__(self) -> None:
-        choices = {
-            "scanner": tuple(protocols.SCANNERS),
-            "layout": LAYOUTS,
-            "protocol": protocols.PROTOCOLS,
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                value = getattr(self, name)
+        for name, value, allowed in (
+            ("scanner", self.scanner, tuple(protocols.SCANNERS)),
+            ("layout", self.layout, LAYOUTS),
+            ("protocol", self.protocol, protocols.PROTOCOLS),
+        ):
+            if value not in allowed:
                 raise UserError(f"phantom {name} {value!r} is unknown: use one of {allowed}")
         if self.num_patients < 1 or self.voxel_mm <= 0 or self.seed < 0 or min(self.shape) < 8:
             raise UserError(
@@ -105,14 +103,12 @@ def simulate_patient(
     grid = Grid(shape=settings.shape, voxel_mm=settings.voxel_mm)
     body = draw_body(body_seed, grid, settings.predictable, with_tumor)
     rng = np.random.default_rng(protocol_seed)
-    if settings.protocol == "fixed":
-        protocol = protocols.fixed(rng, settings.scanner)
-    else:
-        protocol = protocols.draw(rng)
+    fixed = settings.protocol == "fixed"
+    protocol = protocols.fixed(rng, settings.scanner) if fixed else protocols.draw(rng)
     images = scan(scan_seed, body, grid, protocol)
     return PhantomPatient(
-        images={name: _scatter(body.brain, values) for name, values in images.items()},
-        segmentation=_scatter(body.brain, tumor.segment(body.tissues)),
+        images={name: scatter(body.brain, values) for name, values in images.items()},
+        segmentation=scatter(body.brain, tumor.segment(body.tissues)),
         affine=grid.affine(),
     )
 
@@ -122,11 +118,7 @@ def draw_body(
 ) -> Body:
     """Draws a patient: anatomy, tumor, lesions, and uptake of contrast agent.
 
-    Args:
-        seed: of all that is drawn.
-        grid: of the scan.
-        predictable: part of the local uptake's variance that the tumor's T1 and T2 tell.
-        with_tumor: whether the tumor that is drawn, if any, is there.
+    `predictable` is as of `PhantomSettings`, `with_tumor` as of `simulate_patient`.
     """
     templates = load_templates(grid.voxel_mm)
     shape_rng, tissue_rng, tumor_rng, hidden_rng = map(np.random.default_rng, seed.spawn(4))
@@ -184,10 +176,3 @@ def _sampler(
     rng: np.random.Generator, grid: Grid, brain: Bool[np.ndarray, "x y z"]
 ) -> FieldSampler:
     return lambda length_mm: smooth_field(rng, grid, length_mm)[brain]
-
-
-def _scatter(brain: Bool[np.ndarray, "x y z"], values: np.ndarray) -> np.ndarray:
-    """Puts the values of the brain voxels into a volume of zeros."""
-    volume = np.zeros(brain.shape, dtype=values.dtype)
-    volume[brain] = values
-    return volume

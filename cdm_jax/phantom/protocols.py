@@ -156,7 +156,7 @@ def _draw(rng: np.random.Generator, name: str, sequence: Sequence, left: float) 
         blur[rng.choice(3, p=[0.1, 0.1, 0.8])] = 0.42 * rng.uniform(2, 9)
     return Acquisition(
         sequence=sequence,
-        noise=NOISE[name] * _log_uniform(rng, 0.25, 3.5),
+        noise=NOISE[name] * float(np.exp(rng.uniform(*np.log([0.25, 3.5])))),
         bias=left * rng.uniform(0.02, 0.26),
         blur_mm=(float(blur[0]), float(blur[1]), float(blur[2])),
         ghost=max(0.0, rng.uniform(-0.03, 0.03)),
@@ -164,7 +164,3 @@ def _draw(rng: np.random.Generator, name: str, sequence: Sequence, left: float) 
         gamma=float(np.exp(0.3 * rng.standard_normal())),
         gain=_SCANNER_UNITS * float(np.exp(0.5 * rng.standard_normal())),
     )
-
-
-def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    return float(np.exp(rng.uniform(np.log(low), np.log(high))))

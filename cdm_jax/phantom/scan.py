@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float32
 from scipy import ndimage
 
 from cdm_jax.phantom import physics
-from cdm_jax.phantom.fields import Grid, smooth_field
+from cdm_jax.phantom.fields import Grid, scatter, smooth_field
 from cdm_jax.phantom.protocols import Acquisition, Protocol
 
 _VARYING_FLAIR = ("edema", "low_grade", "chronic_lesion")
@@ -126,11 +126,9 @@ def _blur(
         return values
     box = tuple(slice(found.min(), found.max() + 1) for found in np.nonzero(brain))
     inside = brain[box]
-    volume = np.zeros(inside.shape, np.float32)
-    volume[inside] = values
     blurred, share = (
         ndimage.gaussian_filter(part, sigmas, truncate=3, mode="constant")[inside]
-        for part in (volume, inside.astype(np.float32))
+        for part in (scatter(inside, values), inside.astype(np.float32))
     )
     return blurred / share
 
@@ -141,9 +139,7 @@ def _ghost(
     """Adds the image once more, weak and half a field of view away."""
     if not amount:
         return values
-    volume = np.zeros(brain.shape, np.float32)
-    volume[brain] = values
-    return values + amount * np.roll(volume, brain.shape[1] // 2, axis=1)[brain]
+    return values + amount * np.roll(scatter(brain, values), brain.shape[1] // 2, axis=1)[brain]
 
 
 def _finish(

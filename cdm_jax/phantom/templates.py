@@ -68,11 +68,10 @@ def load_templates(voxel_mm: float) -> Templates:
     }
     certain = (np.argwhere(maps["white"] > 0.9) + origin).astype(np.float32)
     place = {"shape": blurred["white"].shape, "origin": origin}
-    lateral = [_TRANSVERSE_SINUS, _mirror(_TRANSVERSE_SINUS)]
-    sinuses = _tube([_SAGITTAL_SINUS, *lateral], 3.5, **place)
+    large = [_SAGITTAL_SINUS, _TRANSVERSE_SINUS, _mirror(_TRANSVERSE_SINUS)]
     return Templates(
         **blurred,
-        sinus=np.maximum(sinuses, _tube([_STRAIGHT_SINUS], 2.0, **place)),
+        sinus=np.maximum(_tube(large, 3.5, **place), _tube([_STRAIGHT_SINUS], 2.0, **place)),
         choroid=_tube([_CHOROID_PLEXUS, _mirror(_CHOROID_PLEXUS)], 3.0, **place),
         origin_mm=origin,
         white_positions_mm=certain[certain[:, 2] > -20],  # Above the cerebellum and brain stem.
@@ -88,16 +87,17 @@ def _average_brain() -> tuple[dict[str, np.ndarray], Float32[np.ndarray, "3"]]:
         raise UserError(
             "the phantom needs the brain maps of nilearn: run pip install cdm_jax[demo]"
         ) from error
-    mask = datasets.load_mni152_brain_mask(resolution=1)
-    loads = (datasets.load_mni152_gm_template, datasets.load_mni152_wm_template)
-    volumes = [
-        np.asarray(image.dataobj) for image in (mask, *(load(resolution=1) for load in loads))
-    ]
-    (box,) = ndimage.find_objects(volumes[0].astype(np.uint8))
+    images = {
+        "brain": datasets.load_mni152_brain_mask(resolution=1),
+        "gray": datasets.load_mni152_gm_template(resolution=1),
+        "white": datasets.load_mni152_wm_template(resolution=1),
+    }
+    maps = {name: np.asarray(image.dataobj) for name, image in images.items()}
+    (box,) = ndimage.find_objects(maps["brain"].astype(np.uint8))
     box = tuple(slice(max(part.start - 3, 0), part.stop + 3) for part in box)
-    brain, gray, white = (volume[box].astype(np.float32) for volume in volumes)
-    origin = (mask.affine[:3, 3] + [part.start for part in box]).astype(np.float32)
-    return {"brain": brain, "gray": gray, "white": white}, origin
+    corner = images["brain"].affine[:3, 3] + [part.start for part in box]
+    cut = {name: volume[box].astype(np.float32) for name, volume in maps.items()}
+    return cut, corner.astype(np.float32)
 
 
 def _tube(

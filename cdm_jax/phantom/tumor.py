@@ -19,7 +19,6 @@ KINDS = {
     "multifocal": 0.12,
     "cavity": 0.12,
 }
-TISSUES = ("low_grade", "enhancing", "necrosis", "cavity", "edema")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -61,7 +61,7 @@ def test_several_workers_write_the_same_bytes_as_one(brats, tmp_path):
 
 def test_an_interrupted_run_is_taken_up_where_it_stopped(brats, tmp_path, monkeypatch):
     def interrupted(settings, index):
-        if index == 2:
+        if index >= 2:
             raise KeyboardInterrupt
         return simulate_patient(settings, index)
 

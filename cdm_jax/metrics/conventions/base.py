@@ -43,8 +43,7 @@ class Case:
 
     def __post_init__(self) -> None:
         for name, image in (("prediction", self.prediction), ("ground truth", self.truth)):
-            bad = image.size - int(np.isfinite(image).sum())
-            if bad:
+            if bad := image.size - int(np.isfinite(image).sum()):
                 raise UserError(
                     f"{self.subject} {self.modality}: the {name} has {bad} voxels that are NaN or "
                     "infinite, and only finite ones can be scored: mend or leave out this subject"
@@ -62,7 +61,7 @@ class Convention(abc.ABC):
     """
 
     space: Literal["slices", "native"]
-    version: int
+    version: int = 1
 
     @abc.abstractmethod
     def score(self, case: Case) -> dict[str, Any]:

@@ -47,7 +47,6 @@ class TorchmetricsConvention(Convention):
     """
 
     space: Literal["slices", "native"] = "native"
-    version: int = 1
     psnr_cap: float = 100.0
 
     def score(self, case: Case) -> dict[str, float]:
@@ -63,8 +62,7 @@ class TorchmetricsConvention(Convention):
         truth = case.truth.astype(np.float64)
         low, high = float(truth.min()), float(truth.max())
         if low == high:
-            undefined = dict.fromkeys(METRICS, math.nan)
-            return {**undefined, "capped": 0.0, "skipped": 1.0}
+            return {**dict.fromkeys(METRICS, math.nan), "capped": 0.0, "skipped": 1.0}
         prediction = np.clip(case.prediction, low, high).astype(np.float64)
         ratio = psnr(prediction, truth, high - low, cap=self.psnr_cap)
         return {

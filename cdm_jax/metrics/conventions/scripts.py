@@ -157,7 +157,6 @@ class BraSynConvention(Convention):
     """
 
     space: Literal["slices", "native"] = "native"
-    version: int = 1
     percentiles: tuple[float, float] = (0.5, 99.5)
 
     def score(self, case: Case) -> dict[str, Any]:
@@ -174,16 +173,12 @@ class BraSynConvention(Convention):
             ``whole_tumor``.
         """
         prediction, truth = map(self._unit_range, (case.prediction, case.truth))
-        tumor = np.zeros(truth.shape, bool)
-        if case.segmentation is not None:
-            tumor = case.segmentation > 0
+        tumor = np.zeros(truth.shape, bool) if case.segmentation is None else case.segmentation > 0
         healthy = _masked_ssim(prediction, truth, ~tumor)
-        regions = {"healthy": healthy, "whole_tumor": _masked_ssim(prediction, truth, tumor)}
-        return {
-            **healthy,
-            "skipped": float(np.isnan(truth).any()),
-            "regions": regions if case.segmentation is not None else {},
-        }
+        regions = {}
+        if case.segmentation is not None:
+            regions = {"healthy": healthy, "whole_tumor": _masked_ssim(prediction, truth, tumor)}
+        return {**healthy, "skipped": float(np.isnan(truth).any()), "regions": regions}
 
     def _unit_range(self, image: Float[np.ndarray, "z y x"]) -> Float[np.ndarray, "z y x"]:
         """Scales an image by its own percentiles; all NaN where they coincide."""

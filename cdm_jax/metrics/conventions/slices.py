@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import math
 from typing import Literal
 
 import numpy as np
@@ -27,7 +28,6 @@ class SliceConvention(Convention):
     """
 
     space: Literal["slices", "native"] = "slices"
-    version: int = 1
     psnr_cap: float = 100.0
 
     @abc.abstractmethod
@@ -65,7 +65,10 @@ class SliceConvention(Convention):
             for p, t in zip(prediction[scored], truth[scored], strict=True)
         ]
         return {
-            **{name: _mean([s[name] for s in scores]) for name in METRICS},
+            **{
+                name: float(np.mean([s[name] for s in scores])) if scores else math.nan
+                for name in METRICS
+            },
             "slices": float(len(scores)),
             "skipped": float(len(scored) - len(scores)),
             "capped": float(sum(s["psnr"] >= self.psnr_cap for s in scores)),
@@ -81,7 +84,3 @@ def _checked(case: Case) -> Float[np.ndarray, "slice h w"]:
             f"[{low:g}, {high:g}], and this convention takes [0, 1]: scale the images first"
         )
     return np.clip(case.truth, 0, 1)
-
-
-def _mean(values: list[float]) -> float:
-    return float(np.mean(values)) if values else float("nan")

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
-from cdm_jax.errors import UserError
+from cdm_jax.errors import UserError, about
 from cdm_jax.metrics import enhancement
 from cdm_jax.metrics.conventions.base import METRICS, Case, Convention
 from cdm_jax.metrics.gmsd import gmsd
@@ -36,7 +36,6 @@ class VolumeConvention(Convention):
     """
 
     space: Literal["slices", "native"] = "native"
-    version: int = 1
     percentile: float = 99.5
     psnr_cap: float = 100.0
 
@@ -67,14 +66,14 @@ class VolumeConvention(Convention):
                 f"{case.subject} {case.modality}: the brain mask is empty, and scores are taken "
                 "inside it: check that the input modalities have non-zero voxels"
             )
-        try:
+        with about(case.subject):
             masks = region_masks(case.segmentation, case.brain)
-        except UserError as error:
-            raise UserError(f"{case.subject}: {error}") from error
         peak = float(np.percentile(case.truth[case.brain], self.percentile))
         found = _undefined(masks) if peak <= 0 else self._score_regions(case, masks, peak)
-        for name, numbers in _enhancement(case, masks).items():
-            found[name] |= numbers
+        if case.precontrast is not None:
+            images = case.prediction, case.truth, case.precontrast
+            for name, numbers in enhancement.measure(*images, masks, case.voxel_ml).items():
+                found[name] |= numbers
         in_brain = found.pop("brain")
         return {
             **in_brain,
@@ -94,23 +93,9 @@ class VolumeConvention(Convention):
         prediction = np.clip(scaled, 0, 1)
         truth = np.clip(case.truth[box].astype(np.float64) / peak, 0, 1) * brain
         gain = best_gain(scaled[brain], truth[brain])
-        found = self._measure(prediction, truth, np.clip(gain * scaled, 0, 1), masks)
-        found["brain"] |= {
-            "gain": gain,
-            "gmsd": gmsd(prediction, truth, brain),
-            "clipped_fraction": float((scaled != prediction)[brain].mean()),
-        }
-        return found
-
-    def _measure(
-        self,
-        prediction: Float[np.ndarray, "z y x"],
-        truth: Float[np.ndarray, "z y x"],
-        matched: Float[np.ndarray, "z y x"],
-        masks: Mapping[str, Bool[np.ndarray, "z y x"]],
-    ) -> dict[str, dict[str, float]]:
+        matched = np.clip(gain * scaled, 0, 1)
         similarity, steps = ssim_map(prediction, truth), step_error(prediction, truth)
-        return {
+        found = {
             name: {
                 "psnr": psnr(prediction, truth, mask=mask, cap=self.psnr_cap),
                 "ssim": mean_inside(similarity, mask),
@@ -120,18 +105,15 @@ class VolumeConvention(Convention):
             }
             for name, mask in masks.items()
         }
+        found["brain"] |= {
+            "gain": gain,
+            "gmsd": gmsd(prediction, truth, brain),
+            "clipped_fraction": float((scaled != prediction)[brain].mean()),
+        }
+        return found
 
 
 def _undefined(masks: Iterable[str]) -> dict[str, dict[str, float]]:
     found = {name: dict.fromkeys(IN_REGIONS, math.nan) for name in masks}
     found["brain"] |= dict.fromkeys(IN_BRAIN, math.nan)
     return found
-
-
-def _enhancement(
-    case: Case, masks: Mapping[str, Bool[np.ndarray, "z y x"]]
-) -> dict[str, dict[str, float]]:
-    if case.precontrast is None:
-        return {}
-    images = case.prediction, case.truth, case.precontrast
-    return enhancement.measure(*images, masks, case.voxel_ml)
