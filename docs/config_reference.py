@@ -13,6 +13,7 @@ import io
 import pathlib
 import re
 import tokenize
+import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -147,19 +148,26 @@ def _keys(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, int]]:
 def _attributes(method: str) -> Meanings:
     """What the docstrings of a method's classes say of their attributes.
 
-    Those of the stage's own class count most, then those of its module, then those it imports.
+    Those of the stage's own class count most, then those of its module, then those it imports, then
+    those that the modules of inherited classes import.
     """
     module = importlib.import_module(f"cdm_jax.methods.{method}")
-    classes = [
-        value
-        for value in vars(module).values()
-        if inspect.isclass(value) and value.__module__.startswith("cdm_jax")
-    ]
+    classes = _classes(module)
+    inherited = {ancestor.__module__ for one in classes for ancestor in one.__mro__}
+    for name in sorted(inherited - {module.__name__}):
+        if name.startswith("cdm_jax.methods"):
+            classes = _classes(importlib.import_module(name)) + classes
     classes.sort(key=lambda c: (c.__module__ == module.__name__, dataclasses.is_dataclass(c)))
     found: Meanings = {}
     for one in classes:
         found |= _listed(one)
     return found
+
+
+def _classes(module: types.ModuleType) -> list[type]:
+    """The classes of this package that are found in a module."""
+    found = (value for value in vars(module).values() if inspect.isclass(value))
+    return [value for value in found if value.__module__.startswith("cdm_jax")]
 
 
 def _listed(one: type) -> Meanings:

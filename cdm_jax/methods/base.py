@@ -25,12 +25,17 @@ from cdm_jax.precision import with_precision
 from cdm_jax.tasks import task_of
 
 Batch = Mapping[str, Num[Array, "b ..."]]  # "source", "target"; any-to-any "weight": `tasks.Task`
+Batches = Callable[[], Iterable[Batch]]  # one pass over slices
+Keys = Key[Array, "*keys"]  # one for all slices of a batch, or one for each
+Sources = Float[Array, "b h w s"]  # in [-1, 1]
+Samples = Float[Array, "k b h w t"]  # k translations of the same sources
 Metrics = dict[str, Float[Array, "..."]]  # numbers, or one for each target modality
 Values = dict[str, Float[Array, "b *values"]]  # of each slice
+Measured = Mapping[str, Float[np.ndarray, "n ..."]]  # `Values` of all slices
 Summary = dict[str, Any]  # numbers of NumPy, or one for each target modality
 Pictures = dict[str, Float[Array, "b h w *modalities"]]  # in [0, 1]
 Model = dict[str, Any]  # what inference needs of a system: params, statistics, frozen stages
-Translate = Callable[[Model, Batch, Key[Array, "*keys"]], Float[Array, "b h w t"]]
+Translate = Callable[[Model, Batch, Keys], Float[Array, "b h w t"]]
 
 
 class State(flax.struct.PyTreeNode):
@@ -51,10 +56,10 @@ class State(flax.struct.PyTreeNode):
     step: Any
     params: PyTree
     optimizer: PyTree
-    average: PyTree
-    frozen: PyTree
-    statistics: PyTree
-    memory: PyTree
+    average: PyTree = flax.struct.field(default_factory=dict)
+    frozen: PyTree = flax.struct.field(default_factory=dict)
+    statistics: PyTree = flax.struct.field(default_factory=dict)
+    memory: PyTree = flax.struct.field(default_factory=dict)
 
 
 def model_of(state: State) -> Model:
@@ -90,9 +95,7 @@ class Method(abc.ABC):
         return 1
 
     @abc.abstractmethod
-    def validate(
-        self, model: Model, batch: Batch, keys: Key[Array, "b"]
-    ) -> tuple[Values, Pictures]:
+    def validate(self, model: Model, batch: Batch, keys: Keys) -> tuple[Values, Pictures]:
         """What is measured of each slice of unseen patients, and rows of pictures.
 
         Args:
@@ -101,23 +104,15 @@ class Method(abc.ABC):
           keys: of each slice, so that its values depend on no other.
         """
 
-    def summarize(
-        self, values: Mapping[str, Float[np.ndarray, "n ..."]], patients: Int[np.ndarray, "n"]
-    ) -> Summary:
-        """Validation metrics from the values of all slices, by default their means.
+    def summarize(self, values: Measured, patients: Int[np.ndarray, "n"]) -> Summary:
+        """Validation metrics, by default the means of `values`, as `validate` returns them.
 
-        Args:
-          values: as `validate` returns them, of all slices.
-          patients: the number of each slice's patient.
+        `patients` holds the number of each slice's patient.
         """
         return {name: each.mean(axis=0) for name, each in values.items()}
 
     def finish(
-        self,
-        state: State,
-        train: Callable[[], Iterable[Batch]],
-        validation: Callable[[], Iterable[Batch]],
-        key: Key[Array, ""],
+        self, state: State, train: Batches, validation: Batches, key: Key[Array, ""]
     ) -> State:
         """Measures what later stages need, once, after the last step; by default nothing."""
         return state
@@ -140,29 +135,17 @@ class Translator(Method):
         return False
 
     @abc.abstractmethod
-    def translate(
-        self,
-        model: Model,
-        sources: Float[Array, "b h w s"],
-        key: Key[Array, "*keys"],
-        num_samples: int,
-    ) -> Float[Array, "k b h w t"]:
+    def translate(self, model: Model, sources: Sources, key: Keys, num_samples: int) -> Samples:
         """Independent translations of the same sources, in [-1, 1].
 
         Args:
           model: as `model_of` gives it.
           sources: images in [-1, 1].
-          key: drives the samples, one for all sources or one for each of them.
+          key: drives the samples.
           num_samples: k; of a deterministic system there is one translation (k = 1).
         """
 
-    def synthesize(
-        self,
-        model: Model,
-        sources: Float[Array, "b h w s"],
-        key: Key[Array, "*keys"],
-        num_samples: int,
-    ) -> Float[Array, "k b h w t"]:
+    def synthesize(self, model: Model, sources: Sources, key: Keys, num_samples: int) -> Samples:
         """As `translate`, in [0, 1]."""
         return to_unit_range(self.translate(model, sources, key, num_samples))
 
@@ -179,9 +162,7 @@ class Translator(Method):
             "that may be wrong."
         ]
 
-    def validate(
-        self, model: Model, batch: Batch, keys: Key[Array, "b"]
-    ) -> tuple[Values, Pictures]:
+    def validate(self, model: Model, batch: Batch, keys: Keys) -> tuple[Values, Pictures]:
         """Errors of one translation, and sources, truth and synthesis side by side.
 
         As at inference, the synthesis is 0 outside the sources' brain. Values of a slice: "loss",
@@ -204,9 +185,7 @@ class Translator(Method):
         }
         return values, {"source": source, "truth": truth, "synthesis": prediction}
 
-    def summarize(
-        self, values: Mapping[str, Float[np.ndarray, "n ..."]], patients: Int[np.ndarray, "n"]
-    ) -> Summary:
+    def summarize(self, values: Measured, patients: Int[np.ndarray, "n"]) -> Summary:
         """Mean loss, and two PSNR of each target in dB.
 
         Both are means over patients: "psnr" of whole frames, averaged over a patient's slices;
@@ -294,7 +273,6 @@ def new_state(
         average=jax.tree.map(jnp.array, params) if averaged else {},
         frozen=frozen,
         statistics=statistics or {},
-        memory={},
     )
 
 

@@ -15,13 +15,12 @@ from jaxtyping import Array, Float, Key
 
 from cdm_jax import parallel
 
-INITIAL_VALUES = ("pytorch", "normal", "xavier")
 NORM_EPSILON = 1e-5
 
 Initializer = Callable[..., Array]
 
 
-def _kernel(initial: str) -> Initializer:
+def kernel_values(initial: str) -> Initializer:
     """PyTorch's default (Kaiming uniform of a = sqrt 5), N(0, .02), or Xavier normal, gain .02."""
     return {
         "pytorch": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
@@ -30,7 +29,7 @@ def _kernel(initial: str) -> Initializer:
     }[initial]
 
 
-def _bias(initial: str, fan_in: int) -> Initializer:
+def bias_values(initial: str, fan_in: int) -> Initializer:
     """PyTorch's default, uniform within 1 / sqrt(fan_in), or zero."""
     if initial != "pytorch":
         return nn.initializers.zeros
@@ -77,23 +76,18 @@ class Conv(nn.Module):
             (self.stride, self.stride),
             padding=pad,
             use_bias=self.bias,
-            kernel_init=_kernel(self.initial),
-            bias_init=_bias(self.initial, x.shape[-1] * self.kernel**2),
+            kernel_init=kernel_values(self.initial),
+            bias_init=bias_values(self.initial, x.shape[-1] * self.kernel**2),
             name="conv",
         )(x)
 
 
 class ConvTranspose(nn.Module):
-    """A square transposed convolution.
+    """A square transposed convolution; see `Conv` for the attributes that are not listed.
 
     Attributes:
-      features: output channels.
-      kernel: side of the kernel.
-      stride: of both axes.
       padding: pixels cut from each side of the full result, as PyTorch counts.
       output_padding: pixels added back at the end of each axis.
-      bias: whether to add one.
-      initial: see `Conv`.
     """
 
     features: int
@@ -117,8 +111,8 @@ class ConvTranspose(nn.Module):
             (self.stride, self.stride),
             padding=((before, before + self.output_padding),) * 2,
             use_bias=self.bias,
-            kernel_init=kernel if self.initial == "pytorch" else _kernel(self.initial),
-            bias_init=_bias(self.initial, fan_in),
+            kernel_init=kernel if self.initial == "pytorch" else kernel_values(self.initial),
+            bias_init=bias_values(self.initial, fan_in),
             name="conv",
         )(x)
 
@@ -131,7 +125,7 @@ class Norm(nn.Module):
 
     Attributes:
       kind: "instance" or "batch".
-      initial: of the scales: "normal" draws them around 1 with deviation 0.02, else they are 1.
+      initial: of the scales: 1 ("pytorch"), or drawn around 1 with deviation 0.02.
     """
 
     kind: str
@@ -144,15 +138,12 @@ class Norm(nn.Module):
             return nn.InstanceNorm(
                 epsilon=NORM_EPSILON, use_bias=False, use_scale=False, use_fast_variance=False
             )(x)
-        scale: Initializer = nn.initializers.ones
-        if self.initial in ("normal", "xavier"):
-            scale = _around_one
         return nn.BatchNorm(
             use_running_average=not train,
             axis_name=parallel.axis(),  # statistics of the global batch
             momentum=0.9,
             epsilon=NORM_EPSILON,
-            scale_init=scale,
+            scale_init=nn.initializers.ones if self.initial == "pytorch" else _around_one,
             use_fast_variance=False,
         )(x)
 

@@ -40,14 +40,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResNetEncoder(nn.Module):
-    """7x7 convolution, two halvings, residual blocks.
-
-    Attributes:
-      width: features at full resolution; four times as many in the blocks.
-      blocks: residual blocks.
-      antialias: halves by a convolution of stride 1 and a blur-pool instead of one of stride 2.
-      initial: see `convolution.Conv`.
-    """
+    """7x7 convolution, two halvings, residual blocks; see `ResNetGenerator` for the attributes."""
 
     width: int
     blocks: int
@@ -76,14 +69,7 @@ class ResNetEncoder(nn.Module):
 
 
 class ResNetDecoder(nn.Module):
-    """Two doublings and a 7x7 convolution to images.
-
-    Attributes:
-      width: features at full resolution.
-      num_targets: output channels.
-      antialias: doubles by a blur and a convolution instead of a transposed one.
-      initial: see `convolution.Conv`.
-    """
+    """Two doublings and a 7x7 convolution to images; see `ResNetGenerator` for the attributes."""
 
     width: int
     num_targets: int
@@ -108,10 +94,11 @@ class ResNetGenerator(nn.Module):
     """Images to images through a ResNet at a quarter of the resolution.
 
     Attributes:
-      width: features at full resolution (64 in all publications).
+      width: features at full resolution (64 in all publications); four times as many in the blocks.
       blocks: residual blocks (9 at 256 pixels).
       num_targets: output channels.
-      antialias: see `ResNetEncoder`.
+      antialias: halves by a convolution of stride 1 and a blur-pool instead of one of stride 2, and
+        doubles by a blur and a convolution instead of a transposed one.
       initial: see `convolution.Conv`.
     """
 

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
+from cdm_jax.nn.convolution import bias_values, kernel_values
 from cdm_jax.nn.dropout import Dropout
 
 LAYER_NORM_EPSILON = 1e-6
+EXPANSION = 4  # hidden width of the perceptrons over that of the tokens
 
 
 def to_patches(
@@ -34,13 +34,7 @@ def _initial_values(initial: str, width: int) -> tuple[dict[str, Any], dict[str,
     """How the attention's and the perceptron's layers begin; see `TransformerBlock`."""
     if initial == "flax":
         return {}, {}
-    bound = width**-0.5
-
-    def uniform(key: Key[Array, ""], shape: Any, dtype: Any = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    scaled = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-    attention = {"kernel_init": scaled, "bias_init": uniform}
+    attention = {"kernel_init": kernel_values(initial), "bias_init": bias_values(initial, width)}
     perceptron = {
         "kernel_init": nn.initializers.xavier_uniform(),
         "bias_init": nn.initializers.normal(1e-6),
@@ -53,14 +47,12 @@ class TransformerBlock(nn.Module):
 
     Attributes:
       heads: number of attention heads.
-      expansion: hidden width of the perceptron over the token width.
       dropout: share of the perceptron's hidden and output features dropped in training.
       initial: initial values: "flax" (its defaults), or "pytorch": PyTorch's default for the
         attention, Xavier with biases next to zero for the perceptron, as ViT's PyTorch ports have.
     """
 
     heads: int
-    expansion: int = 4
     dropout: float = 0.0
     initial: str = "flax"
 
@@ -73,20 +65,13 @@ class TransformerBlock(nn.Module):
         h = nn.LayerNorm(LAYER_NORM_EPSILON)(tokens)
         tokens += nn.MultiHeadDotProductAttention(self.heads, **attention)(h, h)
         h = nn.LayerNorm(LAYER_NORM_EPSILON)(tokens)
-        h = nn.Dense(self.expansion * width, **perceptron)(h)
+        h = nn.Dense(EXPANSION * width, **perceptron)(h)
         h = drop(nn.gelu(h, approximate=False), train)
         return tokens + drop(nn.Dense(width, **perceptron)(h), train)
 
 
 class Transformer(nn.Module):
-    """A stack of transformer blocks with a final LayerNorm.
-
-    Attributes:
-      depth: number of blocks.
-      heads: attention heads a block.
-      dropout: see `TransformerBlock`.
-      initial: see `TransformerBlock`.
-    """
+    """A stack of `depth` transformer blocks with a final LayerNorm; see `TransformerBlock`."""
 
     depth: int
     heads: int

@@ -219,7 +219,7 @@ def _training_y(method, frozen, batch, keys):
 
 def _truth(method, frozen, batch):
     representation = method.mdn.representation
-    return np.asarray(representation.represent(frozen["mrm"], batch["target"]))
+    return np.asarray(representation.represent(frozen["mrm"], batch))
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])

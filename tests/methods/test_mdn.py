@@ -92,7 +92,7 @@ def test_samples_differ_between_themselves_and_are_the_same_at_every_call(settle
 
 def _restored(method, model, batch, timestep=300):
     """The estimate of y from a y_t that is half noise."""
-    y = method.representation.represent(model["frozen"]["mrm"], batch["target"])
+    y = method.representation.represent(model["frozen"]["mrm"], batch)
     t = jnp.full(len(y), timestep)
     signal = jnp.asarray(method.sampler.alpha_bar)[t]
     y_t = corrupt(y, jax.random.normal(jax.random.key(3), y.shape), signal)
@@ -291,7 +291,7 @@ def test_finish_measures_the_second_moment_of_the_error_on_validation_patients(
     def explained(batches):
         pairs = []
         for b in batches:
-            y = method.representation.represent(state.frozen["mrm"], b["target"])
+            y = method.representation.represent(state.frozen["mrm"], b)
             drawn = sample({"params": state.params}, b["source"], jax.random.key(99))
             pairs.append((np.asarray(y, np.float64), np.asarray(drawn, np.float64)))
         y, drawn = (np.concatenate(parts) for parts in zip(*pairs, strict=True))

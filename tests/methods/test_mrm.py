@@ -15,7 +15,7 @@ ROWS = SIZE // PATCH
 
 
 def _represent(method, state, targets):
-    return np.asarray(method.represent(base.model_of(state), targets))
+    return np.asarray(method.represent(base.model_of(state), {"target": targets}))
 
 
 def _raw_tokens(method, state, targets):
@@ -269,7 +269,7 @@ def test_pooling_to_two_by_two_places_gives_the_mean_of_each_quarter(start, join
 def test_the_representation_carries_no_gradient(start):
     method, state, batch = start("mrm")
     model = base.model_of(state)
-    gradient = jax.grad(lambda x: method.represent(model, x)[0, 0])(batch["target"])
+    gradient = jax.grad(lambda x: method.represent(model, {"target": x})[0, 0])(batch["target"])
     assert (gradient == 0).all()
 
 

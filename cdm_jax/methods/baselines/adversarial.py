@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,9 +12,19 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from cdm_jax import parallel
-from cdm_jax.methods.base import Model, State, Translator, value_and_gradient
+from cdm_jax.methods.base import (
+    Keys,
+    Model,
+    Samples,
+    Sources,
+    State,
+    Translator,
+    value_and_gradient,
+)
 
 NETWORKS = ("generator", "discriminator")
+
+Images = Mapping[str, Float[Array, "b _ _ _"]]  # by kind, such as "source" and "target"
 
 
 def score(module: nn.Module, params: PyTree, images: Float[Array, "b h w _"]) -> Array:
@@ -38,13 +48,7 @@ class Adversarial(Translator):
     def generate(self, model: Model, sources: Float[Array, "b h w s"]) -> Float[Array, "b h w t"]:
         """Source images to target images, both in [-1, 1], as a trained system does."""
 
-    def translate(
-        self,
-        model: Model,
-        sources: Float[Array, "b h w s"],
-        key: Key[Array, "*keys"],
-        num_samples: int,
-    ) -> Float[Array, "1 b h w t"]:
+    def translate(self, model: Model, sources: Sources, key: Keys, num_samples: int) -> Samples:
         """The one translation that there is, whatever the key."""
         return self.generate(model, sources)[None]
 
@@ -56,8 +60,6 @@ class Adversarial(Translator):
             step=jnp.zeros((), jnp.int32),
             params=params,
             optimizer={network: self.optimizer.init(params[network]) for network in NETWORKS},
-            average={},
-            frozen={},
             statistics=statistics or {},
             memory=memory or {},
         )
@@ -127,6 +129,16 @@ def exchange(
 
     pool, shown = jax.lax.scan(one, pool, (images, jax.random.split(key, len(images))))
     return pool, parallel.device_shard(shown, number)
+
+
+def exchange_kinds(
+    pools: Mapping[str, Pool], images: Images, key: Key[Array, ""]
+) -> tuple[dict[str, Pool], Images]:
+    """`exchange` for each kind of images, with a pool of its own."""
+    memory, shown = {}, {}
+    for kind, kind_key in zip(pools, jax.random.split(key, len(pools)), strict=True):
+        memory[kind], shown[kind] = exchange(pools[kind], images[kind], kind_key)
+    return memory, shown
 
 
 # Losses of the discriminator's scores.

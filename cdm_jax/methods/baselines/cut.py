@@ -21,15 +21,15 @@ from cdm_jax.methods.baselines.adversarial import (
     least_squares,
     score,
 )
-from cdm_jax.methods.baselines.options import check_size
+from cdm_jax.methods.settings import build, check_least, check_size
+from cdm_jax.nn.convolution import kernel_values
 from cdm_jax.nn.patchgan import PatchGAN
 from cdm_jax.nn.resnet import NCE_LAYERS, ResNetGenerator
-from cdm_jax.optim import make_optimizer
 
 Features = list[Float[Array, "b _ _ _"]]
 Places = list[Int[Array, " _"]]  # of each layer, in raster order
 
-_XAVIER = nn.initializers.variance_scaling(0.02**2, "fan_avg", "normal")
+_XAVIER = kernel_values("xavier")
 _TINY = 1e-7  # beside a code's length where it is divided by it
 
 
@@ -112,12 +112,7 @@ class CUT(Adversarial):
     ) -> Float[Array, ""]:
         """PatchNCE between images and what was made of them, averaged over the layers.
 
-        Args:
-          params: the generator's and the heads'.
-          images: inputs as they were before any flip.
-          synthetic: what the generator made of them, mirrored where `flip` is true.
-          flip: None where images are never mirrored.
-          key: chooses the places.
+        Images are as before any flip, what was made of them is mirrored where `flip` is true.
         """
         before = self._features(params["network"], images)
         after = [_mirror(layer, flip) for layer in self._features(params["network"], synthetic)]
@@ -220,30 +215,6 @@ def create(config: Any) -> CUT:
       UserError: a size, a number or numbers of modalities that do not fit.
     """
     check_size(config, 4)
-    _check(config)
-    section = config[config.stage]
-    return CUT(
-        network=ResNetGenerator(
-            width=section.width,
-            blocks=section.blocks,
-            num_targets=len(config.data.targets),
-            antialias=True,
-            initial="xavier",
-        ),
-        projection=ProjectionHeads(section.projection),
-        discriminator=PatchGAN(section.width, antialias=True, initial="xavier"),
-        optimizer=make_optimizer(section.optimizer, section.train.num_steps),
-        contrast_weight=section.contrast_weight,
-        identity=section.identity,
-        flip_equivariance=section.flip_equivariance,
-        patches=section.patches,
-        temperature=section.temperature,
-        paired=not section.unpaired,
-    )
-
-
-def _check(config: Any) -> None:
-    """Refuses what leaves nothing to compare."""
     stage, section = config.stage, config[config.stage]
     sources, targets = len(config.data.sources), len(config.data.targets)
     if sources != targets:
@@ -252,8 +223,16 @@ def _check(config: Any) -> None:
             f"many source as target modalities, not {sources} and {targets}: choose others in "
             "data.sources and data.targets"
         )
-    for name, smallest in (("blocks", NCE_LAYERS), ("patches", 2), ("projection", 1)):
-        if section[name] < smallest:
-            raise UserError(f"{stage}.{name} {section[name]} is too small: use {smallest} or more")
+    check_least(stage, section, blocks=NCE_LAYERS, patches=2, projection=1)
     if section.temperature <= 0:
         raise UserError(f"{stage}.temperature {section.temperature} must be above 0: use 0.07")
+    return build(
+        CUT,
+        section,
+        network=ResNetGenerator(
+            section.width, section.blocks, targets, antialias=True, initial="xavier"
+        ),
+        projection=ProjectionHeads(section.projection),
+        discriminator=PatchGAN(section.width, antialias=True, initial="xavier"),
+        paired=not section.unpaired,
+    )

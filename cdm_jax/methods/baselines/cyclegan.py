@@ -9,11 +9,11 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key, PyTree
 
 from cdm_jax.methods.base import Batch, Metrics, Model, State, apply
-from cdm_jax.methods.baselines.options import check_resnet
-from cdm_jax.methods.baselines.pooled import Images, Pooled
+from cdm_jax.methods.baselines.adversarial import Images
+from cdm_jax.methods.baselines.pooled import Pooled
+from cdm_jax.methods.settings import build, check_resnet
 from cdm_jax.nn.patchgan import PatchGAN
 from cdm_jax.nn.resnet import ResNetGenerator
-from cdm_jax.optim import make_optimizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class CycleGAN(Pooled):
         }
         return self.begin(discriminator_key, generators, batch)
 
-    def _generator_loss(
+    def generator_loss(
         self, params: PyTree, state: State, batch: Batch
     ) -> tuple[Float[Array, ""], tuple[Images, Metrics]]:
         """The weighted sum (Eq. 3 and section 5.2), the synthetic images, and its parts."""
@@ -55,7 +55,7 @@ class CycleGAN(Pooled):
 
         source, target = batch["source"], batch["target"]
         synthetic = {"source": to_source(target), "target": to_target(source)}
-        adversarial = self.generator_adversarial_loss(state, synthetic)
+        adversarial = self.adversarial_loss(state, synthetic)
         cycle = jnp.abs(to_source(synthetic["target"]) - source).mean()
         cycle += jnp.abs(to_target(synthetic["source"]) - target).mean()
         loss = adversarial + self.cycle_weight * cycle
@@ -64,16 +64,6 @@ class CycleGAN(Pooled):
             identity += jnp.abs(to_source(source) - source).mean()
             loss += self.identity_weight * identity
         return loss, (synthetic, {"adversarial": adversarial, "cycle": cycle})
-
-    def update(self, state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
-        """A step of both generators, then one of both discriminators."""
-        state, loss, (synthetic, metrics) = self.update_network(
-            state, "generator", lambda params: self._generator_loss(params, state, batch)
-        )
-        # The images from before the generators' step: the official code makes them once a step.
-        state, discriminator_loss = self.discriminate(state, batch, synthetic, key)
-        metrics |= {"loss": loss, "discriminator_loss": discriminator_loss}
-        return state.replace(step=state.step + 1), metrics
 
     def generate(self, model: Model, sources: Float[Array, "b h w s"]) -> Float[Array, "b h w t"]:
         """Source images to target images, both in [-1, 1]."""
@@ -89,16 +79,14 @@ def create(config: Any) -> CycleGAN:
     check_resnet(config)
     section = config[config.stage]
     to_source, to_target = (
-        ResNetGenerator(width=section.width, blocks=section.blocks, num_targets=len(modalities))
+        ResNetGenerator(section.width, section.blocks, len(modalities))
         for modalities in (config.data.sources, config.data.targets)
     )
-    return CycleGAN(
+    return build(
+        CycleGAN,
+        section,
         to_target=to_target,
         to_source=to_source,
         discriminator=PatchGAN(section.width),
-        optimizer=make_optimizer(section.optimizer, section.train.num_steps),
-        cycle_weight=section.cycle_weight,
-        identity_weight=section.identity_weight,
-        pool=section.pool,
         paired=not section.unpaired,
     )

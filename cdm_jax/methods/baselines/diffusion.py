@@ -6,56 +6,32 @@ takes of its small MDN, by the same DDIM. The variance is not learned: DDIM make
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from cdm_jax import draws
-from cdm_jax.diffusion.ddim import DDIM
-from cdm_jax.diffusion.process import PREDICTIONS, corrupt, training_target
-from cdm_jax.diffusion.schedule import alpha_bar, sampling_timesteps
+from cdm_jax.diffusion.ddim import DDIM, Predict, make_sampler
+from cdm_jax.diffusion.process import PREDICTIONS
 from cdm_jax.errors import UserError
 from cdm_jax.methods.base import (
     Batch,
+    Keys,
     Metrics,
     Model,
+    Samples,
+    Sources,
     State,
     Translator,
     apply,
     gradient_step,
     new_state,
 )
+from cdm_jax.methods.settings import build, check_choice
 from cdm_jax.nn.adm import ADM, attention_levels
-from cdm_jax.optim import average_decay, make_optimizer
-
-Predict = Callable[[Float[Array, "b h w t"], Int[Array, "b"]], Float[Array, "b h w t"]]
-
-
-def denoising_loss(
-    predict: Predict, sampler: DDIM, images: Float[Array, "b h w t"], key: Key[Array, ""]
-) -> Float[Array, ""]:
-    """Mean squared error of a prediction at one uniform timestep an image (Ho et al. 2020, Eq. 14).
-
-    Args:
-      predict: the network, from (x_t, t) to what `sampler.prediction` names.
-      sampler: its schedule is that of training.
-      images: x_0 in [-1, 1].
-      key: drives timesteps and noise.
-    """
-    time_key, noise_key = jax.random.split(key)
-    table = jnp.asarray(sampler.alpha_bar, jnp.float32)
-    timesteps = functools.partial(jax.random.randint, minval=0, maxval=table.shape[0])
-    t = draws.draw(time_key, images.shape[:1], timesteps)
-    noise = draws.normal(noise_key, images.shape)
-    prediction = predict(corrupt(images, noise, table[t]), t)
-    return jnp.mean(
-        (prediction - training_target(sampler.prediction, images, noise, table[t])) ** 2
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +39,7 @@ class Diffusion(Translator):
     """The system.
 
     Attributes:
-      network: from (x_t and the sources, t) to its prediction.
+      network: from (x_t and what is given, t) to its prediction.
       optimizer: of all parameters.
       average_decay: decay of the moving average of parameters, 0 for none.
       sampler: DDIM with the schedule of training.
@@ -87,9 +63,9 @@ class Diffusion(Translator):
         params = self.network.init(key, x, jnp.zeros(len(x), jnp.int32))["params"]
         return new_state(params, self.optimizer, averaged=bool(self.average_decay), frozen={})
 
-    def _predict(self, params: Any, sources: Float[Array, "b h w s"], **options: Any) -> Predict:
+    def _predict(self, params: Any, given: Array, **options: Any) -> Predict:
         def predict(x_t: Array, t: Array) -> Array:
-            x = jnp.concatenate([x_t, sources], axis=-1)
+            x = jnp.concatenate([x_t, given], axis=-1)
             return apply(self.network, params, x, t, **options)
 
         return predict
@@ -101,26 +77,24 @@ class Diffusion(Translator):
         def loss(params: Any) -> tuple[Array, Metrics]:
             rngs = {"dropout": dropout_key}
             predict = self._predict(params, batch["source"], train=True, rngs=rngs)
-            return denoising_loss(predict, self.sampler, batch["target"], loss_key), {}
+            return self._loss(predict, batch, loss_key), {}
 
         return gradient_step(state, loss, self.optimizer, self.average_decay)
 
-    def translate(
-        self,
-        model: Model,
-        sources: Float[Array, "b h w s"],
-        key: Key[Array, "*keys"],
-        num_samples: int,
-    ) -> Float[Array, "k b h w t"]:
+    def _loss(self, predict: Predict, batch: Batch, key: Key[Array, ""]) -> Float[Array, ""]:
+        errors, _ = self.sampler.errors(predict, batch["target"], key)
+        return jnp.mean(errors**2)
+
+    def translate(self, model: Model, sources: Sources, key: Keys, num_samples: int) -> Samples:
         """Independent samples given the sources, one after the other: one fills a device."""
         predict = self._predict(model["params"], sources)
-        shape = (*sources.shape[:3], self.network.outputs)
+        keys = draws.split(key, num_samples)
+        return jax.lax.map(lambda key: self._sample(predict, sources, key), keys)
 
-        def one(key: Array) -> Array:
-            noise_key, step_key = draws.split(key)
-            return self.sampler.sample(predict, draws.normal(noise_key, shape), step_key)
-
-        return jax.lax.map(one, draws.split(key, num_samples))
+    def _sample(self, predict: Predict, sources: Sources, key: Keys) -> Float[Array, "b h w t"]:
+        noise_key, step_key = draws.split(key)
+        noise = draws.normal(noise_key, (*sources.shape[:3], self.network.outputs))
+        return self.sampler.sample(predict, noise, step_key)
 
     def facts(self) -> dict[str, str]:
         """How it is sampled."""
@@ -130,9 +104,7 @@ class Diffusion(Translator):
 def create_network(config: Any) -> ADM:
     """The UNet of `config[config.stage]` for the target modalities and size of `config.data`.
 
-    Its `attention` holds sides of feature maps in pixels, for images of `data.size`: (32, 16, 8) at
-    256 pixels are the levels of an eighth to a thirty-second of the resolution, and at 128 pixels
-    those of a quarter to a sixteenth.
+    Its `attention` holds sides of feature maps in pixels, see `attention_levels`.
 
     Raises:
       UserError: a size, a side or a number of heads that does not fit.
@@ -147,17 +119,7 @@ def create_network(config: Any) -> ADM:
                 f"{config.stage}.heads {section.heads} do not divide {channels} channels: use "
                 f"a divisor of {config.stage}.width {section.width}"
             )
-    return ADM(
-        outputs=len(config.data.targets),
-        width=section.width,
-        multipliers=multipliers,
-        blocks=section.blocks,
-        attention=attention,
-        heads=section.heads,
-        resblock_updown=section.resblock_updown,
-        dropout=section.dropout,
-        remat=section.remat,
-    )
+    return build(ADM, section, outputs=len(config.data.targets), attention=attention)
 
 
 def create_sampler(config: Any) -> DDIM:
@@ -167,20 +129,8 @@ def create_sampler(config: Any) -> DDIM:
       UserError: a prediction, a schedule or a number of steps that does not exist.
     """
     section = config[config.stage]
-    if section.prediction not in PREDICTIONS:
-        raise UserError(
-            f"unknown {config.stage}.prediction '{section.prediction}': allowed are "
-            f"{', '.join(PREDICTIONS)}"
-        )
-    sampling_timesteps(section.num_timesteps, config.sampler.num_steps, config.sampler.grid)
-    return DDIM(
-        alpha_bar=tuple(alpha_bar(section.schedule, section.num_timesteps).tolist()),
-        num_steps=config.sampler.num_steps,
-        eta=config.sampler.eta,
-        grid=config.sampler.grid,
-        prediction=section.prediction,
-        clip=1.0,
-    )
+    check_choice(config.stage, section, "prediction", PREDICTIONS)
+    return make_sampler(config.sampler, section, prediction=section.prediction, clip=1.0)
 
 
 def create(config: Any) -> Diffusion:
@@ -190,9 +140,5 @@ def create(config: Any) -> Diffusion:
       UserError: options or sizes that do not fit.
     """
     section = config[config.stage]
-    return Diffusion(
-        network=create_network(config),
-        optimizer=make_optimizer(section.optimizer, section.train.num_steps),
-        average_decay=average_decay(section),
-        sampler=create_sampler(config),
-    )
+    network, sampler = create_network(config), create_sampler(config)
+    return build(Diffusion, section, network=network, sampler=sampler)

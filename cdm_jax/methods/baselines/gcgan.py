@@ -9,13 +9,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Key, PyTree
 
-from cdm_jax.errors import UserError
 from cdm_jax.methods.base import Batch, Metrics, Model, State, apply
-from cdm_jax.methods.baselines.options import check_resnet
-from cdm_jax.methods.baselines.pooled import Images, Pooled
+from cdm_jax.methods.baselines.adversarial import Images
+from cdm_jax.methods.baselines.pooled import Pooled
+from cdm_jax.methods.settings import build, check_choice, check_resnet
 from cdm_jax.nn.patchgan import PatchGAN
 from cdm_jax.nn.resnet import ResNetGenerator
-from cdm_jax.optim import make_optimizer
 
 Transform = Callable[[Float[Array, "b _ _ c"]], Float[Array, "b _ _ c"]]
 
@@ -58,14 +57,18 @@ class GcGAN(Pooled):
         """Fresh networks and empty pools."""
         generator_key, discriminator_key = jax.random.split(key)
         generator = self.generator.init(generator_key, batch["source"])["params"]
-        return self.begin(discriminator_key, generator, self._frames(batch["target"]))
+        return self.begin(discriminator_key, generator, batch)
+
+    def real(self, batch: Batch) -> Images:
+        """The targets in both frames."""
+        return self._frames(batch["target"])
 
     def _frames(self, images: Float[Array, "b h w c"]) -> Images:
         """The images as they are and transformed."""
         transform, _ = GEOMETRIES[self.geometry]
         return {"plain": images, "transformed": transform(images)}
 
-    def _generator_loss(
+    def generator_loss(
         self, params: PyTree, state: State, batch: Batch
     ) -> tuple[Float[Array, ""], tuple[Images, Metrics]]:
         """The weighted sum, the synthetic images, and its parts."""
@@ -76,11 +79,11 @@ class GcGAN(Pooled):
         synthetic = {
             frame: generate(images) for frame, images in self._frames(batch["source"]).items()
         }
-        adversarial = self.generator_adversarial_loss(state, synthetic)
+        adversarial = self.adversarial_loss(state, synthetic)
         geometry = self._inconsistency(synthetic)
         loss = adversarial + self.geometry_weight * geometry
         if self.identity_weight:
-            for targets in self._frames(batch["target"]).values():
+            for targets in self.real(batch).values():
                 loss += self.identity_weight * jnp.abs(generate(targets) - targets).mean()
         return loss, (synthetic, {"adversarial": adversarial, "geometry": geometry})
 
@@ -96,17 +99,6 @@ class GcGAN(Pooled):
         distance = jnp.abs(plain - back(fixed(transformed))).mean()
         return distance + jnp.abs(transformed - transform(fixed(plain))).mean()
 
-    def update(self, state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
-        """A step of the generator, then one of both discriminators."""
-        state, loss, (synthetic, metrics) = self.update_network(
-            state, "generator", lambda params: self._generator_loss(params, state, batch)
-        )
-        real = self._frames(batch["target"])
-        # The images from before the generator's step: the official code makes them once a step.
-        state, discriminator_loss = self.discriminate(state, real, synthetic, key)
-        metrics |= {"loss": loss, "discriminator_loss": discriminator_loss}
-        return state.replace(step=state.step + 1), metrics
-
     def generate(self, model: Model, sources: Float[Array, "b h w s"]) -> Float[Array, "b h w t"]:
         """Source images to target images, both in [-1, 1]."""
         return apply(self.generator, model["params"]["generator"], sources)
@@ -121,23 +113,12 @@ def create(config: Any) -> GcGAN:
     """
     check_resnet(config)
     section = config[config.stage]
-    if section.geometry not in GEOMETRIES:
-        raise UserError(
-            f"unknown {config.stage}.geometry '{section.geometry}': allowed are "
-            f"{', '.join(GEOMETRIES)}"
-        )
-    return GcGAN(
-        generator=ResNetGenerator(
-            width=section.width,
-            blocks=section.blocks,
-            num_targets=len(config.data.targets),
-            initial="xavier",
-        ),
+    check_choice(config.stage, section, "geometry", GEOMETRIES)
+    targets = len(config.data.targets)
+    return build(
+        GcGAN,
+        section,
+        generator=ResNetGenerator(section.width, section.blocks, targets, initial="xavier"),
         discriminator=PatchGAN(section.width, initial="xavier"),
-        optimizer=make_optimizer(section.optimizer, section.train.num_steps),
-        geometry=section.geometry,
-        geometry_weight=section.geometry_weight,
-        identity_weight=section.identity_weight,
-        pool=section.pool,
         paired=not section.unpaired,
     )

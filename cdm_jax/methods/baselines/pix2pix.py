@@ -12,15 +12,15 @@ from cdm_jax.errors import UserError
 from cdm_jax.methods.base import Batch, Metrics, Model, State
 from cdm_jax.methods.baselines.adversarial import (
     Adversarial,
+    AdversarialLoss,
     cross_entropy,
     discriminator_loss,
     score,
 )
-from cdm_jax.methods.baselines.options import check_size
+from cdm_jax.methods.settings import build, check_size
 from cdm_jax.nn.convolution import Conv, ConvTranspose, Norm
 from cdm_jax.nn.dropout import Dropout
 from cdm_jax.nn.patchgan import PatchGAN
-from cdm_jax.optim import make_optimizer
 
 SLOPE = 0.2
 WIDEST = 8  # most features of a level, in those of the first
@@ -83,12 +83,14 @@ class Pix2pix(Adversarial):
     Attributes:
       generator: the UNet.
       discriminator: of sources and targets, concatenated.
-      l1_weight: of the mean absolute error (100 in the paper).
+      l1_weight: of the mean absolute error (100 as published).
+      adversarial_loss: of the discriminator's scores.
     """
 
-    generator: HalvingUNet
-    discriminator: PatchGAN
+    generator: nn.Module
+    discriminator: nn.Module
     l1_weight: float
+    adversarial_loss: AdversarialLoss = cross_entropy
 
     def init(self, key: Key[Array, ""], batch: Batch, frozen: Model) -> State:
         """Fresh networks; the statistics are the generator's running means."""
@@ -119,7 +121,7 @@ class Pix2pix(Adversarial):
     ) -> tuple[Float[Array, ""], None]:
         real = self._score(params, batch["source"], batch["target"])
         scores = self._score(params, batch["source"], synthetic)
-        return discriminator_loss(cross_entropy, real, scores), None
+        return discriminator_loss(self.adversarial_loss, real, scores), None
 
     def _generator_loss(
         self, params: PyTree, state: State, batch: Batch, key: Key[Array, ""]
@@ -127,7 +129,7 @@ class Pix2pix(Adversarial):
         """Eq. 4 with the target flipped instead of the sign, the running means, and its parts."""
         synthetic, statistics = self._paint(params, state, batch["source"], key)
         scores = self._score(state.params["discriminator"], batch["source"], synthetic)
-        adversarial = cross_entropy(scores, True)
+        adversarial = self.adversarial_loss(scores, True)
         l1 = jnp.abs(synthetic - batch["target"]).mean()
         loss = adversarial + self.l1_weight * l1
         return loss, (statistics, {"adversarial": adversarial, "l1": l1})
@@ -173,14 +175,9 @@ def create(config: Any) -> Pix2pix:
     if not 0 <= section.dropout < 1:
         raise UserError(f"{stage}.dropout is {section.dropout}: it must be in [0, 1)")
     check_size(config, 2**section.halvings)
-    return Pix2pix(
-        generator=HalvingUNet(
-            width=section.width,
-            halvings=section.halvings,
-            num_targets=len(config.data.targets),
-            dropout=section.dropout,
-        ),
+    return build(
+        Pix2pix,
+        section,
+        generator=build(HalvingUNet, section, num_targets=len(config.data.targets)),
         discriminator=PatchGAN(section.width, norm="batch"),
-        optimizer=make_optimizer(section.optimizer, section.train.num_steps),
-        l1_weight=section.l1_weight,
     )

@@ -1,23 +1,23 @@
 """LSGAN with a discriminator and a pool of past synthetic images for each of several kinds."""
 
+import abc
 import dataclasses
-from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Key, PyTree
 
-from cdm_jax.methods.base import State
+from cdm_jax.methods.base import Batch, Metrics, State
 from cdm_jax.methods.baselines.adversarial import (
     Adversarial,
+    Images,
     discriminator_loss,
     empty_pool,
-    exchange,
+    exchange_kinds,
     least_squares,
     score,
 )
-
-Images = Mapping[str, Float[Array, "b _ _ _"]]  # by kind, such as the two domains of CycleGAN
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,19 @@ class Pooled(Adversarial):
     pool: int
     paired: bool = False
 
-    def begin(self, key: Key[Array, ""], generator: PyTree, images: Images) -> State:
+    @abc.abstractmethod
+    def generator_loss(
+        self, params: PyTree, state: State, batch: Batch
+    ) -> tuple[Float[Array, ""], tuple[Images, Metrics]]:
+        """The weighted sum, the synthetic images, and parts of the sum without their weights."""
+
+    def real(self, batch: Batch) -> Images:
+        """Images of each kind for the discriminators."""
+        return batch
+
+    def begin(self, key: Key[Array, ""], generator: PyTree, batch: Batch) -> State:
         """A state at step 0 with empty pools for images of these kinds and shapes."""
+        images = self.real(batch)
         discriminators = {
             kind: self.discriminator.init(kind_key, images[kind])["params"]
             for kind, kind_key in zip(images, jax.random.split(key, len(images)), strict=True)
@@ -45,39 +56,35 @@ class Pooled(Adversarial):
             memory={kind: empty_pool(self.pool, shown) for kind, shown in images.items()},
         )
 
-    def generator_adversarial_loss(self, state: State, synthetic: Images) -> Float[Array, ""]:
+    def adversarial_loss(self, state: State, synthetic: Images) -> Float[Array, ""]:
         """What the generator loses where the discriminators know its images, over all kinds."""
-        discriminators = state.params["discriminator"]
-        scores = [
-            score(self.discriminator, discriminators[kind], images)
-            for kind, images in synthetic.items()
-        ]
-        return sum((least_squares(one, True) for one in scores[1:]), least_squares(scores[0], True))
+        loss = jnp.zeros(())
+        for kind, images in synthetic.items():
+            scores = score(self.discriminator, state.params["discriminator"][kind], images)
+            loss += least_squares(scores, True)
+        return loss
 
-    def discriminate(
-        self, state: State, real: Images, synthetic: Images, key: Key[Array, ""]
-    ) -> tuple[State, Float[Array, ""]]:
-        """One step of the discriminators on real images and on what the pools return for new ones.
+    def update(self, state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
+        """A step of all generators, then one of all discriminators."""
+        state, loss, (synthetic, metrics) = self.update_network(
+            state, "generator", lambda params: self.generator_loss(params, state, batch)
+        )
+        # The images from before the generators' step: the official codes make them once a step.
+        memory, shown = exchange_kinds(state.memory, synthetic, key)
+        real = self.real(batch)
 
-        Returns:
-          The state with these discriminators and pools, and their loss, a sum over the kinds.
-        """
-        memory, shown = {}, {}
-        kind_keys = jax.random.split(key, len(synthetic))
-        for (kind, images), kind_key in zip(synthetic.items(), kind_keys, strict=True):
-            memory[kind], shown[kind] = exchange(state.memory[kind], images, kind_key)
-
-        def loss(params: PyTree) -> tuple[Float[Array, ""], None]:
-            """Half of real and half of shown images, summed over the kinds."""
-            scores = {
-                kind: [
+        def loss_of_discriminators(params: PyTree) -> tuple[Float[Array, ""], None]:
+            loss = jnp.zeros(())
+            for kind in shown:
+                scores = (
                     score(self.discriminator, params[kind], images[kind])
                     for images in (real, shown)
-                ]
-                for kind in shown
-            }
-            losses = [discriminator_loss(least_squares, *pair) for pair in scores.values()]
-            return sum(losses[1:], losses[0]), None
+                )
+                loss += discriminator_loss(least_squares, *scores)
+            return loss, None
 
-        state, value, _ = self.update_network(state, "discriminator", loss)
-        return state.replace(memory=memory), value
+        state, discriminator_value, _ = self.update_network(
+            state, "discriminator", loss_of_discriminators
+        )
+        metrics |= {"loss": loss, "discriminator_loss": discriminator_value}
+        return state.replace(step=state.step + 1, memory=memory), metrics

@@ -12,13 +12,12 @@ from typing import Any
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from cdm_jax.diffusion.ddim import DDIM
-from cdm_jax.diffusion.schedule import alpha_bar, sampling_timesteps
+from cdm_jax.diffusion.ddim import make_sampler
 from cdm_jax.methods.base import Method
 from cdm_jax.methods.cdm import mdn, mrm
+from cdm_jax.methods.settings import build
 from cdm_jax.nn.adm import Linear
 from cdm_jax.nn.embeddings import sinusoidal
-from cdm_jax.optim import average_decay, make_optimizer
 
 
 def zero_linear(features: int) -> nn.Dense:
@@ -88,27 +87,15 @@ def create(config: Any, stage: str = "") -> RDM:
       UserError: options or sizes that do not fit.
     """
     section = config[stage or config.stage]
-    sampler = section.sampler
-    sampling_timesteps(section.num_timesteps, sampler.num_steps, sampler.grid)
     representation = mrm.create(config)
-    return RDM(
+    width = representation.representation_width
+    return build(
+        RDM,
+        section,
         representation=representation,
-        denoiser=SimpleMLP(
-            representation_width=representation.representation_width,
-            width=section.width,
-            blocks=section.blocks,
-            time_width=section.time_width,
-        ),
+        denoiser=build(SimpleMLP, section, representation_width=width),
         encoder=None,
-        optimizer=make_optimizer(section.optimizer, section.train.num_steps),
-        average_decay=average_decay(section),
-        sampler=DDIM(
-            alpha_bar=tuple(alpha_bar(section.schedule, section.num_timesteps).tolist()),
-            num_steps=sampler.num_steps,
-            eta=sampler.eta,
-            grid=sampler.grid,
-            prediction="x0",
-        ),
+        sampler=make_sampler(section.sampler, section, prediction="x0"),
         augmentation=None,
         num_samples=config.evaluate.num_samples,
     )

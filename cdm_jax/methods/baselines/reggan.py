@@ -5,7 +5,6 @@ alone; C+R adds a generator in the other direction and the cycle.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,25 +16,23 @@ from cdm_jax.errors import UserError
 from cdm_jax.methods.base import Batch, Metrics, Model, State, apply
 from cdm_jax.methods.baselines.adversarial import (
     Adversarial,
+    Images,
     empty_pool,
-    exchange,
+    exchange_kinds,
     least_squares,
     score,
 )
-from cdm_jax.methods.baselines.options import check_size
 from cdm_jax.methods.baselines.reggan_network import (
     RandomAffine,
     RegistrationNetwork,
     smoothness,
     warp,
 )
+from cdm_jax.methods.settings import build, check_least, check_size
 from cdm_jax.nn.patchgan import PatchGAN
 from cdm_jax.nn.resnet import ResNetGenerator
-from cdm_jax.optim import make_optimizer
 
-KINDS = ("source", "target")
-
-Images = Mapping[str, Float[Array, "b h w _"]]  # by kind: "target", and "source" in C+R
+KINDS = ("source", "target")  # of images; NC+R makes targets alone
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,12 +94,6 @@ class RegGAN(Adversarial):
             synthetic["source"] = apply(self.to_source, params["to_source"], batch["target"])
         return synthetic
 
-    def _cycle(self, params: PyTree, batch: Batch, synthetic: Images) -> Float[Array, ""]:
-        """Distance between images and what both generators in turn make of them."""
-        back = self._synthesize(params, synthetic)
-        source, target = (jnp.abs(back[kind] - batch[kind]).mean() for kind in KINDS)
-        return source + target
-
     def _generator_loss(
         self, params: PyTree, discriminator: PyTree, batch: Batch
     ) -> tuple[Float[Array, ""], tuple[Images, Metrics]]:
@@ -121,7 +112,9 @@ class RegGAN(Adversarial):
         loss = parts["adversarial"] + self.correction_weight * parts["correction"]
         loss += self.smoothness_weight * parts["smoothness"]
         if self.to_source:
-            parts["cycle"] = self._cycle(params, batch, synthetic)
+            back = self._synthesize(params, synthetic)
+            source, target = (jnp.abs(back[kind] - batch[kind]).mean() for kind in KINDS)
+            parts["cycle"] = source + target
             loss += self.cycle_weight * parts["cycle"]
         return loss, (synthetic, parts)
 
@@ -145,9 +138,7 @@ class RegGAN(Adversarial):
         """
         if not self.to_source:
             return state, self._synthesize(state.params["generator"], batch)
-        memory, shown = {}, {}
-        for kind, kind_key in zip(KINDS, jax.random.split(key), strict=True):
-            memory[kind], shown[kind] = exchange(state.memory[kind], synthetic[kind], kind_key)
+        memory, shown = exchange_kinds(state.memory, synthetic, key)
         return state.replace(memory=memory), shown
 
     def update(self, state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
@@ -177,40 +168,24 @@ def create(config: Any) -> RegGAN:
       UserError: a size or a number that does not fit.
     """
     check_size(config, 4)
-    _check(config)
-    section = config[config.stage]
-    to_source, to_target = (
-        ResNetGenerator(
-            width=section.width,
-            blocks=section.blocks,
-            num_targets=len(modalities),
-            initial="pytorch",
-        )
-        for modalities in (config.data.sources, config.data.targets)
-    )
-    return RegGAN(
-        network=to_target,
-        to_source=to_source if section.cycle else None,
-        registration=RegistrationNetwork(tuple(section.registration)),
-        discriminator=PatchGAN(section.width, initial="pytorch"),
-        optimizer=make_optimizer(section.optimizer, section.train.num_steps),
-        correction_weight=section.correction_weight,
-        smoothness_weight=section.smoothness_weight,
-        cycle_weight=section.cycle_weight,
-        misalignment=RandomAffine(**section.misalignment),
-        pool=section.pool,
-    )
-
-
-def _check(config: Any) -> None:
-    """Refuses too few blocks or pooled images, or a registration that halves too often."""
-    stage, section = config.stage, config[config.stage]
-    for name in ("blocks", "pool"):
-        if section[name] < 1:
-            raise UserError(f"{stage}.{name} {section[name]} is too small: use 1 or more")
-    scales, size = len(section.registration), config.data.size
+    stage, section, size = config.stage, config[config.stage], config.data.size
+    check_least(stage, section, blocks=1, pool=1)
+    scales = len(section.registration)
     if not scales or size >> scales < 2:
         raise UserError(
             f"{stage}.registration has {scales} scales: use between 1 and "
             f"{size.bit_length() - 2} at {size} pixels, so that two are left at the bottom"
         )
+    to_source, to_target = (
+        ResNetGenerator(section.width, section.blocks, len(modalities), initial="pytorch")
+        for modalities in (config.data.sources, config.data.targets)
+    )
+    return build(
+        RegGAN,
+        section,
+        network=to_target,
+        to_source=to_source if section.cycle else None,
+        registration=RegistrationNetwork(tuple(section.registration)),
+        discriminator=PatchGAN(section.width, initial="pytorch"),
+        misalignment=RandomAffine(**section.misalignment),
+    )

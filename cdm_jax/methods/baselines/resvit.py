@@ -9,23 +9,16 @@ import logging
 from typing import Any
 
 import flax.traverse_util
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Key, PyTree
 
 from cdm_jax.errors import UserError
-from cdm_jax.methods.base import Batch, Metrics, Model, State
-from cdm_jax.methods.baselines.adversarial import (
-    Adversarial,
-    discriminator_loss,
-    least_squares,
-    score,
-)
-from cdm_jax.methods.baselines.options import check_size
+from cdm_jax.methods.base import Batch, Model, State
+from cdm_jax.methods.baselines.adversarial import AdversarialLoss, least_squares
+from cdm_jax.methods.baselines.pix2pix import Pix2pix
 from cdm_jax.methods.baselines.resvit_network import TOKEN_SIZE, ResViTGenerator
 from cdm_jax.methods.baselines.resvit_pretrained import with_pretrained
+from cdm_jax.methods.settings import build, check_least, check_size
 from cdm_jax.nn.patchgan import PatchGAN
-from cdm_jax.optim import make_optimizer
 
 FIRST_STAGE = "resvit_cnn"
 
@@ -49,20 +42,16 @@ def inherit(fresh: PyTree, given: PyTree) -> PyTree:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ResViT(Adversarial):
-    """Either stage.
+class ResViT(Pix2pix):
+    """Either stage: pix2pix's losses with least squares, and another generator.
 
     Attributes:
       generator: with or without its transformer.
-      discriminator: of targets beside their sources.
-      l1_weight: of the mean absolute error.
       pretrained: path of the transformer's public weights, or "".
     """
 
-    generator: ResViTGenerator
-    discriminator: PatchGAN
-    l1_weight: float
     pretrained: str
+    adversarial_loss: AdversarialLoss = least_squares
 
     @property
     def depends_on(self) -> tuple[str, ...]:
@@ -71,94 +60,28 @@ class ResViT(Adversarial):
 
     def init(self, key: Key[Array, ""], batch: Batch, frozen: Model) -> State:
         """Fresh networks; the second stage's generator begins where the first one's ended."""
-        generator_key, discriminator_key = jax.random.split(key)
-        source, target = batch["source"], batch["target"]
-        fresh = self.generator.init(generator_key, source, train=False)
-        generator, statistics = fresh["params"], fresh["batch_stats"]
-        pair = jnp.concatenate([source, target], axis=-1)
-        discriminator = self.discriminator.init(discriminator_key, pair)["params"]
-        if self.depends_on:
-            first = frozen[FIRST_STAGE]
-            generator = inherit(generator, first["params"]["generator"])
-            statistics = inherit(statistics, first["statistics"]["generator"])
-            generator = self._begin_transformer(generator)
-        params = {"generator": generator, "discriminator": discriminator}
-        return self.start(params, statistics={"generator": statistics})
-
-    def _begin_transformer(self, generator: PyTree) -> PyTree:
-        """Takes the public weights where there are any, and says so where there are none."""
+        state = super().init(key, batch, frozen)
+        if not self.depends_on:
+            return state
+        first = frozen[FIRST_STAGE]
+        generator = inherit(state.params["generator"], first["params"]["generator"])
         if self.pretrained:
-            return with_pretrained(generator, self.pretrained)
-        _logger.warning(
-            "resvit.pretrained names no file: the transformer starts from random weights, not "
-            "from ImageNet-21k as published"
-        )
-        return generator
-
-    def _synthesize(
-        self, params: PyTree, statistics: PyTree, sources: Array, key: Key[Array, ""]
-    ) -> tuple[Float[Array, "b h w t"], PyTree]:
-        """Synthetic targets as in training, and the running means after them."""
-        synthetic, changed = self.generator.apply(
-            {"params": params, "batch_stats": statistics},
-            sources,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": key},
-        )
-        return synthetic, changed["batch_stats"]
-
-    def _score(
-        self, params: PyTree, sources: Float[Array, "b h w s"], targets: Float[Array, "b h w t"]
-    ) -> Float[Array, "b _ _ 1"]:
-        return score(self.discriminator, params, jnp.concatenate([sources, targets], axis=-1))
-
-    def update(self, state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
-        """The discriminator's step, then the generator's against the new discriminator."""
-        source, target = batch["source"], batch["target"]
-        statistics = state.statistics["generator"]
-        # One image for both networks: the same dropout in both passes.
-        synthetic, _ = self._synthesize(state.params["generator"], statistics, source, key)
-
-        def loss_of_discriminator(params: PyTree) -> tuple[Array, None]:
-            real = self._score(params, source, target)
-            return discriminator_loss(
-                least_squares, real, self._score(params, source, synthetic)
-            ), None
-
-        state, discriminator_value, _ = self.update_network(
-            state, "discriminator", loss_of_discriminator
-        )
-        updated = state.params["discriminator"]
-
-        def loss_of_generator(params: PyTree) -> tuple[Array, tuple[PyTree, Metrics]]:
-            """The generator's loss, its new running means, and the parts of the loss."""
-            synthetic, changed = self._synthesize(params, statistics, source, key)
-            adversarial = least_squares(self._score(updated, source, synthetic), True)
-            l1 = jnp.abs(synthetic - target).mean()
-            parts = {"adversarial": adversarial, "l1": l1}
-            return adversarial + self.l1_weight * l1, (changed, parts)
-
-        state, loss, (changed, parts) = self.update_network(state, "generator", loss_of_generator)
-        state = state.replace(step=state.step + 1, statistics={"generator": changed})
-        return state, {"loss": loss, "discriminator_loss": discriminator_value, **parts}
-
-    def generate(self, model: Model, sources: Float[Array, "b h w s"]) -> Float[Array, "b h w t"]:
-        """Sources to targets with running means and without dropout."""
-        variables = {
-            "params": model["params"]["generator"],
-            "batch_stats": model["statistics"]["generator"],
-        }
-        return self.generator.bind(variables)(sources, train=False)
+            generator = with_pretrained(generator, self.pretrained)
+        else:
+            _logger.warning(
+                "resvit.pretrained names no file: the transformer starts from random weights, not "
+                "from ImageNet-21k as published"
+            )
+        statistics = inherit(state.statistics["generator"], first["statistics"]["generator"])
+        params = {**state.params, "generator": generator}
+        return self.start(params, statistics={"generator": statistics})
 
 
 def _check(config: Any) -> None:
     """Refuses settings that no network can be built from."""
     stage, section = config.stage, config[config.stage]
     check_size(config, TOKEN_SIZE if section.transformer else 4)
-    for name in ("blocks", "heads"):
-        if section[name] < 1:
-            raise UserError(f"{stage}.{name} {section[name]} is too small: use 1 or more")
+    check_least(stage, section, blocks=1, heads=1)
     if not section.transformer:
         return
     numbers = tuple(section.transformer_blocks)
@@ -181,22 +104,13 @@ def create(config: Any) -> ResViT:
     Raises:
       UserError: a size, a number of blocks or of heads, or a dropout that does not fit.
     """
-    section = config[config.stage]
     _check(config)
-    generator = ResViTGenerator(
-        width=section.width,
-        blocks=section.blocks,
+    section = config[config.stage]
+    generator = build(
+        ResViTGenerator,
+        section,
         transformer_blocks=tuple(section.transformer_blocks) if section.transformer else (),
-        hidden=section.hidden,
-        layers=section.layers,
-        heads=section.heads,
-        dropout=section.dropout,
         num_targets=len(config.data.targets),
     )
-    return ResViT(
-        optimizer=make_optimizer(section.optimizer, section.train.num_steps),
-        generator=generator,
-        discriminator=PatchGAN(section.width, norm="batch"),
-        l1_weight=section.l1_weight,
-        pretrained=section.pretrained,
-    )
+    discriminator = PatchGAN(section.width, norm="batch")
+    return build(ResViT, section, generator=generator, discriminator=discriminator)

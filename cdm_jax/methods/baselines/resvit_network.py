@@ -17,11 +17,7 @@ NORM = "batch"
 
 
 class Halve(nn.Module):
-    """A 3x3 convolution of stride 2, BatchNorm, ReLU.
-
-    Attributes:
-      features: output channels.
-    """
+    """A 3x3 convolution of stride 2, BatchNorm, ReLU."""
 
     features: int
 
@@ -35,11 +31,7 @@ class Halve(nn.Module):
 
 
 class Double(nn.Module):
-    """A 3x3 transposed convolution of stride 2, BatchNorm, ReLU.
-
-    Attributes:
-      features: output channels.
-    """
+    """A 3x3 transposed convolution of stride 2, BatchNorm, ReLU."""
 
     features: int
 
@@ -53,11 +45,7 @@ class Double(nn.Module):
 
 
 class Compression(nn.Module):
-    """Channel compression: two 3x3 convolutions beside one of 1x1, then ReLU.
-
-    Attributes:
-      features: output channels.
-    """
+    """Channel compression: two 3x3 convolutions beside one of 1x1, then ReLU."""
 
     features: int
 

@@ -18,8 +18,11 @@ from cdm_jax import draws, parallel
 from cdm_jax.errors import UserError
 from cdm_jax.methods.base import (
     Batch,
+    Keys,
     Metrics,
     Model,
+    Samples,
+    Sources,
     State,
     Translate,
     Translator,
@@ -30,7 +33,7 @@ from cdm_jax.methods.base import (
 from cdm_jax.methods.cdm.cunet_network import CUNet
 from cdm_jax.methods.cdm.mdn import MDN
 from cdm_jax.methods.cdm.mdn import create as create_mdn
-from cdm_jax.optim import average_decay, make_optimizer
+from cdm_jax.methods.settings import build, check_choice
 from cdm_jax.tasks import given_in, task_of, with_pattern
 
 OPTIONS = {
@@ -107,7 +110,7 @@ class CrossConditioned(Translator):
             return None
         sample_key, mix_key, noise_key, null_key = jax.random.split(key, 4)
         b = batch["source"].shape[0]
-        truth = self.mdn.representation.represent_batch(frozen["mrm"], batch)
+        truth = self.mdn.representation.represent(frozen["mrm"], batch)
         noise = draws.normal(noise_key, truth.shape)
         y = truth + self.noise * noise
         if self.training_y == "noised":
@@ -140,20 +143,10 @@ class CrossConditioned(Translator):
         """What the network sees of the sources: in an any-to-any task also which are given."""
         return with_pattern(sources, given_in(sources)) if self.any_to_any else sources
 
-    def translate(
-        self,
-        model: Model,
-        sources: Float[Array, "b h w s"],
-        key: Key[Array, "*keys"],
-        num_samples: int,
-    ) -> Float[Array, "k b h w t"]:
+    def translate(self, model: Model, sources: Sources, key: Keys, num_samples: int) -> Samples:
         """Sources to targets, once for each of `num_samples` sampled representations.
 
-        Args:
-          model: as `base.model_of` gives it.
-          sources: images in [-1, 1].
-          key: drives the samples, of all sources or of each.
-          num_samples: k; without a condition all results are the same one (k = 1).
+        Without a condition there is one translation (k = 1).
         """
         if self.mdn is None:
             return self._paint(model, sources, None)[None]
@@ -181,22 +174,22 @@ class CrossConditioned(Translator):
             drawn = mdn.samples(model["frozen"][stage], batch["source"], key, num_samples)
             return drawn.mean(axis=0)
 
-        def repeated(batch: Batch, value: Array) -> Array:
-            return jnp.broadcast_to(value[None], (batch["source"].shape[0], value.shape[-1]))
+        def null(model: Model, batch: Batch, key: Array) -> Array:
+            value = model["params"]["null"]
+            return jnp.broadcast_to(value[None], (len(batch["source"]), len(value)))
 
-        return {
-            "mean_representation": given(sampled_mean),
-            "oracle": given(
-                lambda model, batch, key: mdn.representation.represent_batch(
-                    model["frozen"]["mrm"], batch
-                )
+        representations = {
+            "mean_representation": sampled_mean,
+            "oracle": lambda model, batch, _: mdn.representation.represent(
+                model["frozen"]["mrm"], batch
             ),
-            "null": given(lambda model, batch, key: repeated(batch, model["params"]["null"])),
-            "mean": given(lambda model, batch, key: repeated(batch, 0 * model["params"]["null"])),
-            "shuffled": given(
-                lambda model, batch, key: mdn.sample(model["frozen"][stage], batch["other"], key)
+            "null": null,
+            "mean": lambda *inputs: 0 * null(*inputs),
+            "shuffled": lambda model, batch, key: mdn.sample(
+                model["frozen"][stage], batch["other"], key
             ),
         }
+        return {name: given(represent) for name, represent in representations.items()}
 
     def facts(self) -> dict[str, str]:
         """How representations are sampled."""
@@ -219,13 +212,9 @@ def synthesis_loss(
     kind: str,
     weight: Float[Array, "b t"] | None = None,
 ) -> Float[Array, ""]:
-    """The distance of a synthesis to the truth (Eq. 4), one of `OPTIONS["loss"]`.
+    """The distance of a synthesis to the truth (Eq. 4), of a kind in `OPTIONS["loss"]`.
 
-    Args:
-      synthesis: images.
-      truth: images.
-      kind: of distance.
-      weight: how much each target of each slice counts; all alike where None.
+    `weight` is how much each target of each slice counts; all alike where it is None.
     """
     difference = synthesis - truth
     if weight is not None:  # as if the batch were of what counts alone
@@ -248,10 +237,7 @@ def create(config: Any) -> CrossConditioned:
     """
     section = config[config.stage]
     for name, allowed in OPTIONS.items():
-        if section[name] not in allowed:
-            raise UserError(
-                f"unknown {config.stage}.{name} '{section[name]}': allowed are {', '.join(allowed)}"
-            )
+        check_choice(config.stage, section, name, allowed)
     halvings = len(section.features) - 2
     if halvings < 1:
         raise UserError(
@@ -268,28 +254,10 @@ def create(config: Any) -> CrossConditioned:
             f"{config.stage}.groups {section.groups} do not divide all of {config.stage}.features "
             f"{tuple(section.features)}: use a common divisor of them"
         )
-    network = CUNet(
-        features=tuple(section.features),
-        num_targets=len(config.data.targets),
-        encoder=section.encoder,
-        condition=section.condition,
-        fusion=section.fusion,
-        residual=section.residual,
-        condition_decoder=section.condition_decoder,
-        groups=section.groups,
-        source_skip=section.source_skip,
-    )
-    return CrossConditioned(
-        network=network,
+    return build(
+        CrossConditioned,
+        section,
+        network=build(CUNet, section, num_targets=len(config.data.targets)),
         mdn=create_mdn(config, section.mdn_stage) if section.condition == "on" else None,
-        mdn_stage=section.mdn_stage,
-        optimizer=make_optimizer(section.optimizer, section.train.num_steps),
-        average_decay=average_decay(section),
-        loss=section.loss,
-        training_y=section.training_y,
-        sampled_share=section.sampled_share,
-        error_scale=section.error_scale,
-        noise=section.noise,
-        condition_dropout=section.condition_dropout,
         any_to_any=task_of(config.data).is_any,
     )

@@ -9,8 +9,6 @@ of the source modalities, which is the only way that a sample can say anything a
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -21,16 +19,19 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key
 
 from cdm_jax import draws, parallel
-from cdm_jax.diffusion.ddim import DDIM
-from cdm_jax.diffusion.process import PREDICTIONS, corrupt, split_prediction, training_target
-from cdm_jax.diffusion.schedule import alpha_bar, sampling_timesteps
+from cdm_jax.diffusion.ddim import DDIM, Predict, make_sampler
+from cdm_jax.diffusion.process import PREDICTIONS
 from cdm_jax.errors import UserError
 from cdm_jax.methods.base import (
     Batch,
+    Batches,
+    Keys,
+    Measured,
     Method,
     Metrics,
     Model,
     Pictures,
+    Sources,
     State,
     Summary,
     Values,
@@ -41,7 +42,7 @@ from cdm_jax.methods.base import (
 from cdm_jax.methods.cdm import mrm
 from cdm_jax.methods.cdm.mdn_network import Denoiser
 from cdm_jax.methods.cdm.source import SourceEncoder, disturb
-from cdm_jax.optim import average_decay, make_optimizer
+from cdm_jax.methods.settings import build, check_choice
 from cdm_jax.tasks import given_in, task_of, with_pattern
 
 EXPLAINED = tuple(
@@ -91,11 +92,9 @@ class MDN(Method):
             inputs = self._inputs(batch["source"], batch["source"])
             params["encoder"] = self.encoder.init(encoder_key, inputs)["params"]
             context = apply(self.encoder, params["encoder"], inputs)
-        b = batch["source"].shape[0]
-        y = jnp.zeros((b, self.representation.representation_width))
-        t = jnp.zeros(b, jnp.int32)
+        b, width = len(batch["source"]), self.representation.representation_width
+        y, t = jnp.zeros((b, width)), jnp.zeros(b, jnp.int32)
         params["denoiser"] = self.denoiser.init(denoiser_key, y, t, context)["params"]
-        width = self.representation.representation_width
         statistics = {name: jnp.zeros(()) for name in EXPLAINED}
         return new_state(
             params,
@@ -106,7 +105,7 @@ class MDN(Method):
         )
 
     def _encode(
-        self, params: Any, sources: Float[Array, "b h w s"], dropout: Key[Array, ""] | None = None
+        self, params: Any, sources: Sources, dropout: Key[Array, ""] | None = None
     ) -> Float[Array, "b c"] | None:
         """The sources' code, or None; with a key as in training: disturbed and with dropout."""
         if self.encoder is None:
@@ -128,27 +127,21 @@ class MDN(Method):
         return with_pattern(images, given_in(sources)) if self.any_to_any else images
 
     def _errors(
-        self, params: Any, y: Float[Array, "b d"], context: Array | None, key: Key[Array, "*keys"]
+        self, params: Any, y: Float[Array, "b d"], context: Array | None, key: Keys
     ) -> dict[str, Float[Array, "b"]]:
         """L2 of each y between the prediction at a uniform timestep and its target."""
-        time_key, noise_key = draws.split(key)
-        table = jnp.asarray(self.sampler.alpha_bar, jnp.float32)
-        timesteps = functools.partial(jax.random.randint, minval=0, maxval=table.shape[0])
-        t = draws.draw(time_key, y.shape[:1], timesteps)
-        noise = draws.normal(noise_key, y.shape)
-        y_t = corrupt(y, noise, table[t])
-        prediction = apply(self.denoiser, params["denoiser"], y_t, t, context)
-        kind = self.sampler.prediction
-        error = prediction - training_target(kind, y, noise, table[t])
-        restored, _ = split_prediction(kind, prediction, y_t, table[t])
+        errors = self.sampler.errors(self._predict(params, context), y, key)
         return {
-            "loss": jnp.mean(error**2, axis=-1),
-            "y_error": jnp.mean((restored - y) ** 2, axis=-1),
+            name: jnp.mean(error**2, axis=-1)
+            for name, error in zip(("loss", "y_error"), errors, strict=True)
         }
+
+    def _predict(self, params: Any, context: Array | None) -> Predict:
+        return lambda y_t, t: apply(self.denoiser, params["denoiser"], y_t, t, context)
 
     def update(self, state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
         """One step of denoising y_t."""
-        y = self.representation.represent_batch(state.frozen["mrm"], batch)
+        y = self.representation.represent(state.frozen["mrm"], batch)
         encode_key, loss_key = jax.random.split(key)
 
         def loss(params: Any) -> tuple[Array, Metrics]:
@@ -159,9 +152,7 @@ class MDN(Method):
 
         return gradient_step(state, loss, self.optimizer, self.average_decay)
 
-    def sample(
-        self, model: Model, sources: Float[Array, "b h w s"], key: Key[Array, "*keys"]
-    ) -> Float[Array, "b d"]:
+    def sample(self, model: Model, sources: Sources, key: Keys) -> Float[Array, "b d"]:
         """Draws y_0 from pure noise by DDIM (Eq. 3).
 
         Args:
@@ -169,29 +160,22 @@ class MDN(Method):
           sources: images in [-1, 1]; only their number matters when the condition is "none".
           key: of all sources or of each; `jax.vmap` over samples' keys encodes the sources once.
         """
-        params = model["params"]
-        context = self._encode(params, sources)
+        context = self._encode(model["params"], sources)
         noise_key, step_key = draws.split(key)
-        shape = (sources.shape[0], self.representation.representation_width)
-
-        def predict(y_t: Array, t: Array) -> Array:
-            return apply(self.denoiser, params["denoiser"], y_t, t, context)
-
-        return self.sampler.sample(predict, draws.normal(noise_key, shape), step_key)
+        noise = draws.normal(noise_key, (len(sources), self.representation.representation_width))
+        return self.sampler.sample(self._predict(model["params"], context), noise, step_key)
 
     def samples(
-        self, model: Model, sources: Float[Array, "b h w s"], key: Key[Array, "*keys"], number: int
+        self, model: Model, sources: Sources, key: Keys, number: int
     ) -> Float[Array, "k b d"]:
         """Several independent samples for the same sources."""
         keys = draws.split(key, number)
         return jax.vmap(self.sample, in_axes=(None, None, 0))(model, sources, keys)
 
-    def validate(
-        self, model: Model, batch: Batch, keys: Key[Array, "b"]
-    ) -> tuple[Values, Pictures]:
+    def validate(self, model: Model, batch: Batch, keys: Keys) -> tuple[Values, Pictures]:
         """The loss, y, and the squared errors of one sample and of a mean of samples."""
         loss_key, sample_key = draws.split(keys)
-        y = self.representation.represent_batch(model["frozen"]["mrm"], batch)
+        y = self.representation.represent(model["frozen"]["mrm"], batch)
         context = self._encode(model["params"], batch["source"])
         drawn = self.samples(model, batch["source"], sample_key, self.num_samples)
         return self._errors(model["params"], y, context, loss_key) | {
@@ -200,9 +184,7 @@ class MDN(Method):
             "mean": jnp.sum((drawn.mean(axis=0) - y) ** 2, axis=-1),
         }, {}
 
-    def summarize(
-        self, values: Mapping[str, Float[np.ndarray, "n ..."]], patients: Int[np.ndarray, "n"]
-    ) -> Summary:
+    def summarize(self, values: Measured, patients: Int[np.ndarray, "n"]) -> Summary:
         """Mean loss, and the share of y's variance that one sample and a mean of them explain."""
         spread = np.sum((values["y"] - values["y"].mean(axis=0, keepdims=True)) ** 2)
         return {name: values[name].mean() for name in ("loss", "y_error")} | {
@@ -211,11 +193,7 @@ class MDN(Method):
         }
 
     def finish(
-        self,
-        state: State,
-        train: Callable[[], Iterable[Batch]],
-        validation: Callable[[], Iterable[Batch]],
-        key: Key[Array, ""],
+        self, state: State, train: Batches, validation: Batches, key: Key[Array, ""]
     ) -> State:
         """Measures the error of samples on patients that MDN never saw.
 
@@ -226,7 +204,7 @@ class MDN(Method):
 
         @jax.jit
         def draw(model: Model, frozen: Model, batch: Batch, key: Array) -> tuple[Array, Array]:
-            y = self.representation.represent_batch(frozen["mrm"], batch)
+            y = self.representation.represent(frozen["mrm"], batch)
             return y, self.samples(model, batch["source"], key, self.num_samples)
 
         statistics = {}
@@ -255,58 +233,35 @@ def explained_variance(
     return 1 - jnp.sum((truth - estimate) ** 2) / jnp.maximum(spread, 1e-12)
 
 
-def _check(config: Any, stage: str) -> None:
-    """Refuses options that do not exist or do not fit together."""
+def create(config: Any, stage: str = "") -> MDN:
+    """The stage of this name (by default the config's own), over the y of `config.mrm`.
+
+    Raises:
+      UserError: options that do not exist or do not fit together.
+    """
+    stage = stage or config.stage
     section = config[stage]
-    for name, value, allowed in (
-        ("condition", section.condition, ("source", "none")),
-        ("decouple", section.decouple, DECOUPLINGS),
-        ("prediction", section.prediction, PREDICTIONS),
-    ):
-        if value not in allowed:
-            raise UserError(f"unknown {stage}.{name} '{value}': allowed are {', '.join(allowed)}")
-    sampling_timesteps(section.num_timesteps, config.sampler.num_steps, config.sampler.grid)
+    check_choice(stage, section, "condition", ("source", "none"))
+    check_choice(stage, section, "decouple", DECOUPLINGS)
+    check_choice(stage, section, "prediction", PREDICTIONS)
     if section.decouple == "split" and config.mrm.joint:
         raise UserError(
             f"{stage}.decouple=split needs a part of y for each modality: set mrm.joint=false"
         )
-
-
-def create(config: Any, stage: str = "") -> MDN:
-    """The stage of this name (by default the config's own), over the y of `config.mrm`."""
-    stage = stage or config.stage
-    _check(config, stage)
-    section = config[stage]
     representation = mrm.create(config)
-    denoiser = Denoiser(
+    denoiser = build(
+        Denoiser,
+        section,
         representation_width=representation.representation_width,
         num_modalities=len(config.data.targets),
-        width=section.width,
-        blocks=section.blocks,
-        decouple=section.decouple,
     )
-    encoder = None
-    if section.condition == "source":
-        encoder = SourceEncoder(
-            features=tuple(section.encoder.features),
-            width=section.encoder.width,
-            dropout=section.encoder.dropout,
-        )
-    sampler = DDIM(
-        alpha_bar=tuple(alpha_bar(section.schedule, section.num_timesteps).tolist()),
-        num_steps=config.sampler.num_steps,
-        eta=config.sampler.eta,
-        grid=config.sampler.grid,
-        prediction=section.prediction,
-    )
-    return MDN(
+    return build(
+        MDN,
+        section,
         representation=representation,
         denoiser=denoiser,
-        encoder=encoder,
-        optimizer=make_optimizer(section.optimizer, section.train.num_steps),
-        average_decay=average_decay(section),
-        sampler=sampler,
-        augmentation=section.augmentation,
+        encoder=build(SourceEncoder, section.encoder) if section.condition == "source" else None,
+        sampler=make_sampler(config.sampler, section, prediction=section.prediction),
         num_samples=config.evaluate.num_samples,
         any_to_any=task_of(config.data).is_any,
     )

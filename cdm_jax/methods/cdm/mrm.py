@@ -7,7 +7,6 @@ MDN learns to sample and C-UNet takes as its condition.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +19,9 @@ from cdm_jax import draws, parallel
 from cdm_jax.errors import UserError
 from cdm_jax.methods.base import (
     Batch,
+    Batches,
+    Keys,
+    Measured,
     Method,
     Metrics,
     Model,
@@ -32,15 +34,10 @@ from cdm_jax.methods.base import (
     new_state,
     to_unit_range,
 )
-from cdm_jax.methods.cdm.mrm_network import (
-    BACKGROUND,
-    FeatureDecoder,
-    FeatureEncoder,
-    MaskedAutoencoder,
-)
+from cdm_jax.methods.cdm.mrm_network import FeatureDecoder, FeatureEncoder, MaskedAutoencoder
+from cdm_jax.methods.settings import build, check_choice, check_least
 from cdm_jax.nn.vit import from_patches, to_patches
-from cdm_jax.optim import average_decay, make_optimizer
-from cdm_jax.tasks import task_of
+from cdm_jax.tasks import BACKGROUND, task_of
 
 LOSSES = ("mse", "l1", "l2norm")
 
@@ -149,7 +146,7 @@ class MRM(Method):
         )
 
     def _restore(
-        self, params: Any, batch: Batch, key: Key[Array, "*keys"]
+        self, params: Any, batch: Batch, key: Keys
     ) -> tuple[tuple[Array, Array], Array, Array]:
         """`masked_distances`, restored images and mask of each view of a batch."""
         targets, weight = batch["target"], batch.get("weight")
@@ -180,9 +177,7 @@ class MRM(Method):
 
         return gradient_step(state, loss, self.optimizer, self.average_decay)
 
-    def validate(
-        self, model: Model, batch: Batch, keys: Key[Array, "b"]
-    ) -> tuple[Values, Pictures]:
+    def validate(self, model: Model, batch: Batch, keys: Keys) -> tuple[Values, Pictures]:
         """Masked distances, and the truth beside what was hidden and what was restored."""
         found, restored, hidden = self._restore(model["params"], batch, keys)
         b = len(batch["target"])
@@ -195,17 +190,13 @@ class MRM(Method):
         pictures = {name: to_unit_range(rows[name][..., 0]) for name in rows}
         return {"distance": distances, "number": numbers}, pictures
 
-    def summarize(
-        self, values: Mapping[str, Float[np.ndarray, "n ..."]], patients: Int[np.ndarray, "n"]
-    ) -> Summary:
+    def summarize(self, values: Measured, patients: Int[np.ndarray, "n"]) -> Summary:
         """The loss of Eq. 1 over all slices."""
         return {"loss": values["distance"].sum() / np.maximum(values["number"].sum(), 1)}
 
-    def _pooled(
-        self, params: Any, targets: Float[Array, "b h w m"], weight: Array | None
-    ) -> Float[Array, "b d"]:
+    def _pooled(self, params: Any, batch: Batch) -> Float[Array, "b d"]:
         """Tokens of the unmasked targets, averaged over places."""
-        hidden = None
+        targets, weight, hidden = batch["target"], batch.get("weight"), None
         if weight is not None:  # what is given is hidden: y is what the sources do not show
             side = self.size // self.network.encoder.patch
             shape = (len(targets), side, side, targets.shape[-1])
@@ -217,42 +208,27 @@ class MRM(Method):
         grid = tokens.reshape(views, self.pool, places, self.pool, places, width)
         return grid.mean(axis=(2, 4)).reshape(targets.shape[0], -1)
 
-    def represent(
-        self,
-        model: Model,
-        targets: Float[Array, "b h w m"],
-        weight: Float[Array, "b m"] | None = None,
-    ) -> Float[Array, "b d"]:
+    def represent(self, model: Model, batch: Batch) -> Float[Array, "b d"]:
         """The representation y of target images, standardized; carries no gradient.
 
         Args:
           model: of this stage.
-          targets: images in [-1, 1].
-          weight: 0 where a modality is given or unknown, and y is not to hold it; None: nowhere.
+          batch: its "target" in [-1, 1]; y does not hold modalities whose "weight", if any, is 0:
+            they are given or unknown.
         """
-        y = jax.lax.stop_gradient(self._pooled(model["params"], targets, weight))
+        y = jax.lax.stop_gradient(self._pooled(model["params"], batch))
         if self.normalization == "per_sample":
             return (y - y.mean(-1, keepdims=True)) / (y.std(-1, keepdims=True) + 1e-6)
         mean, deviation = model["statistics"]["mean"], model["statistics"]["deviation"]
         return (y - mean[None]) / deviation[None]
 
-    def represent_batch(self, model: Model, batch: Batch) -> Float[Array, "b d"]:
-        """The representation of a batch's targets; of what is missing, where any may be."""
-        return self.represent(model, batch["target"], batch.get("weight"))
-
     def finish(
-        self,
-        state: State,
-        train: Callable[[], Iterable[Batch]],
-        validation: Callable[[], Iterable[Batch]],
-        key: Key[Array, ""],
+        self, state: State, train: Batches, validation: Batches, key: Key[Array, ""]
     ) -> State:
         """Measures mean and deviation of each entry of y over the training slices."""
         if self.normalization != "zscore":
             return state
-        pooled = jax.jit(
-            lambda params, batch: self._pooled(params, batch["target"], batch.get("weight"))
-        )
+        pooled = jax.jit(self._pooled)
         params = state.average or state.params
         y = np.concatenate([parallel.to_numpy(pooled(params, batch)) for batch in train()])
         deviation = np.maximum(y.std(axis=0), 1e-6)
@@ -261,32 +237,26 @@ class MRM(Method):
         )
 
 
-def _check(config: Any, size: int, any_to_any: bool) -> None:
+def _check(section: Any, size: int, any_to_any: bool) -> None:
     """Refuses sizes that do not divide and names that do not exist."""
-    for name in ("patch", "mask_cell", "pool", "heads", "width"):
-        if config[name] < 1:
-            raise UserError(f"mrm.{name} {config[name]} is too small: use 1 or more")
-    if any_to_any and not config.joint:
+    check_least("mrm", section, patch=1, mask_cell=1, pool=1, heads=1, width=1)
+    if any_to_any and not section.joint:
         raise UserError("mrm.joint=false has no meaning where any modality may be missing")
     for whole, part, names in (
-        (size, config.mask_cell, "data.size by mrm.mask_cell"),
-        (config.mask_cell, config.patch, "mrm.mask_cell by mrm.patch"),
-        (size // config.patch, config.pool, "places a side by mrm.pool"),
-        (config.width, config.heads, "mrm.width by mrm.heads"),
-        (config.width, 4, "mrm.width by 4, for sines and cosines of rows and columns"),
+        (size, section.mask_cell, "data.size by mrm.mask_cell"),
+        (section.mask_cell, section.patch, "mrm.mask_cell by mrm.patch"),
+        (size // section.patch, section.pool, "places a side by mrm.pool"),
+        (section.width, section.heads, "mrm.width by mrm.heads"),
+        (section.width, 4, "mrm.width by 4, for sines and cosines of rows and columns"),
     ):
         if whole % part:
             raise UserError(
                 f"cannot divide {names}: {whole} / {part} leaves a remainder; use a multiple of "
                 f"{part} or a divisor of {whole}"
             )
-    for name, value, allowed in (
-        ("mask_fill", config.mask_fill, ("token", "zero")),
-        ("normalization", config.normalization, ("zscore", "per_sample", "none")),
-        ("loss", config.loss, LOSSES),
-    ):
-        if value not in allowed:
-            raise UserError(f"unknown mrm.{name} '{value}': allowed are {', '.join(allowed)}")
+    check_choice("mrm", section, "mask_fill", ("token", "zero"))
+    check_choice("mrm", section, "normalization", ("zscore", "per_sample", "none"))
+    check_choice("mrm", section, "loss", LOSSES)
 
 
 def create(config: Any) -> MRM:
@@ -295,26 +265,13 @@ def create(config: Any) -> MRM:
     Raises:
       UserError: an option that does not exist, or sizes that do not divide.
     """
-    section = config.mrm
+    section, num_targets = config.mrm, len(config.data.targets)
     _check(section, config.data.size, task_of(config.data).is_any)
-    seen = len(config.data.targets) if section.joint else 1
-    network = MaskedAutoencoder(
-        FeatureEncoder(
-            section.patch, section.width, section.depth, section.heads, section.mask_fill
-        ),
-        FeatureDecoder(section.patch, seen),
-    )
-    return MRM(
-        network=network,
-        optimizer=make_optimizer(section.optimizer, section.train.num_steps),
-        average_decay=average_decay(section),
-        num_targets=len(config.data.targets),
+    decoder = FeatureDecoder(section.patch, num_targets if section.joint else 1)
+    return build(
+        MRM,
+        section,
+        network=MaskedAutoencoder(build(FeatureEncoder, section), decoder),
+        num_targets=num_targets,
         size=config.data.size,
-        mask_cell=section.mask_cell,
-        mask_ratio=section.mask_ratio,
-        loss=section.loss,
-        foreground_only=section.foreground_only,
-        joint=section.joint,
-        pool=section.pool,
-        normalization=section.normalization,
     )

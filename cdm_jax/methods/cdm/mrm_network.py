@@ -6,8 +6,7 @@ from jaxtyping import Array, Bool, Float
 
 from cdm_jax.nn.embeddings import grid_positions
 from cdm_jax.nn.vit import Transformer, to_patches
-
-BACKGROUND = -1.0  # of the networks' range
+from cdm_jax.tasks import BACKGROUND
 
 
 class FeatureEncoder(nn.Module):
