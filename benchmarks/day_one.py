@@ -2,9 +2,9 @@
 
   python -m benchmarks.day_one [--show]
 
-No GPU is needed: operations, parameters and peaks come from the records of `benchmarks.parameters`
-and `benchmarks.scaling`, lengths from `configs/brats.py`. What is measured here is how long one
-core takes to prepare and to score a patient of BraTS' grid, and how large every state is. Writes
+No GPU is needed: operations, parameters and peaks come from the record of `benchmarks.parameters`,
+lengths from `configs/brats.py`. What is measured here is how long one core takes to prepare and to
+score a patient of BraTS' grid, and how large every state is. Writes
 `benchmarks/results/day_one.json` and, from it, `docs/results/day_one.md`.
 """
 
@@ -176,11 +176,6 @@ def training_table(record: Mapping[str, Any]) -> list[str]:
     config = brats.get_config("all")
     slices = cohort(config)["train"] * TRAINED
     sizes = {row["stage"]: row for row in load_results("parameters")["stages"]}
-    peaks = {
-        row["stage"]: row["peak_bytes"]
-        for row in load_results("scaling")["rows"]
-        if row["mode"] == "jit"
-    }
     hours: dict[tuple[str, int], float] = {}
     lines = [
         "| stage | TFLOP a step | steps, 1 GPU | hours, 1 GPU | steps, 8 GPUs | hours, 8 GPUs "
@@ -196,8 +191,7 @@ def training_table(record: Mapping[str, Any]) -> list[str]:
             hours[stage, devices] = steps * seconds / 3600
             cells += [f"{steps:,}", f"{hours[stage, devices]:.1f}"]
         cells.append(f"{train.batch_size_per_device * GPU / flops:,.0f}")
-        peak = sizes[stage].get("peak_bytes") or peaks.get(stage)
-        cells.append(f"{peak / 2**30:.1f}" if peak else "–")
+        cells.append(f"{sizes[stage]['peak_bytes'] / 2**30:.1f}")
         cells.append(f"{record['state_bytes'][stage] / 2**30:.2f}")
         lines.append(f"| {stage} | {' | '.join(cells)} |")
     for system in ("cdm", "all"):
@@ -293,7 +287,7 @@ def show() -> None:
         "Steps: epochs x (slices // (batch x devices)). Hours: steps x (operations / "
         f"({PEAK / 1e12:.0f} TFLOP/s x {SHARE:.0%}) + exchange of the gradient by NVLink). "
         "Slices/s a GPU: what the input has to deliver if that speed is reached. Peak: of one "
-        "compiled step (`benchmarks.scaling`). A checkpoint is the whole state, frozen stages "
+        "compiled step (`benchmarks.parameters --peak`). A checkpoint is the whole state, frozen stages "
         "included.",
         "",
         "## Evaluation",
