@@ -287,8 +287,8 @@ def show() -> None:
         "Steps: epochs x (slices // (batch x devices)). Hours: steps x (operations / "
         f"({PEAK / 1e12:.0f} TFLOP/s x {SHARE:.0%}) + exchange of the gradient by NVLink). "
         "Slices/s a GPU: what the input has to deliver if that speed is reached. Peak: of one "
-        "compiled step (`benchmarks.parameters --peak`). A checkpoint is the whole state, frozen stages "
-        "included.",
+        "compiled step (`benchmarks.parameters --peak`). A checkpoint is the whole state, frozen "
+        "stages included.",
         "",
         "## Evaluation",
         *evaluation_table(record),
