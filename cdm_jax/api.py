@@ -12,6 +12,7 @@ The command `synthesize` calls it and writes what it returns.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -95,7 +96,7 @@ class TrainedModel:
         self.sources, self.targets = tuple(data.sources), tuple(data.targets)
         self.any_to_any = inference.is_any_to_any(system)
         self._patterns: dict[tuple[tuple[str, ...], tuple[str, ...]], TrainedModel] = {}
-        self._samplers: dict[int, SubjectSampler] = {}
+        self._sampler = functools.cache(functools.partial(SubjectSampler, system))
         self._intervals: dict[int, calibration.Intervals | None] = {}
 
     def for_pattern(
@@ -185,7 +186,14 @@ class TrainedModel:
         reference: PathLike | Image,
     ) -> dict[str, dict[str, Image]]:
         """The images of a `Synthesis` by kind and target."""
-        prepared = prepare_images(native, self._settings(), subject, subject)
+        data = self.system.provenance.config.data
+        settings = PrepareSettings(
+            sources=self.sources,
+            targets=self.targets,
+            size=data.size,
+            minimum_brain=data.minimum_brain,
+        )
+        prepared = prepare_images(native, settings, subject, subject)
         drawn = self._sampler(samples).draw(prepared, prepared.slices, native.brain)
         intervals = self.intervals(samples)
         found: dict[str, dict[str, Image]] = {"deviation": {}, "lower": {}, "upper": {}}
@@ -200,8 +208,7 @@ class TrainedModel:
     def intervals(self, samples: int) -> calibration.Intervals | None:
         """The system's calibrated intervals, None where they are not for so many samples."""
         if samples not in self._intervals:
-            found = calibration.find_intervals(self.folder, self.system, samples)
-            self._intervals[samples] = found
+            self._intervals[samples] = calibration.find_intervals(self.folder, self.system, samples)
         return self._intervals[samples]
 
     def _sources(self, images: Mapping[str, Source]) -> dict[str, PathLike | Image]:
@@ -229,20 +236,6 @@ class TrainedModel:
             return NO_NAME
         patterns = self.system.provenance.config.data.patterns.to_dict() or None
         return subject_of(path, self.sources[0], patterns)
-
-    def _settings(self) -> PrepareSettings:
-        data = self.system.provenance.config.data
-        return PrepareSettings(
-            sources=self.sources,
-            targets=self.targets,
-            size=data.size,
-            minimum_brain=data.minimum_brain,
-        )
-
-    def _sampler(self, samples: int) -> SubjectSampler:
-        if samples not in self._samplers:
-            self._samplers[samples] = SubjectSampler(self.system, samples)
-        return self._samplers[samples]
 
     def _image(
         self, volume: Float[np.ndarray, "z y x"], target: str, reference: PathLike | Image

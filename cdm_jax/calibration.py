@@ -13,7 +13,7 @@ in `methods/cdm/mdn.py`).
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -206,15 +206,8 @@ def find_intervals(
     """The stage's intervals; None, and a line that says why, where they are of something else.
 
     Nothing is said where nothing was ever calibrated.
-
-    Args:
-      stage_folder: of the trained system.
-      system: loaded from it.
-      samples: that will be drawn.
     """
-    if samples < 2 or not system.method.stochastic:
-        return None
-    if not (stage_folder / FILE).exists():
+    if samples < 2 or not system.method.stochastic or not (stage_folder / FILE).exists():
         return None
     try:
         intervals = _read(stage_folder)
@@ -254,7 +247,7 @@ def within(
     return {"lower": lower * brain, "upper": upper * brain}
 
 
-def summary(intervals: Intervals) -> Sequence[str]:
+def summary(intervals: Intervals) -> list[str]:
     """Lines for the terminal."""
     found = ", ".join(f"{target} {q:.3g}" for target, q in intervals.multipliers.items())
     return [

@@ -8,9 +8,10 @@ from ml_collections import ConfigDict
 from cdm_jax import checkpoint, parallel
 from cdm_jax.data.dataset import Dataset
 from cdm_jax.errors import UserError
+from cdm_jax.files import replacing
 from cdm_jax.methods import base
 from cdm_jax.records import Record
-from cdm_jax.report.card import PARTS, model_card, parameter_counts, save_card
+from cdm_jax.report.card import FILE, PARTS, model_card, parameter_counts
 
 
 def write_card(
@@ -41,7 +42,8 @@ def write_card(
         limits=method.limits(),
         records=records,
     )
-    save_card(stage_folder, text)
+    with replacing(stage_folder / FILE) as partial:
+        partial.write_text(text)
 
 
 def _checkpoint(stage_folder: pathlib.Path, config: ConfigDict) -> dict[str, str]:

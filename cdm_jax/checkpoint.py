@@ -10,7 +10,6 @@ import dataclasses
 import logging
 import pathlib
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -99,25 +98,24 @@ class Checkpoints:
         with parallel.first_process_first("looking for damaged checkpoints"):
             if parallel.is_first():
                 _set_damaged_aside(folder)
-        self._newest = _checkpointer(folder / FOLDER, keep)
-        self._best = _checkpointer(folder / BEST, 1)
+        self._of_kind = {
+            kind: _checkpointer(folder / kind, number)
+            for kind, number in ((FOLDER, keep), (BEST, 1))
+        }
         self._pending: dict[str, tuple[pathlib.Path, Any]] = {}  # by kind
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(
-        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._wait(FOLDER)
-        self._wait(BEST)
-        self._newest.close()
-        self._best.close()
+    def __exit__(self, *_: object) -> None:
+        for kind, checkpointer in self._of_kind.items():
+            self._wait(kind)
+            checkpointer.close()
 
     @property
     def latest_step(self) -> int | None:
         """The newest complete checkpoint's step, None before the first."""
-        latest = self._newest.latest
+        latest = self._of_kind[FOLDER].latest
         return None if latest is None else latest.step
 
     @property
@@ -127,12 +125,7 @@ class Checkpoints:
         return best(self._stage_folder)
 
     def save(
-        self,
-        step: int,
-        state: State,
-        batches: Any,
-        provenance: Provenance,
-        finished: bool = False,
+        self, step: int, state: State, batches: Any, provenance: Provenance, finished: bool = False
     ) -> None:
         """Writes a checkpoint in the background; training may go on and donate its state.
 
@@ -145,7 +138,7 @@ class Checkpoints:
         """
         self._wait(BEST)  # resuming from this step finds what was best until then
         described = {"position": batches.get_state(), "finished": finished}
-        self._save(FOLDER, self._newest, step, state, provenance.to_json() | described)
+        self._save(FOLDER, step, state, provenance.to_json() | described)
 
     def save_best(self, step: int, state: State, found: Best, provenance: Provenance) -> None:
         """Writes the best checkpoint in the background; the one before goes when it is complete.
@@ -164,15 +157,14 @@ class Checkpoints:
         if step in _steps(self._stage_folder, BEST):
             return
         described = {"best": dataclasses.asdict(found)}
-        part = inference_part(state)
-        self._save(BEST, self._best, step, part, provenance.to_json() | described)
+        self._save(BEST, step, inference_part(state), provenance.to_json() | described)
 
-    def _save(self, kind: str, checkpointer: Any, step: int, state: State, metadata: Any) -> None:
+    def _save(self, kind: str, step: int, state: State, metadata: Any) -> None:
         self._wait(kind)
         folder = self._stage_folder / kind / str(step)
         if parallel.is_first():
             seals.unseal(folder)
-        response = checkpointer.save_checkpointables_async(
+        response = self._of_kind[kind].save_checkpointables_async(
             step, {"state": state}, custom_metadata=metadata, force=True
         )
         self._pending[kind] = folder, response
@@ -188,15 +180,15 @@ class Checkpoints:
     def restore(self, abstract: State, batches: Any) -> State:
         """The newest state, placed as `abstract` says; moves `batches` to its position."""
         step = self.latest_step
-        restored = self._newest.load_checkpointables(step, {"state": abstract})
+        restored = self._of_kind[FOLDER].load_checkpointables(step, {"state": abstract})
         batches.set_state(_metadata(self._stage_folder / FOLDER / str(step))["position"])
         return restored["state"]
 
     def restore_best(self, abstract: State) -> State:
         """What `save_best` wrote, placed as `abstract`, an `inference_part`, says."""
         self._wait(BEST)
-        latest = self._best.latest
-        return self._best.load_checkpointables(latest.step, {"state": abstract})["state"]
+        saved = self._of_kind[BEST]
+        return saved.load_checkpointables(saved.latest.step, {"state": abstract})["state"]
 
 
 def _checkpointer(folder: pathlib.Path, keep: int) -> ocp.training.Checkpointer:
@@ -278,9 +270,7 @@ def provenance(stage_folder: pathlib.Path) -> Provenance | None:
       UserError: another version wrote it, in another form.
     """
     newest = _chosen(stage_folder)
-    if newest is None:
-        return None
-    return Provenance.from_json(_metadata(newest))
+    return None if newest is None else Provenance.from_json(_metadata(newest))
 
 
 def finished(stage_folder: pathlib.Path) -> bool:

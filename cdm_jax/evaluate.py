@@ -30,9 +30,10 @@ from cdm_jax.metrics.conventions import fingerprint
 from cdm_jax.non_learned import NonLearned, fit_non_learned
 from cdm_jax.preflight import check_trained
 from cdm_jax.records import Identity, Record, read_record, tidy, write_record
-from cdm_jax.report.enhancement import EnhancementTable, enhancement_table
+from cdm_jax.report.enhancement import enhancement_table
+from cdm_jax.report.render import TextTable
 from cdm_jax.report.rows import CEILING, NON_LEARNED
-from cdm_jax.report.tables import FURTHER, ResultsTable, results_table
+from cdm_jax.report.tables import FURTHER, results_table
 from cdm_jax.rows import asked_rows, images_of, num_samples, system_of
 from cdm_jax.writer import console, say
 
@@ -289,7 +290,7 @@ def show_tables(
       reference: the row against which the others are tested.
       folder: of the records.
     """
-    tables: list[ResultsTable | EnhancementTable] = [
+    tables: list[TextTable] = [
         results_table(records, name, reference=reference) for name in conventions
     ]
     if "volume" in conventions:

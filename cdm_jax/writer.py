@@ -1,7 +1,6 @@
 """What a run leaves to look at: a progress bar, JSON lines, TensorBoard, pictures, a profile."""
 
 import json
-import os
 import pathlib
 import signal
 import sys
@@ -19,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tensorboardX import SummaryWriter
 
 from cdm_jax import parallel
+from cdm_jax.files import replacing
 
 # A table of two targets needs 118 columns, which a log file has.
 console = Console(width=None if sys.stdout.isatty() else 120)
@@ -64,9 +64,8 @@ class Writer:
         lines = self._lines.read_text().splitlines()
         # A run that begins anew measures its step 0 again.
         kept = [line for line in lines if line and step and json.loads(line)["step"] <= step]
-        temporary = self._lines.with_suffix(".partial")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        os.replace(temporary, self._lines)
+        with replacing(self._lines) as partial:
+            partial.write_text("".join(line + "\n" for line in kept))
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes values of one step; names such as "validation/loss" group them."""

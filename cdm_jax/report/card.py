@@ -4,8 +4,6 @@ Markdown under the YAML head that model hubs read. A pure function of what the c
 itself and of the records of an evaluation.
 """
 
-import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -132,15 +130,6 @@ def _size(tree: Any) -> int:
     if isinstance(tree, list | tuple):
         return sum(_size(branch) for branch in tree)
     return int(tree.size)
-
-
-def save_card(stage_folder: pathlib.Path, text: str) -> pathlib.Path:
-    """Writes a card beside the checkpoints, as a whole or not at all; returns its path."""
-    path = stage_folder / FILE
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-    return path
 
 
 def _head(name: str) -> str:

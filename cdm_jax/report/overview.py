@@ -1,6 +1,5 @@
 """A picture of one patient: a few axial slices of each volume side by side."""
 
-import os
 import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +7,8 @@ from dataclasses import dataclass
 import matplotlib.figure
 import numpy as np
 from jaxtyping import Bool, Float
+
+from cdm_jax.files import replacing
 
 NUM_SLICES = 5
 
@@ -49,6 +50,5 @@ def save_overview(
     for axis, panel in zip(grid[0], panels, strict=True):
         axis.set_title(panel.title, color="white", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    figure.savefig(temporary, dpi=110, format="png")
-    os.replace(temporary, path)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=110, format="png")
