@@ -75,9 +75,9 @@ class Command:
 
 
 PROCESSES = (
-    Flag("coordinator_address", "address of the first", value="HOST:PORT", default="", kind=str),
-    Flag("num_processes", "how many", value="N", default=0, kind=int),
-    Flag("process_id", "which one this is, from 0", value="K", default=-1, kind=int),
+    Flag("coordinator_address", "address of the first", "HOST:PORT", "", str),
+    Flag("num_processes", "how many", "N", 0, int),
+    Flag("process_id", "which one this is, from 0", "K", -1, int),
 )
 CONFIG = Flag(
     "config",
@@ -139,13 +139,7 @@ COMMANDS = {
                 default=8,
                 kind=_at_least_one,
             ),
-            Flag(
-                "level",
-                "nominal coverage of the brain, between 0 and 1",
-                value="SHARE",
-                default=0.9,
-                kind=_number,
-            ),
+            Flag("level", "nominal coverage of the brain, between 0 and 1", "SHARE", 0.9, _number),
             *PROCESSES,
         ),
         examples=(
@@ -173,7 +167,7 @@ COMMANDS = {
             ),
             Flag("input", "one patient's folder, or a folder of many", required=True),
             Flag("output", "a folder for each patient is made in it", required=True),
-            Flag("samples", "samples of each patient", value="N", default=1, kind=_at_least_one),
+            Flag("samples", "samples of each patient", "N", 1, _at_least_one),
             Flag(
                 "checkpoint",
                 "which one of the system: best (in validation) or last",
@@ -239,13 +233,7 @@ COMMANDS = {
         flags=(
             SAVED_CONFIG,
             WORKDIR,
-            Flag(
-                "patients",
-                "unseen patients to show in pictures",
-                value="N",
-                default=3,
-                kind=_at_least_one,
-            ),
+            Flag("patients", "unseen patients to show in pictures", "N", 3, _at_least_one),
             *PROCESSES,
         ),
         examples=("report --workdir=runs/brats", "report --workdir=runs/brats --patients=10"),
@@ -281,7 +269,7 @@ COMMANDS = {
                 kind=str,
             ),
             Flag("against", "another folder, which should hold none of these patients"),
-            Flag("json", "also write all findings there, for programs", value="FILE"),
+            Flag("json", "also write all findings there, for programs", "FILE"),
             Flag(
                 "page",
                 "also write a page there, for a browser; its name ends in .html",
