@@ -17,12 +17,9 @@ from cdm_jax.report.card import FILE, PARTS, model_card, parameter_counts
 def write_card(
     stage_folder: pathlib.Path, dataset: Dataset, records: Sequence[Record] = ()
 ) -> None:
-    """Writes a stage's card; of several processes the first one does it.
+    """Writes a stage's card, with the records of its checkpoint's evaluation if there was one.
 
-    Args:
-      stage_folder: of a checkpoint, such as `runs/brats/cunet`.
-      dataset: that it was trained on.
-      records: of an evaluation of this checkpoint, one a subject; none before there is one.
+    Of several processes the first one does it.
 
     Raises:
       UserError: no checkpoint there.

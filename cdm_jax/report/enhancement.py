@@ -38,10 +38,8 @@ class EnhancementTable(TextTable):
 def enhancement_table(records: Sequence[Record]) -> EnhancementTable:
     """Tabulates detection, volume and overlap of every row that has them.
 
-    Detection is told inside tumors only: vessels enhance in every brain.
-
-    Args:
-        records: One a subject; those without the metrics of enhancement count as missing.
+    Detection is told inside tumors only: vessels enhance in every brain. Records without the
+    metrics of enhancement count as missing.
 
     Raises:
         UserError: The records are not comparable, or none was scored by `volume`.

@@ -23,6 +23,13 @@ from cdm_jax.report.tables import ResultsTable, heading, results_table
 
 ASSETS = ("report.css", "report.js", "viewer.js")
 OWN_FOLDERS = ("assets", "curves", "patients", "sprites", "viewer", "volumes")
+# Colors and ends of the overlays' scales.
+COLORS = {"bright": gallery.TOO_BRIGHT, "dark": gallery.TOO_DARK, "deviation": gallery.DEVIATION}
+LEGEND: Mapping[str, Any] = {
+    **{name: f"rgb({r} {g} {b})" for name, (r, g, b) in COLORS.items()},
+    "error_limit": gallery.ERROR_LIMIT,
+    "deviation_limit": gallery.DEVIATION_LIMIT,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,26 +105,32 @@ def save_report(folder: pathlib.Path, report: Report, cases: Iterable[Case]) -> 
     Raises:
         UserError: there are no records, or they are not comparable.
     """
-    site = Site(folder)
+    site, records = Site(folder), report.records
     templates = environment()
-    niivue, no_viewer = _niivue()
-    tables = _tables(report)  # first: records that cannot be compared write nothing
+    tables = {  # first: records that cannot be compared write nothing
+        name: results_table(records, name, reference=report.reference)
+        for name in dict.fromkeys(name for record in records for name in record["conventions"])
+    }
+    try:
+        niivue, no_viewer = viewer.niivue_script(), ""
+    except UserError as error:
+        niivue, no_viewer = "", str(error)
+    common = {
+        "report": report,
+        "no_viewer": no_viewer,
+        "legend": LEGEND,
+        "meaning": rows.meaning,
+        "is_result": rows.is_result,
+    }
     for name in ASSETS:
         site.write(f"assets/{name}", asset(name))
-    if niivue is not None:
+    if niivue:
         site.write("assets/niivue.js", niivue)
     galleries = {}
     for case in cases:
         galleries[case.subject] = gallery.save_gallery(site, case)
-        if niivue is not None:
-            _save_viewer(site, templates, report, case)
-    common = {
-        "report": report,
-        "no_viewer": no_viewer,
-        "legend": _legend(),
-        "meaning": rows.meaning,
-        "is_result": rows.is_result,
-    }
+        if niivue:
+            _save_viewer(site, templates, case, common)
     _save_patients(site, templates, report, galleries, common)
     page = templates.get_template("index.html").render(
         common,
@@ -163,33 +176,6 @@ def asset(name: str) -> str:
     """The text of a style sheet or script that pages use."""
     file = importlib.resources.files("cdm_jax.report") / "templates" / name
     return file.read_text(encoding="utf-8")
-
-
-def _niivue() -> tuple[str | None, str]:
-    """NiiVue's script, or why there is none."""
-    try:
-        return viewer.niivue_script(), ""
-    except UserError as error:
-        return None, str(error)
-
-
-def _legend() -> dict[str, Any]:
-    """Colors and ends of the overlays' scales."""
-    colors = {
-        "bright": gallery.TOO_BRIGHT,
-        "dark": gallery.TOO_DARK,
-        "deviation": gallery.DEVIATION,
-    }
-    return {name: f"rgb({r} {g} {b})" for name, (r, g, b) in colors.items()} | {
-        "error_limit": gallery.ERROR_LIMIT,
-        "deviation_limit": gallery.DEVIATION_LIMIT,
-    }
-
-
-def _tables(report: Report) -> dict[str, ResultsTable]:
-    """A table for each convention, with every row."""
-    names = dict.fromkeys(name for r in report.records for name in r["conventions"])
-    return {name: results_table(report.records, name, reference=report.reference) for name in names}
 
 
 def _headline(report: Report, table: ResultsTable) -> pd.DataFrame:
@@ -244,10 +230,8 @@ def _save_patients(
 ) -> None:
     """A page for each subject of the records, with links to those before and after."""
     template = templates.get_template("patient.html")
-    names = [record["subject"] for record in report.records]
-    for record, before, after in zip(
-        report.records, [None, *names], [*names[1:], None], strict=False
-    ):
+    names = [None, *(record["subject"] for record in report.records), None]
+    for record, before, after in zip(report.records, names, names[2:], strict=False):
         page = template.render(
             common,
             root="../",
@@ -260,39 +244,25 @@ def _save_patients(
         site.write(f"patients/{record['subject']}.html", page)
 
 
-def _niivue_voxel(case: Case) -> tuple[int, int, int]:
-    """The case's focus as NiiVue counts voxels: from the patient's left, back and bottom."""
-    (z, y, x), (_, rows_y, columns_x) = case.focus, case.brain.shape
-    return columns_x - 1 - x, rows_y - 1 - y, z
-
-
-def _save_viewer(site: Site, templates: jinja2.Environment, report: Report, case: Case) -> None:
+def _save_viewer(
+    site: Site, templates: jinja2.Environment, case: Case, common: Mapping[str, Any]
+) -> None:
     """A case's volumes as scripts, and the page that shows them in slices and in 3D."""
     described = []
     for image in case.images:
         files = {kind: f"{case.subject}/{image.name}-{kind}" for kind in image.nifti}
         for kind, name in files.items():
             site.write(f"volumes/{name}.js", viewer.volume_script(name, image.nifti[kind]))
-        described.append(
-            {
-                "role": image.role,
-                "modality": image.modality,
-                "system": image.system,
-                "title": image.title,
-                "files": files,
-            }
-        )
+        shown = {name: getattr(image, name) for name in ("role", "modality", "system", "title")}
+        described.append(shown | {"files": files})
+    (z, y, x), (_, height, width) = case.focus, case.brain.shape
     page = templates.get_template("viewer.html").render(
-        report=report,
+        common,
         root="../",
         subject=case.subject,
-        legend=_legend(),
         images=described,
-        focus=_niivue_voxel(case),
-        colors={
-            "bright": gallery.TOO_BRIGHT,
-            "dark": gallery.TOO_DARK,
-            "deviation": gallery.DEVIATION,
-        },
+        # As NiiVue counts voxels: from the patient's left, back and bottom.
+        focus=(width - 1 - x, height - 1 - y, z),
+        colors=COLORS,
     )
     site.write(f"viewer/{case.subject}.html", page)

@@ -42,12 +42,13 @@ def choose(records: Sequence[Record], row: str, convention: str, count: int) -> 
     Returns:
         Subject to the reason in words, in the order of choice.
     """
-    targets = targets_of(records)
-    ranked = sorted(
-        (r for r in records if _mean_psnr(r, row, convention, targets) is not None),
-        key=lambda r: _mean_psnr(r, row, convention, targets) or 0.0,
-    )
+    numbers = tidy(records)
+    numbers = numbers[(numbers["row"] == row) & (numbers["convention"] == convention)]
+    numbers = numbers[(numbers["region"] == WHOLE) & (numbers["metric"] == "psnr")]
+    means = numbers.groupby("subject", sort=False)["value"].mean().dropna()
+    ranked = means.sort_values(kind="stable").index
     reasons: dict[str, str] = {}
+    targets = targets_of(records)
     contrast = CONTRAST if CONTRAST in targets else targets[0]
     enhancing = {
         r["subject"]: value(r, "copy", convention, contrast, "mae", ENHANCING) or 0.0
@@ -57,20 +58,15 @@ def choose(records: Sequence[Record], row: str, convention: str, count: int) -> 
         reasons[strongest] = (
             f"the tumor that enhances most (where a copied source errs most in {contrast})"
         )
-    if ranked:
-        reasons.setdefault(ranked[-1]["subject"], f"the best PSNR of {row}")
-        reasons.setdefault(ranked[0]["subject"], f"the worst PSNR of {row}")
-    for record in ranked:
-        reasons.setdefault(record["subject"], f"the next worst PSNR of {row}")
+    for subject in ranked[-1:]:
+        reasons.setdefault(subject, f"the best PSNR of {row}")
+    for subject in ranked[:1]:
+        reasons.setdefault(subject, f"the worst PSNR of {row}")
+    for subject in ranked:
+        reasons.setdefault(subject, f"the next worst PSNR of {row}")
     for record in records:
         reasons.setdefault(record["subject"], "no PSNR")
     return dict(list(reasons.items())[:count])
-
-
-def _mean_psnr(record: Record, row: str, convention: str, targets: Sequence[str]) -> float | None:
-    values = [value(record, row, convention, target, "psnr") for target in targets]
-    present = [v for v in values if v is not None]
-    return sum(present) / len(present) if present else None
 
 
 def places(records: Sequence[Record]) -> dict[str, tuple[str, str]]:
