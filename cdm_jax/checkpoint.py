@@ -129,12 +129,8 @@ class Checkpoints:
     ) -> None:
         """Writes a checkpoint in the background; training may go on and donate its state.
 
-        Args:
-          step: updates done.
-          state: of the run.
-          batches: Grain's iterator; its position is the same in all processes.
-          provenance: of the run.
-          finished: whether training has come to its end.
+        `step` counts the updates done. `batches` is Grain's iterator, whose position is the same in
+        all processes.
         """
         self._wait(BEST)  # resuming from this step finds what was best until then
         described = {"position": batches.get_state(), "finished": finished}
@@ -144,14 +140,8 @@ class Checkpoints:
         """Writes the best checkpoint in the background; the one before goes when it is complete.
 
         It has what inference needs and no more: without the optimizer, and without the parameters
-        where their average is what counts.
-
-        Args:
-          step: when it is written; where there is one of this step (a killed run came so far
-            before), that one stays.
-          state: the best.
-          found: the validation that says so.
-          provenance: of the run.
+        where their average is what counts. Where there is one of this step (a killed run came so
+        far before), that one stays.
         """
         self._wait(BEST)
         if step in _steps(self._stage_folder, BEST):

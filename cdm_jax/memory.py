@@ -85,14 +85,9 @@ def check_pipeline(
     dataset: Dataset,
     limit: int | None,
 ) -> None:
-    """Refuses stages whose training step takes more memory than there is.
+    """Refuses unfinished stages whose training step takes more memory than there is.
 
-    Args:
-      config: whole config.
-      stages: those to be trained; what is finished is left out.
-      workdir: holds their folders.
-      dataset: prepared patients, whose number is part of some schedules.
-      limit: of each device, in bytes; None: nothing is compiled.
+    The limit is that of each device in bytes; where it is None, nothing is compiled.
 
     Raises:
       UserError: a stage does not fit, or cannot be built.
@@ -112,9 +107,7 @@ def check_pipeline(
 
 
 def _needed(config: ConfigDict, stage: str, dataset: Dataset) -> int:
-    config = config.copy_and_resolve_references()
-    config.stage = stage
-    config = resolve(config, training_slices(dataset))
+    config = resolve(config, training_slices(dataset), stage)
     _, key, _ = stage_keys(config)
     return peak_bytes(lowered_step(config, parallel.all_devices(config.parallel), key).compile())
 

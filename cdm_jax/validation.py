@@ -31,11 +31,6 @@ class Validation:
     """The compiled validation of a run; all processes take part in it, each with its slices."""
 
     def __init__(self, run: Run):
-        """Chooses the slices.
-
-        Args:
-          run: with validation patients.
-        """
         self._run = run
         subjects = run.dataset.validation
         number = slices_per_patient(

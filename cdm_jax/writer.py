@@ -6,7 +6,6 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -52,9 +51,7 @@ class Writer:
     def __enter__(self) -> "Writer":
         return self
 
-    def __exit__(
-        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if not self._silent:
             self._tensorboard.close()
 
@@ -89,12 +86,9 @@ class Writer:
 
 
 class TrainingProgress:
-    """A bar with loss, slices a second and time left, and a line at each validation.
+    """A bar from the first step to the last, and a line at each validation.
 
-    Args:
-      stage: its name.
-      first: the step from which the run continues.
-      last: the last step.
+    It shows the loss, slices a second and the time left.
     """
 
     def __init__(self, stage: str, first: int, last: int):
@@ -161,13 +155,7 @@ class StopRequest:
 
 
 class ProfilerWindow:
-    """Traces some steps with XLA's profiler into `<folder>/profile`.
-
-    Args:
-      folder: of the stage.
-      first_step: the first step to trace.
-      num_steps: how many; 0 traces none.
-    """
+    """Traces so many steps, from the first one on, by XLA's profiler into `<folder>/profile`."""
 
     def __init__(self, folder: pathlib.Path, first_step: int, num_steps: int):
         self._folder = str(folder / "profile")
