@@ -102,11 +102,7 @@ class TrainedModel:
     def for_pattern(
         self, sources: Iterable[str], targets: Iterable[str] | None = None
     ) -> "TrainedModel":
-        """The system for these sources, where it takes any modalities; kept once it is made.
-
-        Args:
-          sources: that a patient has.
-          targets: to make; by default all others.
+        """The system, which takes any modalities, for these alone; by default it makes all others.
 
         Raises:
           UserError: nothing is given or left to make, or an unknown modality.

@@ -81,10 +81,7 @@ class Intervals:
 def calibration_scores(sampler: SubjectSampler, dataset: Dataset, floor: float = FLOOR) -> Scores:
     """Draws samples of every validation patient; keeps of each scan only its sorted scores.
 
-    Args:
-      sampler: of the system to calibrate.
-      dataset: that it was trained on.
-      floor: added to the deviation.
+    The floor is added to the deviation.
 
     Raises:
       UserError: the system was trained on another split, or nobody was held out for validation.

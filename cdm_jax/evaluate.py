@@ -124,12 +124,7 @@ class _Pending(NamedTuple):
 class _Scoring:
     """Scores subjects by the workers of a pool while the devices compute the next ones.
 
-    Args:
-      dataset: with the subjects' files.
-      conventions: names.
-      pool: of the workers.
-      number: of them.
-      failures: takes what is wrong with a subject; the others go on.
+    What is wrong with a subject is kept in `failures`; the others go on.
     """
 
     def __init__(
@@ -152,7 +147,9 @@ class _Scoring:
         """
         try:
             for pending in computed:
-                jobs = self._jobs(pending)
+                subject = pending.subject
+                files = self._dataset.subjects[subject.subject_id]
+                jobs = scoring.jobs(subject, files, self._conventions, pending.images, self._number)
                 self._waiting.append((pending, [self._pool.submit(scoring.score, j) for j in jobs]))
                 while len(self._waiting) > max(1, self._number // max(1, len(jobs))):
                     yield self._write_first()
@@ -162,11 +159,6 @@ class _Scoring:
             raise
         while self._waiting:
             yield self._write_first()
-
-    def _jobs(self, pending: _Pending) -> list[scoring.Job]:
-        files = self._dataset.subjects[pending.subject.subject_id]
-        images, number = pending.images, self._number
-        return scoring.jobs(pending.subject, files, self._conventions, images, number)
 
     def _write_first(self) -> pathlib.Path:
         """Waits for the scores of the first subject, and writes its record if it lacked any."""
@@ -244,8 +236,7 @@ class _Evaluation:
         """Predictions of these rows."""
         if not rows:
             return {}
-        num_sources = len(subject.sources)
-        slices = subject.slices
+        slices, num_sources = subject.slices, len(subject.sources)
         sources, targets = slices[..., :num_sources], slices[..., num_sources:]
         found: dict[str, np.ndarray] = {}
         if not NON_LEARNED.keys().isdisjoint(rows):
@@ -282,13 +273,8 @@ def show_tables(
     """Prints tables and writes them as Markdown beside the records.
 
     One for each convention; and, where the records have them, one of what `volume` measures
-    beside PSNR, SSIM and MAE, and one of enhancement.
-
-    Args:
-      records: one a subject.
-      conventions: their names.
-      reference: the row against which the others are tested.
-      folder: of the records.
+    beside PSNR, SSIM and MAE, and one of enhancement. All other rows are tested against the
+    reference, if there is one.
     """
     tables: list[TextTable] = [
         results_table(records, name, reference=reference) for name in conventions

@@ -104,15 +104,13 @@ def _labels(subject: Subject, volumes: Volumes) -> list[Finding]:
     """What is wrong with the segmentation, if there is one."""
     if subject.segmentation is None:
         return []
-    place = {"about": "segmentation", "subject": subject.subject_id}
     readable = {name: subject.images[name] for name in volumes}
-    subject = dataclasses.replace(subject, images=readable)
     try:
-        check_segmentation(subject, brain_mask(volumes))
-    except ImageError as error:
-        return [Finding(code="labels", found=error.found, file=str(subject.segmentation), **place)]
+        check_segmentation(dataclasses.replace(subject, images=readable), brain_mask(volumes))
     except UserError as error:
-        return [Finding(code="labels", found=str(error), file=str(subject.segmentation), **place)]
+        text = error.found if isinstance(error, ImageError) else str(error)
+        place = {"about": "segmentation", "subject": subject.subject_id}
+        return [Finding(code="labels", found=text, file=str(subject.segmentation), **place)]
     return []
 
 
@@ -201,13 +199,7 @@ def _odd_ones(examinations: Sequence[Examination]) -> list[Finding]:
 def overlaps(
     examinations: Sequence[Examination], others: Sequence[Examination], folder: Path
 ) -> list[Finding]:
-    """What a folder has in common with another one.
-
-    Args:
-        examinations: Of the folder.
-        others: Of the other folder.
-        folder: The other one, for the text.
-    """
+    """What the subjects of a folder have in common with the others, those of another folder."""
     owners = {code: one.subject_id for one in others for code in one.hashes.values()}
     patients = {one.patient_id.casefold() for one in others}
     found = []

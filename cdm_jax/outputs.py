@@ -110,7 +110,13 @@ def start_bids(output: pathlib.Path, targets: Iterable[str]) -> None:
             )
         return
     output.mkdir(parents=True, exist_ok=True)
-    write_json(path, _dataset_description())
+    description = {
+        "Name": "Synthetic MRI modalities",
+        "BIDSVersion": "1.10.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "cdm_jax", "Version": cdm_jax.__version__}],
+    }
+    write_json(path, description)
     (output / "README.md").write_text(f"{NOTICE}\n")
     (output / ".bidsignore").write_text("*.png\n")
 
@@ -120,15 +126,6 @@ def bids_fields(target: str) -> dict[str, Any]:
     return {
         "Description": f"Synthetic {BIDS_NAMES[target][1]} made by a neural network",
         "SkullStripped": True,
-    }
-
-
-def _dataset_description() -> dict[str, Any]:
-    return {
-        "Name": "Synthetic MRI modalities",
-        "BIDSVersion": "1.10.0",
-        "DatasetType": "derivative",
-        "GeneratedBy": [{"Name": "cdm_jax", "Version": cdm_jax.__version__}],
     }
 
 

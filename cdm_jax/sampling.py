@@ -117,13 +117,8 @@ def draw_beside_truth(
 ) -> tuple[Bool[np.ndarray, "z y x"], dict[str, Drawn]]:
     """What `synthesize` would write of a subject, beside what was acquired.
 
-    Args:
-      sampler: of two or more samples.
-      subject: prepared.
-      files: of the same subject, with its targets.
-
     Returns:
-      The brain, and the samples and the truth of each target.
+      The brain, and the samples, of which there are two or more, and the truth of each target.
     """
     native = read_native(files, subject.sources, subject.sources + subject.targets)
     drawn = sampler.draw(subject, subject.slices, native.brain)
