@@ -22,7 +22,7 @@ from cdm_jax.data.subjects import NoSubjectError, Subject, find_with_faults
 from cdm_jax.data.walk import image_files
 from cdm_jax.examination import Examination, compare, examine_subject, overlaps
 from cdm_jax.files import write_json
-from cdm_jax.report.page import asset, environment
+from cdm_jax.report.page import asset, template
 from cdm_jax.report.site import Site
 
 MODALITIES = tuple(LAYOUTS["BIDS"])
@@ -59,24 +59,10 @@ class Diagnosis:
     def summary(self) -> str:
         """What was found, in one line."""
         counts = ", ".join(_plural(number, name) for name, number in self.counts.items())
-        with_whom = ""
+        found = f"{_plural(self.subjects, 'subject')}, {_plural(self.images, 'image')}"
         if self.against:
-            with_whom = f", compared with {self.against[1]} subjects in {self.against[0]}"
-        found = f"{_plural(self.subjects, 'subject')}, {_plural(self.images, 'image')}{with_whom}"
+            found += f", compared with {self.against[1]} subjects in {self.against[0]}"
         return f"{self.folder}: {found}: {counts}"
-
-    def json(self) -> dict[str, Any]:
-        """What the JSON file holds."""
-        return {
-            "format": FORMAT,
-            "software": f"cdm_jax {cdm_jax.__version__}",
-            "folder": str(self.folder),
-            "against": str(self.against[0]) if self.against else None,
-            "subjects": self.subjects,
-            "images": self.images,
-            "counts": self.counts,
-            "findings": [told(finding) for finding in self.findings],
-        }
 
 
 def told(finding: Finding) -> dict[str, str]:
@@ -209,8 +195,7 @@ def _example(finding: Finding) -> str:
 
 def write_page(diagnosis: Diagnosis, path: Path) -> None:
     """Writes the findings as one HTML file, with its style and script inside."""
-    template = environment().get_template("checkup.html")
-    page = template.render(
+    page = template("checkup.html").render(
         report={"title": f"Data of {diagnosis.folder}", "notice": NOTICE},
         root="",
         style=asset("report.css"),
@@ -224,8 +209,18 @@ def write_page(diagnosis: Diagnosis, path: Path) -> None:
 
 def write_findings(diagnosis: Diagnosis, path: Path) -> None:
     """Writes the findings as JSON."""
+    content = {
+        "format": FORMAT,
+        "software": f"cdm_jax {cdm_jax.__version__}",
+        "folder": str(diagnosis.folder),
+        "against": str(diagnosis.against[0]) if diagnosis.against else None,
+        "subjects": diagnosis.subjects,
+        "images": diagnosis.images,
+        "counts": diagnosis.counts,
+        "findings": [told(finding) for finding in diagnosis.findings],
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, diagnosis.json())
+    write_json(path, content)
 
 
 def _plural(number: int, name: str) -> str:

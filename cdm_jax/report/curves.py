@@ -29,13 +29,7 @@ STYLES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One picture of a stage's training.
-
-    Attributes:
-        title: of the picture.
-        text: where the curves start and end, in words; also for screen readers.
-        svg: the picture.
-    """
+    """A picture of a stage's training, and in words where its curves start and end."""
 
     title: str
     text: str

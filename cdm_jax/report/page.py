@@ -4,6 +4,7 @@ Records, curves and arrays in, pages out: `index.html` with summary, tables and 
 each patient, and for those whose images are shown a viewer of slices and 3D.
 """
 
+import functools
 import importlib.resources
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,13 +35,7 @@ LEGEND: Mapping[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """What is told of a stage's training.
-
-    Attributes:
-        name: of the stage.
-        facts: term to text, such as its number of steps.
-        lines: of its `metrics.jsonl`.
-    """
+    """What is told of a stage's training: terms with texts, and the lines of `metrics.jsonl`."""
 
     name: str
     facts: Mapping[str, str]
@@ -92,12 +87,9 @@ class Report:
 
 
 def save_report(folder: pathlib.Path, report: Report, cases: Iterable[Case]) -> pathlib.Path:
-    """Writes the pages, and removes those of an earlier report that are no more.
+    """Writes the pages, and removes those of an earlier report; what else is in the folder stays.
 
-    Args:
-        folder: of the report; what else lies in it stays.
-        report: what it tells.
-        cases: the patients shown, one in memory at a time.
+    Of the cases, which are the patients shown, one is in memory at a time.
 
     Returns:
         The first page.
@@ -106,7 +98,6 @@ def save_report(folder: pathlib.Path, report: Report, cases: Iterable[Case]) -> 
         UserError: there are no records, or they are not comparable.
     """
     site, records = Site(folder), report.records
-    templates = environment()
     tables = {  # first: records that cannot be compared write nothing
         name: results_table(records, name, reference=report.reference)
         for name in dict.fromkeys(name for record in records for name in record["conventions"])
@@ -130,9 +121,9 @@ def save_report(folder: pathlib.Path, report: Report, cases: Iterable[Case]) -> 
     for case in cases:
         galleries[case.subject] = gallery.save_gallery(site, case)
         if niivue:
-            _save_viewer(site, templates, case, common)
-    _save_patients(site, templates, report, galleries, common)
-    page = templates.get_template("index.html").render(
+            _save_viewer(site, case, common)
+    _save_patients(site, report, galleries, common)
+    page = template("index.html").render(
         common,
         root="",
         headline=_headline(report, tables[report.convention]),
@@ -161,15 +152,17 @@ def _shades(patterns: Sequence[Pattern]) -> list[dict[str, int]]:
     ]
 
 
-def environment() -> jinja2.Environment:
-    """The templates, by which all that pages show is escaped."""
-    return jinja2.Environment(
+@functools.cache
+def template(name: str) -> jinja2.Template:
+    """A page's template, by which all that it shows is escaped."""
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cdm_jax.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    return environment.get_template(name)
 
 
 def asset(name: str) -> str:
@@ -222,17 +215,12 @@ def _subjects(report: Report, galleries: Mapping[str, Gallery]) -> dict[str, Any
 
 
 def _save_patients(
-    site: Site,
-    templates: jinja2.Environment,
-    report: Report,
-    galleries: Mapping[str, Gallery],
-    common: Mapping[str, Any],
+    site: Site, report: Report, galleries: Mapping[str, Gallery], common: Mapping[str, Any]
 ) -> None:
     """A page for each subject of the records, with links to those before and after."""
-    template = templates.get_template("patient.html")
     names = [None, *(record["subject"] for record in report.records), None]
     for record, before, after in zip(report.records, names, names[2:], strict=False):
-        page = template.render(
+        page = template("patient.html").render(
             common,
             root="../",
             subject=record["subject"],
@@ -244,9 +232,7 @@ def _save_patients(
         site.write(f"patients/{record['subject']}.html", page)
 
 
-def _save_viewer(
-    site: Site, templates: jinja2.Environment, case: Case, common: Mapping[str, Any]
-) -> None:
+def _save_viewer(site: Site, case: Case, common: Mapping[str, Any]) -> None:
     """A case's volumes as scripts, and the page that shows them in slices and in 3D."""
     described = []
     for image in case.images:
@@ -256,7 +242,7 @@ def _save_viewer(
         shown = {name: getattr(image, name) for name in ("role", "modality", "system", "title")}
         described.append(shown | {"files": files})
     (z, y, x), (_, height, width) = case.focus, case.brain.shape
-    page = templates.get_template("viewer.html").render(
+    page = template("viewer.html").render(
         common,
         root="../",
         subject=case.subject,

@@ -28,16 +28,10 @@ def value(
 
 
 def choose(records: Sequence[Record], row: str, convention: str, count: int) -> dict[str, str]:
-    """Chooses subjects to show, so that the good and the bad are seen.
+    """Chooses up to `count` subjects to show, so that the good and the bad of a row are seen.
 
     First the one whose tumor enhances most, then the best and the worst by the mean PSNR over the
     targets, then the next worst.
-
-    Args:
-        records: one a subject.
-        row: the row to judge by.
-        convention: under which.
-        count: how many; fewer where there are no more.
 
     Returns:
         Subject to the reason in words, in the order of choice.

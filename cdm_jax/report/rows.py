@@ -39,14 +39,7 @@ def is_result(row: str) -> bool:
 
 
 def headline_rows(records: Sequence[Record]) -> dict[str, str]:
-    """Each trained system's row to judge it by: its samples' mean where it has one.
-
-    Args:
-        records: one a subject; their `checkpoint` names the systems.
-
-    Returns:
-        System to row, in the records' order.
-    """
+    """Each trained system to the row to judge it by: its samples' mean where it has one."""
     rows = dict.fromkeys(name for record in records for name in record["rows"])
     trained = {name for record in records for name in record.get("checkpoint", {})}
     means = {row.partition(f"/{MEAN_OF}")[0]: row for row in rows if f"/{MEAN_OF}" in row}

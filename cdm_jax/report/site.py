@@ -9,11 +9,7 @@ GENERATED = (".css", ".html", ".js", ".png", ".svg")
 
 
 class Site:
-    """A folder of pages that is written file by file.
-
-    Args:
-        root: the folder; made if need be.
-    """
+    """A folder of pages that is written file by file, and made if need be."""
 
     def __init__(self, root: pathlib.Path):
         self.root = root
