@@ -88,6 +88,7 @@ class TrainedModel:
       sources: modalities that it needs; any of them, where it takes what there is.
       targets: modalities that it makes; the same ones, where it makes what is missing.
       any_to_any: whether it takes any modalities and makes what is missing.
+      intervals: from a number of samples to the intervals that are calibrated for it, or None.
     """
 
     def __init__(self, folder: pathlib.Path, system: inference.System):
@@ -97,7 +98,8 @@ class TrainedModel:
         self.any_to_any = inference.is_any_to_any(system)
         self._patterns: dict[tuple[tuple[str, ...], tuple[str, ...]], TrainedModel] = {}
         self._sampler = functools.cache(functools.partial(SubjectSampler, system))
-        self._intervals: dict[int, calibration.Intervals | None] = {}
+        intervals = functools.partial(calibration.find_intervals, folder, system)
+        self.intervals = functools.cache(intervals)
 
     def for_pattern(
         self, sources: Iterable[str], targets: Iterable[str] | None = None
@@ -200,12 +202,6 @@ class TrainedModel:
             for name, volume in volumes.items():
                 found.setdefault(name, {})[target] = self._image(volume, target, reference)
         return found
-
-    def intervals(self, samples: int) -> calibration.Intervals | None:
-        """The system's calibrated intervals, None where they are not for so many samples."""
-        if samples not in self._intervals:
-            self._intervals[samples] = calibration.find_intervals(self.folder, self.system, samples)
-        return self._intervals[samples]
 
     def _sources(self, images: Mapping[str, Source]) -> dict[str, PathLike | Image]:
         """The images that are needed, in the order of the sources; refuses any others."""

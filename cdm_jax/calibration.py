@@ -109,13 +109,9 @@ def calibration_scores(sampler: SubjectSampler, dataset: Dataset, floor: float =
 def fit_intervals(
     scores: Scores, sampler: SubjectSampler, level: float, floor: float = FLOOR
 ) -> Intervals:
-    """Calibrates each target for itself.
+    """Calibrates each target for itself, by the `calibration_scores` of this sampler and floor.
 
-    Args:
-      scores: as `calibration_scores` returns them for this sampler and floor.
-      sampler: that drew them.
-      level: nominal coverage, such as 0.9.
-      floor: added to the deviation.
+    The level is the nominal coverage, between 0 and 1.
 
     Raises:
       UserError: the level does not lie between 0 and 1.
@@ -227,16 +223,9 @@ def within(
     intervals: Intervals,
     target: str,
 ) -> dict[str, Float[np.ndarray, "z y x"]]:
-    """Ends of the intervals of one target on the native grid, 0 outside the brain.
+    """Ends of a target's intervals on the native grid in [0, 1], 0 outside the sources' brain.
 
-    Args:
-      images: "mean" and "deviation", in [0, 1].
-      brain: of the sources.
-      intervals: that fit the images.
-      target: modality.
-
-    Returns:
-      "lower" and "upper", in [0, 1].
+    From "mean" and "deviation" in [0, 1] to "lower" and "upper".
     """
     lower, upper = conformal.bounds(
         images["mean"], images["deviation"], intervals.multipliers[target], intervals.floor

@@ -70,13 +70,7 @@ class Provenance:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Best:
-    """The validation that the best checkpoint of a stage did best in.
-
-    Attributes:
-      step: updates done then.
-      metric: its name, such as "psnr_brain".
-      value: of the metric.
-    """
+    """The validation that the best checkpoint of a stage did best in, after so many steps."""
 
     step: int
     metric: str
@@ -86,11 +80,8 @@ class Best:
 class Checkpoints:
     """The checkpoints of one stage; a context that waits for writes to end.
 
-    A damaged newest checkpoint is set aside, so that the one before is the newest.
-
-    Args:
-      folder: of the stage; created when something is saved.
-      keep: how many of the latest checkpoints stay.
+    A damaged newest checkpoint is set aside, so that the one before is the newest. The stage's
+    folder is created when something is saved, and `keep` of its latest checkpoints stay.
     """
 
     def __init__(self, folder: pathlib.Path, keep: int):
@@ -283,9 +274,8 @@ def load_model(stage_folder: pathlib.Path, which: str = "best") -> tuple[Model, 
     Raises:
       UserError: no checkpoint there, or no such choice.
     """
-    chosen, saved = _chosen(stage_folder, which), provenance(stage_folder)
-    if chosen is None or saved is None:
-        raise UserError(f"no checkpoint in {stage_folder / FOLDER}: train this stage first")
+    chosen = _existing(stage_folder, which)
+    saved = Provenance.from_json(_metadata(_existing(stage_folder)))
     shapes = _shapes(chosen)
     wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
     context = ocp.Context()
@@ -297,10 +287,14 @@ def load_model(stage_folder: pathlib.Path, which: str = "best") -> tuple[Model, 
 
 def model_shapes(stage_folder: pathlib.Path) -> Model:
     """The shapes of what `load_model` loads, without reading any array."""
-    newest = _chosen(stage_folder)
-    if newest is None:
+    return _model(_shapes(_existing(stage_folder)))
+
+
+def _existing(stage_folder: pathlib.Path, which: str = "last") -> pathlib.Path:
+    """As `_chosen`, but refuses a stage without checkpoints."""
+    if (chosen := _chosen(stage_folder, which)) is None:
         raise UserError(f"no checkpoint in {stage_folder / FOLDER}: train this stage first")
-    return _model(_shapes(newest))
+    return chosen
 
 
 def _shapes(step_folder: pathlib.Path) -> dict[str, Any]:

@@ -7,8 +7,6 @@ Several processes share the subjects; those of one that failed are done by the n
 
 import collections
 import functools
-import hashlib
-import json
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
@@ -25,6 +23,7 @@ from cdm_jax.data.cache import PreparedSubject
 from cdm_jax.data.dataset import Dataset, num_workers
 from cdm_jax.data.prepare import FULL_SCALE
 from cdm_jax.errors import UserError, collected, report_failures
+from cdm_jax.files import digest
 from cdm_jax.metrics import enhancement
 from cdm_jax.metrics.conventions import fingerprint
 from cdm_jax.non_learned import NonLearned, fit_non_learned
@@ -197,13 +196,12 @@ class _Evaluation:
             "sources": self._config.data.sources,
             "seed": self._config.seed,
         }
-        text = json.dumps(settings, sort_keys=True)
         return {
             "subject": subject.subject_id,
             "patient": subject.patient_id,
             "split": self._dataset.split_hash,
             "conventions": {n: fingerprint(n) for n in self._config.evaluate.conventions},
-            "config": hashlib.sha256(text.encode()).hexdigest()[:12],
+            "config": digest(settings)[:12],
             "size": self._config.data.size,
         }
 

@@ -31,10 +31,8 @@ FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 in the environment (JAX takes 0.
 def lowered_step(config: ConfigDict, devices: parallel.Devices, key: Array) -> jax.stages.Lowered:
     """The training step of `config.stage` as the loop compiles it, of arrays that do not exist.
 
-    Args:
-      config: whole config; of the number of steps, only the optimizer's schedule knows.
-      devices: those that it is compiled for.
-      key: of training steps, a constant of the program.
+    The key of training steps is a constant of the program; the number of steps is known to the
+    optimizer's schedule alone.
     """
     each, number = config[config.stage].train.batch_size_per_device, devices.mesh.size
     batch, method = shapes.example(config, each * number), base.create(config)

@@ -185,10 +185,7 @@ class Run:
 def check_resumes(config: ConfigDict, folder: pathlib.Path, split: str | None) -> None:
     """Refuses to continue a run with other settings, another split or another global batch.
 
-    Args:
-      config: whole config; `config.stage` names the stage.
-      folder: of the stage.
-      split: hash of the patients' split; None where none is drawn yet.
+    The split is None where none is drawn yet.
 
     Raises:
       UserError: something differs.

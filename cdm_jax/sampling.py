@@ -58,11 +58,9 @@ def load_stochastic(stage_folder: pathlib.Path, samples: int) -> inference.Syste
 
 
 class SubjectSampler:
-    """A system that draws samples of prepared subjects, compiled once.
+    """A system that draws so many samples of each prepared subject, compiled once.
 
-    Args:
-      system: loaded for any batch size; that of a call follows from the samples.
-      samples: to draw of each subject.
+    The batch size of a call follows from the samples.
     """
 
     def __init__(self, system: inference.System, samples: int):

@@ -34,14 +34,7 @@ ROWS_A_JOB = 4  # at least: a job reads the subject's own files, which takes as 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """Rows of a subject to score together.
-
-    Attributes:
-        subject: with the truth at the model's size.
-        files: of the same subject, with the truth on its own grid.
-        conventions: names.
-        images: of the rows.
-    """
+    """Rows of a subject to score together, at the model's size and by its files' own grid."""
 
     subject: PreparedSubject
     files: Subject

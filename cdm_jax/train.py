@@ -25,11 +25,10 @@ from cdm_jax.initial import find_initial, start_from
 from cdm_jax.methods import base
 from cdm_jax.run import Run, check_resumes, load_frozen, resolve, stage_keys, training_slices
 from cdm_jax.shapes import Shapes, example
-from cdm_jax.tasks import Task, task_of
+from cdm_jax.tasks import PATTERNS, Task, task_of
 from cdm_jax.validation import Validation, better, judged
 from cdm_jax.writer import ProfilerWindow, StopRequest, TrainingProgress, Writer, console
 
-PATTERNS = 1  # folds a step's key into that of its patterns
 MEASURED_SLICES = 4096  # enough for the means and covariances that `finish` measures
 
 Step = Callable[[base.State, guard.Totals, Any], tuple[base.State, guard.Totals]]

@@ -18,9 +18,8 @@ from cdm_jax.data.pipeline import SliceSource, plain_plans
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
 from cdm_jax.run import Run
-from cdm_jax.tasks import task_of
+from cdm_jax.tasks import PATTERNS, task_of
 
-PATTERNS = 1  # folds a slice's key into that of its pattern
 STEP_PASSES = 3  # of a network in a training step: forward, and twice as much backward
 RISING = ("psnr", "explained")  # how metrics begin of which more is better
 

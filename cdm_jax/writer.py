@@ -31,11 +31,8 @@ def say(text: str) -> None:
 class Writer:
     """Scalars to `metrics.jsonl` and TensorBoard, pictures to `pictures/` and TensorBoard.
 
-    Of several processes, the first one writes.
-
-    Args:
-      folder: of the stage.
-      step: where the run continues; lines of later steps, left by a killed run, are dropped.
+    Of several processes, the first one writes. Lines of steps after the one from which the run
+    continues, left by a killed run, are dropped.
     """
 
     def __init__(self, folder: pathlib.Path, step: int):
