@@ -79,13 +79,9 @@ def publish_run(
     subjects = [dataset.subjects[name] for name in chosen]
     folder = workdir / "report"
     for name, row in systems.items():
-        synthesize_subjects(
-            subjects,
-            folder / "images" / name,
-            workdir / name,
-            samples=rows.samples_of(row),
-            make=config.data.targets,
-        )
+        output, samples = folder / "images" / name, rows.samples_of(row)
+        targets = config.data.targets
+        synthesize_subjects(subjects, output, workdir / name, samples=samples, make=targets)
     report = Report(
         title=f"{config.data.name}: {', '.join(config.data.targets)} synthesized from "
         f"{', '.join(config.data.sources)}",
@@ -100,11 +96,10 @@ def publish_run(
         remarks=[*([SIMULATED] if "phantom" in config else []), *remarks],
     )
     cases = _cases(subjects, chosen, systems, folder / "images", records, convention)
-    page = folder / "index.html"
     if parallel.is_first():
-        page = save_report(folder, report, cases)
+        save_report(folder, report, cases)
     parallel.wait_for_all("report")
-    return page
+    return folder / "index.html"
 
 
 def _by_pattern(

@@ -72,9 +72,8 @@ class Validation:
         patients = self._patients[self._source.positions[self._order, 0]]
         metrics = self._run.method.summarize(values, patients)
         metrics = {name: np.asarray(each) for name, each in metrics.items()}
-        return by_modality(metrics, self._run.config.data), by_modality(
-            pictures, self._run.config.data
-        )
+        data = self._run.config.data
+        return by_modality(metrics, data), by_modality(pictures, data)
 
     def validate(
         self, model: base.Model, stored: Mapping[str, Array], keys: Key[Array, "b"]

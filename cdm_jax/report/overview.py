@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from cdm_jax.files import replacing
+from cdm_jax.metrics.regions import bounding_box
 
 NUM_SLICES = 5
 
@@ -25,15 +26,14 @@ def save_overview(
 ) -> None:
     """Writes a PNG: a column for each title and volume of [0, 1], a row for each of some slices."""
     rows = slices_to_show(brain, NUM_SLICES)
-    y, x = (np.flatnonzero(brain.any(axis=axes)) for axes in ((0, 2), (0, 1)))
+    _, y, x = bounding_box(brain, 0)
     figure = matplotlib.figure.Figure(
         figsize=(1.8 * len(panels), 2.1 * len(rows)), layout="constrained", facecolor="black"
     )
     grid = figure.subplots(len(rows), len(panels), squeeze=False)
     for row, z in zip(grid, rows, strict=True):
         for axis, (_, volume) in zip(row, panels, strict=True):
-            image = volume[z, y[0] : y[-1] + 1, x[0] : x[-1] + 1]
-            axis.imshow(image, cmap="gray", vmin=0, vmax=1)
+            axis.imshow(volume[z, y, x], cmap="gray", vmin=0, vmax=1)
             axis.set_axis_off()
     for axis, (title, _) in zip(grid[0], panels, strict=True):
         axis.set_title(title, color="white", fontsize=9)

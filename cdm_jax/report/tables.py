@@ -119,13 +119,12 @@ def results_table(
 def _statistics(values: Values, reference: Values | None) -> tuple[int | float | None, ...]:
     """Of one metric of a row, in the order of `COLUMNS`."""
     found = summarize(values)
-    low, high = found.interval or (None, None)
-    difference = p_value = None
+    compared: tuple[float | None, float | None] = (None, None)
     if reference is not None:
-        compared = compare(values, reference)
-        difference, p_value = compared.difference, compared.p_value
-    spread = (found.standard_deviation, found.median)
-    return found.n, found.mean, low, high, *spread, difference, p_value
+        paired = compare(values, reference)
+        compared = paired.difference, paired.p_value
+    interval = found.interval or (None, None)
+    return found.n, found.mean, *interval, found.standard_deviation, found.median, *compared
 
 
 def _footer(records: Sequence[Record], convention: str, region: str, reference: str | None) -> str:
