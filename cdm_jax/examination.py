@@ -53,13 +53,11 @@ def examine_subject(subject: Subject) -> Examination:
     volumes, damaged = _read(subject, headers)
     one_grid = all(finding.code != "grid" for finding in found)
     groups = [volumes] if one_grid else [{name: volume} for name, volume in volumes.items()]
-    seen = [
-        finding
-        for group in groups
-        if group
-        for finding in examine(group, headers[next(iter(group))].geometry.voxel_size)
-    ]
-    found += damaged + [_placed(finding, subject) for finding in seen]
+    found += damaged
+    for group in filter(None, groups):
+        for finding in examine(group, headers[next(iter(group))].geometry.voxel_size):
+            file = str(subject.images.get(finding.about, ""))  # where it is of one modality
+            found.append(dataclasses.replace(finding, subject=subject.subject_id, file=file))
     if one_grid and volumes:
         found += _labels(subject, volumes)
     first = next(iter(subject.images.values()))
@@ -92,12 +90,6 @@ def _read(subject: Subject, headers: Mapping[str, Header]) -> tuple[Volumes, lis
         found += [Finding(code="nan-background", found=line, **place) for line in said]
         volumes[name] = without_residue(volume)
     return volumes, found
-
-
-def _placed(finding: Finding, subject: Subject) -> Finding:
-    """The finding with its subject, and its file where it is of one modality."""
-    path = subject.images.get(finding.about, "")
-    return dataclasses.replace(finding, subject=subject.subject_id, file=str(path))
 
 
 def _labels(subject: Subject, volumes: Volumes) -> list[Finding]:

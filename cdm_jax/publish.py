@@ -158,14 +158,13 @@ def _records(folder: pathlib.Path, dataset: Dataset) -> list[Record]:
 
 def _systems(records: Sequence[Record], workdir: pathlib.Path) -> tuple[dict[str, str], list[str]]:
     """Systems that can paint, with their headline rows; and what to say of the others."""
-    systems: dict[str, str] = {}
-    remarks = []
-    for name, row in rows.headline_rows(records).items():
-        if checkpoint.finished(workdir / name):
-            systems[name] = row
-        else:
-            remarks.append(f"{name} has numbers but no images: its checkpoint is not in the run.")
-    return systems, remarks
+    headline = rows.headline_rows(records)
+    systems = {name: row for name, row in headline.items() if checkpoint.finished(workdir / name)}
+    return systems, [
+        f"{name} has numbers but no images: its checkpoint is not in the run."
+        for name in headline
+        if name not in systems
+    ]
 
 
 def _facts(config: ConfigDict, dataset: Dataset) -> dict[str, str]:

@@ -80,7 +80,7 @@ def _draw(title: str, series: Mapping[str, pd.Series]) -> str:
     for number, (label, values) in enumerate(series.items()):
         color, dashes = STYLES[number % len(STYLES)]
         marker = "o" if len(values) < 30 else None
-        axis.plot(values, dashes, color=color, label=label, marker=marker, markersize=2.5)
+        axis.plot(values, color=color, linestyle=dashes, label=label, marker=marker, markersize=2.5)
     if "loss" in title and min(values.min() for values in series.values()) > 0:
         axis.set_yscale("log")
     axis.set_xlabel("step")
