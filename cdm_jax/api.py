@@ -12,6 +12,7 @@ The command `synthesize` calls it and writes what it returns.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -87,6 +88,7 @@ class TrainedModel:
       sources: modalities that it needs; any of them, where it takes what there is.
       targets: modalities that it makes; the same ones, where it makes what is missing.
       any_to_any: whether it takes any modalities and makes what is missing.
+      intervals: from a number of samples to the intervals that are calibrated for it, or None.
     """
 
     def __init__(self, folder: pathlib.Path, system: inference.System):
@@ -95,17 +97,14 @@ class TrainedModel:
         self.sources, self.targets = tuple(data.sources), tuple(data.targets)
         self.any_to_any = inference.is_any_to_any(system)
         self._patterns: dict[tuple[tuple[str, ...], tuple[str, ...]], TrainedModel] = {}
-        self._samplers: dict[int, SubjectSampler] = {}
-        self._intervals: dict[int, calibration.Intervals | None] = {}
+        self._sampler = functools.cache(functools.partial(SubjectSampler, system))
+        intervals = functools.partial(calibration.find_intervals, folder, system)
+        self.intervals = functools.cache(intervals)
 
     def for_pattern(
         self, sources: Iterable[str], targets: Iterable[str] | None = None
     ) -> "TrainedModel":
-        """The system for these sources, where it takes any modalities; kept once it is made.
-
-        Args:
-          sources: that a patient has.
-          targets: to make; by default all others.
+        """The system, which takes any modalities, for these alone; by default it makes all others.
 
         Raises:
           UserError: nothing is given or left to make, or an unknown modality.
@@ -185,7 +184,14 @@ class TrainedModel:
         reference: PathLike | Image,
     ) -> dict[str, dict[str, Image]]:
         """The images of a `Synthesis` by kind and target."""
-        prepared = prepare_images(native, self._settings(), subject, subject)
+        data = self.system.provenance.config.data
+        settings = PrepareSettings(
+            sources=self.sources,
+            targets=self.targets,
+            size=data.size,
+            minimum_brain=data.minimum_brain,
+        )
+        prepared = prepare_images(native, settings, subject, subject)
         drawn = self._sampler(samples).draw(prepared, prepared.slices, native.brain)
         intervals = self.intervals(samples)
         found: dict[str, dict[str, Image]] = {"deviation": {}, "lower": {}, "upper": {}}
@@ -196,13 +202,6 @@ class TrainedModel:
             for name, volume in volumes.items():
                 found.setdefault(name, {})[target] = self._image(volume, target, reference)
         return found
-
-    def intervals(self, samples: int) -> calibration.Intervals | None:
-        """The system's calibrated intervals, None where they are not for so many samples."""
-        if samples not in self._intervals:
-            found = calibration.find_intervals(self.folder, self.system, samples)
-            self._intervals[samples] = found
-        return self._intervals[samples]
 
     def _sources(self, images: Mapping[str, Source]) -> dict[str, PathLike | Image]:
         """The images that are needed, in the order of the sources; refuses any others."""
@@ -229,20 +228,6 @@ class TrainedModel:
             return NO_NAME
         patterns = self.system.provenance.config.data.patterns.to_dict() or None
         return subject_of(path, self.sources[0], patterns)
-
-    def _settings(self) -> PrepareSettings:
-        data = self.system.provenance.config.data
-        return PrepareSettings(
-            sources=self.sources,
-            targets=self.targets,
-            size=data.size,
-            minimum_brain=data.minimum_brain,
-        )
-
-    def _sampler(self, samples: int) -> SubjectSampler:
-        if samples not in self._samplers:
-            self._samplers[samples] = SubjectSampler(self.system, samples)
-        return self._samplers[samples]
 
     def _image(
         self, volume: Float[np.ndarray, "z y x"], target: str, reference: PathLike | Image

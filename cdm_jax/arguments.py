@@ -4,11 +4,10 @@ Imports nothing slow.
 """
 
 import argparse
-import dataclasses
 import functools
 import textwrap
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import cdm_jax
 from cdm_jax.errors import UserError, nearest
@@ -18,15 +17,8 @@ PROGRAM = "cdm-jax"
 SCREEN = 92  # columns of the help
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Call:
-    """A parsed command line.
-
-    Attributes:
-      command: its name.
-      options: value of every flag that the command takes, by name.
-      overrides: `--config.<key>=<value>`, as given.
-    """
+class Call(NamedTuple):
+    """A command, the value of each of its flags, and `--config.<key>=<value>` as given."""
 
     command: str
     options: dict[str, Any]
@@ -43,10 +35,7 @@ class _Parser(argparse.ArgumentParser):
 def parse(arguments: Sequence[str]) -> Call | str:
     """The call that is asked for, or the text to print where that is all that is asked for.
 
-    Flags without a command train.
-
-    Args:
-      arguments: without the program's name.
+    Flags without a command train. The arguments do not begin with the program's name.
 
     Raises:
       UserError: an unknown command or flag, a bad value, or a flag that is missing.

@@ -13,7 +13,7 @@ in `methods/cdm/mdn.py`).
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -81,10 +81,7 @@ class Intervals:
 def calibration_scores(sampler: SubjectSampler, dataset: Dataset, floor: float = FLOOR) -> Scores:
     """Draws samples of every validation patient; keeps of each scan only its sorted scores.
 
-    Args:
-      sampler: of the system to calibrate.
-      dataset: that it was trained on.
-      floor: added to the deviation.
+    The floor is added to the deviation.
 
     Raises:
       UserError: the system was trained on another split, or nobody was held out for validation.
@@ -112,13 +109,9 @@ def calibration_scores(sampler: SubjectSampler, dataset: Dataset, floor: float =
 def fit_intervals(
     scores: Scores, sampler: SubjectSampler, level: float, floor: float = FLOOR
 ) -> Intervals:
-    """Calibrates each target for itself.
+    """Calibrates each target for itself, by the `calibration_scores` of this sampler and floor.
 
-    Args:
-      scores: as `calibration_scores` returns them for this sampler and floor.
-      sampler: that drew them.
-      level: nominal coverage, such as 0.9.
-      floor: added to the deviation.
+    The level is the nominal coverage, between 0 and 1.
 
     Raises:
       UserError: the level does not lie between 0 and 1.
@@ -206,15 +199,8 @@ def find_intervals(
     """The stage's intervals; None, and a line that says why, where they are of something else.
 
     Nothing is said where nothing was ever calibrated.
-
-    Args:
-      stage_folder: of the trained system.
-      system: loaded from it.
-      samples: that will be drawn.
     """
-    if samples < 2 or not system.method.stochastic:
-        return None
-    if not (stage_folder / FILE).exists():
+    if samples < 2 or not system.method.stochastic or not (stage_folder / FILE).exists():
         return None
     try:
         intervals = _read(stage_folder)
@@ -237,16 +223,9 @@ def within(
     intervals: Intervals,
     target: str,
 ) -> dict[str, Float[np.ndarray, "z y x"]]:
-    """Ends of the intervals of one target on the native grid, 0 outside the brain.
+    """Ends of a target's intervals on the native grid in [0, 1], 0 outside the sources' brain.
 
-    Args:
-      images: "mean" and "deviation", in [0, 1].
-      brain: of the sources.
-      intervals: that fit the images.
-      target: modality.
-
-    Returns:
-      "lower" and "upper", in [0, 1].
+    From "mean" and "deviation" in [0, 1] to "lower" and "upper".
     """
     lower, upper = conformal.bounds(
         images["mean"], images["deviation"], intervals.multipliers[target], intervals.floor
@@ -254,7 +233,7 @@ def within(
     return {"lower": lower * brain, "upper": upper * brain}
 
 
-def summary(intervals: Intervals) -> Sequence[str]:
+def summary(intervals: Intervals) -> list[str]:
     """Lines for the terminal."""
     found = ", ".join(f"{target} {q:.3g}" for target, q in intervals.multipliers.items())
     return [

@@ -8,20 +8,18 @@ from ml_collections import ConfigDict
 from cdm_jax import checkpoint, parallel
 from cdm_jax.data.dataset import Dataset
 from cdm_jax.errors import UserError
+from cdm_jax.files import replacing
 from cdm_jax.methods import base
 from cdm_jax.records import Record
-from cdm_jax.report.card import PARTS, model_card, parameter_counts, save_card
+from cdm_jax.report.card import FILE, PARTS, model_card, parameter_counts
 
 
 def write_card(
     stage_folder: pathlib.Path, dataset: Dataset, records: Sequence[Record] = ()
 ) -> None:
-    """Writes a stage's card; of several processes the first one does it.
+    """Writes a stage's card, with the records of its checkpoint's evaluation if there was one.
 
-    Args:
-      stage_folder: of a checkpoint, such as `runs/brats/cunet`.
-      dataset: that it was trained on.
-      records: of an evaluation of this checkpoint, one a subject; none before there is one.
+    Of several processes the first one does it.
 
     Raises:
       UserError: no checkpoint there.
@@ -41,7 +39,8 @@ def write_card(
         limits=method.limits(),
         records=records,
     )
-    save_card(stage_folder, text)
+    with replacing(stage_folder / FILE) as partial:
+        partial.write_text(text)
 
 
 def _checkpoint(stage_folder: pathlib.Path, config: ConfigDict) -> dict[str, str]:

@@ -10,7 +10,6 @@ import dataclasses
 import logging
 import pathlib
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -71,13 +70,7 @@ class Provenance:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Best:
-    """The validation that the best checkpoint of a stage did best in.
-
-    Attributes:
-      step: updates done then.
-      metric: its name, such as "psnr_brain".
-      value: of the metric.
-    """
+    """The validation that the best checkpoint of a stage did best in, after so many steps."""
 
     step: int
     metric: str
@@ -87,11 +80,8 @@ class Best:
 class Checkpoints:
     """The checkpoints of one stage; a context that waits for writes to end.
 
-    A damaged newest checkpoint is set aside, so that the one before is the newest.
-
-    Args:
-      folder: of the stage; created when something is saved.
-      keep: how many of the latest checkpoints stay.
+    A damaged newest checkpoint is set aside, so that the one before is the newest. The stage's
+    folder is created when something is saved, and `keep` of its latest checkpoints stay.
     """
 
     def __init__(self, folder: pathlib.Path, keep: int):
@@ -99,25 +89,24 @@ class Checkpoints:
         with parallel.first_process_first("looking for damaged checkpoints"):
             if parallel.is_first():
                 _set_damaged_aside(folder)
-        self._newest = _checkpointer(folder / FOLDER, keep)
-        self._best = _checkpointer(folder / BEST, 1)
+        self._of_kind = {
+            kind: _checkpointer(folder / kind, number)
+            for kind, number in ((FOLDER, keep), (BEST, 1))
+        }
         self._pending: dict[str, tuple[pathlib.Path, Any]] = {}  # by kind
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(
-        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._wait(FOLDER)
-        self._wait(BEST)
-        self._newest.close()
-        self._best.close()
+    def __exit__(self, *_: object) -> None:
+        for kind, checkpointer in self._of_kind.items():
+            self._wait(kind)
+            checkpointer.close()
 
     @property
     def latest_step(self) -> int | None:
         """The newest complete checkpoint's step, None before the first."""
-        latest = self._newest.latest
+        latest = self._of_kind[FOLDER].latest
         return None if latest is None else latest.step
 
     @property
@@ -127,52 +116,36 @@ class Checkpoints:
         return best(self._stage_folder)
 
     def save(
-        self,
-        step: int,
-        state: State,
-        batches: Any,
-        provenance: Provenance,
-        finished: bool = False,
+        self, step: int, state: State, batches: Any, provenance: Provenance, finished: bool = False
     ) -> None:
         """Writes a checkpoint in the background; training may go on and donate its state.
 
-        Args:
-          step: updates done.
-          state: of the run.
-          batches: Grain's iterator; its position is the same in all processes.
-          provenance: of the run.
-          finished: whether training has come to its end.
+        `step` counts the updates done. `batches` is Grain's iterator, whose position is the same in
+        all processes.
         """
         self._wait(BEST)  # resuming from this step finds what was best until then
         described = {"position": batches.get_state(), "finished": finished}
-        self._save(FOLDER, self._newest, step, state, provenance.to_json() | described)
+        self._save(FOLDER, step, state, provenance.to_json() | described)
 
     def save_best(self, step: int, state: State, found: Best, provenance: Provenance) -> None:
         """Writes the best checkpoint in the background; the one before goes when it is complete.
 
         It has what inference needs and no more: without the optimizer, and without the parameters
-        where their average is what counts.
-
-        Args:
-          step: when it is written; where there is one of this step (a killed run came so far
-            before), that one stays.
-          state: the best.
-          found: the validation that says so.
-          provenance: of the run.
+        where their average is what counts. Where there is one of this step (a killed run came so
+        far before), that one stays.
         """
         self._wait(BEST)
         if step in _steps(self._stage_folder, BEST):
             return
         described = {"best": dataclasses.asdict(found)}
-        part = inference_part(state)
-        self._save(BEST, self._best, step, part, provenance.to_json() | described)
+        self._save(BEST, step, inference_part(state), provenance.to_json() | described)
 
-    def _save(self, kind: str, checkpointer: Any, step: int, state: State, metadata: Any) -> None:
+    def _save(self, kind: str, step: int, state: State, metadata: Any) -> None:
         self._wait(kind)
         folder = self._stage_folder / kind / str(step)
         if parallel.is_first():
             seals.unseal(folder)
-        response = checkpointer.save_checkpointables_async(
+        response = self._of_kind[kind].save_checkpointables_async(
             step, {"state": state}, custom_metadata=metadata, force=True
         )
         self._pending[kind] = folder, response
@@ -188,15 +161,15 @@ class Checkpoints:
     def restore(self, abstract: State, batches: Any) -> State:
         """The newest state, placed as `abstract` says; moves `batches` to its position."""
         step = self.latest_step
-        restored = self._newest.load_checkpointables(step, {"state": abstract})
+        restored = self._of_kind[FOLDER].load_checkpointables(step, {"state": abstract})
         batches.set_state(_metadata(self._stage_folder / FOLDER / str(step))["position"])
         return restored["state"]
 
     def restore_best(self, abstract: State) -> State:
         """What `save_best` wrote, placed as `abstract`, an `inference_part`, says."""
         self._wait(BEST)
-        latest = self._best.latest
-        return self._best.load_checkpointables(latest.step, {"state": abstract})["state"]
+        saved = self._of_kind[BEST]
+        return saved.load_checkpointables(saved.latest.step, {"state": abstract})["state"]
 
 
 def _checkpointer(folder: pathlib.Path, keep: int) -> ocp.training.Checkpointer:
@@ -278,9 +251,7 @@ def provenance(stage_folder: pathlib.Path) -> Provenance | None:
       UserError: another version wrote it, in another form.
     """
     newest = _chosen(stage_folder)
-    if newest is None:
-        return None
-    return Provenance.from_json(_metadata(newest))
+    return None if newest is None else Provenance.from_json(_metadata(newest))
 
 
 def finished(stage_folder: pathlib.Path) -> bool:
@@ -303,9 +274,8 @@ def load_model(stage_folder: pathlib.Path, which: str = "best") -> tuple[Model, 
     Raises:
       UserError: no checkpoint there, or no such choice.
     """
-    chosen, saved = _chosen(stage_folder, which), provenance(stage_folder)
-    if chosen is None or saved is None:
-        raise UserError(f"no checkpoint in {stage_folder / FOLDER}: train this stage first")
+    chosen = _existing(stage_folder, which)
+    saved = Provenance.from_json(_metadata(_existing(stage_folder)))
     shapes = _shapes(chosen)
     wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
     context = ocp.Context()
@@ -317,10 +287,14 @@ def load_model(stage_folder: pathlib.Path, which: str = "best") -> tuple[Model, 
 
 def model_shapes(stage_folder: pathlib.Path) -> Model:
     """The shapes of what `load_model` loads, without reading any array."""
-    newest = _chosen(stage_folder)
-    if newest is None:
+    return _model(_shapes(_existing(stage_folder)))
+
+
+def _existing(stage_folder: pathlib.Path, which: str = "last") -> pathlib.Path:
+    """As `_chosen`, but refuses a stage without checkpoints."""
+    if (chosen := _chosen(stage_folder, which)) is None:
         raise UserError(f"no checkpoint in {stage_folder / FOLDER}: train this stage first")
-    return _model(_shapes(newest))
+    return chosen
 
 
 def _shapes(step_folder: pathlib.Path) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def prepare(*, config: ConfigDict, workdir: pathlib.Path) -> None:
     for stage in config.pipeline or (config.stage,):
         check_settings(config, stage)
     dataset = _dataset(config, workdir)
-    counts = {part: len(getattr(dataset, part)) for part in ("train", "validation", "test")}
+    counts = {part: len(getattr(dataset, part)) for part in data.PARTS}
     console.print(f"prepared subjects {counts}, split {dataset.split_hash}")
 
 

@@ -22,11 +22,12 @@ from cdm_jax.data.subjects import NoSubjectError, Subject, find_with_faults
 from cdm_jax.data.walk import image_files
 from cdm_jax.examination import Examination, compare, examine_subject, overlaps
 from cdm_jax.files import write_json
-from cdm_jax.report.checkup import checkup_page
+from cdm_jax.report.page import asset, template
 from cdm_jax.report.site import Site
 
 MODALITIES = tuple(LAYOUTS["BIDS"])
 FORMAT = 1  # of the JSON file
+NOTICE = "These are doubts of a program: only who has the originals can say what is meant."
 COLORS = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
@@ -58,24 +59,10 @@ class Diagnosis:
     def summary(self) -> str:
         """What was found, in one line."""
         counts = ", ".join(_plural(number, name) for name, number in self.counts.items())
-        with_whom = ""
+        found = f"{_plural(self.subjects, 'subject')}, {_plural(self.images, 'image')}"
         if self.against:
-            with_whom = f", compared with {self.against[1]} subjects in {self.against[0]}"
-        found = f"{_plural(self.subjects, 'subject')}, {_plural(self.images, 'image')}{with_whom}"
+            found += f", compared with {self.against[1]} subjects in {self.against[0]}"
         return f"{self.folder}: {found}: {counts}"
-
-    def json(self) -> dict[str, Any]:
-        """What the JSON file holds."""
-        return {
-            "format": FORMAT,
-            "software": f"cdm_jax {cdm_jax.__version__}",
-            "folder": str(self.folder),
-            "against": str(self.against[0]) if self.against else None,
-            "subjects": self.subjects,
-            "images": self.images,
-            "counts": self.counts,
-            "findings": [told(finding) for finding in self.findings],
-        }
 
 
 def told(finding: Finding) -> dict[str, str]:
@@ -129,14 +116,14 @@ def _find(
     folder: Path, modalities: Sequence[str], patterns: Mapping[str, str] | None
 ) -> tuple[list[Subject], list[Finding]]:
     """The subjects of a folder, and what their files' names show."""
-    found = []
     try:
         subjects, faults = find_with_faults(
             folder, modalities=modalities, patterns=patterns, require_all=False
         )
+        found = []
     except NoSubjectError as error:
         subjects, faults = [], {}
-        found.append(Finding(code="no-subject", found=str(error), file=str(folder)))
+        found = [Finding(code="no-subject", found=str(error), file=str(folder))]
     found += [
         Finding(code="ambiguous", found=str(error), subject=name) for name, error in faults.items()
     ]
@@ -164,8 +151,7 @@ def _strangers(
 def _examine(subjects: Sequence[Subject], number: int, text: str) -> list[Examination]:
     """Examines subjects side by side, with a progress bar."""
     with workers.pool(min(number, len(subjects))) as pool:
-        outcomes = pool.map(examine_subject, subjects)
-        return list(track(outcomes, text, total=len(subjects)))
+        return list(track(pool.map(examine_subject, subjects), text, total=len(subjects)))
 
 
 def show(diagnosis: Diagnosis) -> None:
@@ -176,12 +162,9 @@ def show(diagnosis: Diagnosis) -> None:
         for heading in ("Severity", "Code", "Number", "What was found", "What to do"):
             table.add_column(heading, overflow="fold")
         for group in grouped(diagnosis.findings):
-            color = COLORS[group["severity"]]
-            examples = "\n".join(group["examples"])
-            table.add_row(
-                Text(group["severity"], style=color),
-                *map(Text, (group["code"], str(group["number"]), examples, group["advice"])),
-            )
+            severity, examples = group["severity"], "\n".join(group["examples"])
+            texts = (group["code"], str(group["number"]), examples, group["advice"])
+            table.add_row(Text(severity, style=COLORS[severity]), *map(Text, texts))
         console.print(table)
     console.print(Text(diagnosis.summary), soft_wrap=True)
 
@@ -211,9 +194,12 @@ def _example(finding: Finding) -> str:
 
 
 def write_page(diagnosis: Diagnosis, path: Path) -> None:
-    """Writes the findings as one HTML file that needs no other."""
-    page = checkup_page(
-        title=f"Data of {diagnosis.folder}",
+    """Writes the findings as one HTML file, with its style and script inside."""
+    page = template("checkup.html").render(
+        report={"title": f"Data of {diagnosis.folder}", "notice": NOTICE},
+        root="",
+        style=asset("report.css"),
+        script=asset("report.js"),
         summary=diagnosis.summary,
         kinds=grouped(diagnosis.findings),
         findings=[told(finding) for finding in diagnosis.findings],
@@ -223,8 +209,18 @@ def write_page(diagnosis: Diagnosis, path: Path) -> None:
 
 def write_findings(diagnosis: Diagnosis, path: Path) -> None:
     """Writes the findings as JSON."""
+    content = {
+        "format": FORMAT,
+        "software": f"cdm_jax {cdm_jax.__version__}",
+        "folder": str(diagnosis.folder),
+        "against": str(diagnosis.against[0]) if diagnosis.against else None,
+        "subjects": diagnosis.subjects,
+        "images": diagnosis.images,
+        "counts": diagnosis.counts,
+        "findings": [told(finding) for finding in diagnosis.findings],
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, diagnosis.json())
+    write_json(path, content)
 
 
 def _plural(number: int, name: str) -> str:

@@ -39,12 +39,7 @@ def collected(failures: dict[str, UserError], subject: str) -> Iterator[None]:
 def report_failures(
     failures: Mapping[str, UserError], total: int, say: Callable[[str], None]
 ) -> None:
-    """Lists at the end of a cohort whom it could not be done for; all others are done.
-
-    Args:
-        failures: Subject to what is wrong.
-        total: Number of subjects, these among them.
-        say: Prints a line.
+    """Lists at the end of a cohort of so many whom it could not be done for; all others are done.
 
     Raises:
         UserError: There are any. A single subject's is its own.

@@ -7,8 +7,6 @@ Several processes share the subjects; those of one that failed are done by the n
 
 import collections
 import functools
-import hashlib
-import json
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
@@ -25,14 +23,16 @@ from cdm_jax.data.cache import PreparedSubject
 from cdm_jax.data.dataset import Dataset, num_workers
 from cdm_jax.data.prepare import FULL_SCALE
 from cdm_jax.errors import UserError, collected, report_failures
+from cdm_jax.files import digest
 from cdm_jax.metrics import enhancement
 from cdm_jax.metrics.conventions import fingerprint
 from cdm_jax.non_learned import NonLearned, fit_non_learned
 from cdm_jax.preflight import check_trained
 from cdm_jax.records import Identity, Record, read_record, tidy, write_record
-from cdm_jax.report.enhancement import EnhancementTable, enhancement_table
+from cdm_jax.report.enhancement import enhancement_table
+from cdm_jax.report.render import TextTable
 from cdm_jax.report.rows import CEILING, NON_LEARNED
-from cdm_jax.report.tables import FURTHER, ResultsTable, results_table
+from cdm_jax.report.tables import FURTHER, results_table
 from cdm_jax.rows import asked_rows, images_of, num_samples, system_of
 from cdm_jax.writer import console, say
 
@@ -123,12 +123,7 @@ class _Pending(NamedTuple):
 class _Scoring:
     """Scores subjects by the workers of a pool while the devices compute the next ones.
 
-    Args:
-      dataset: with the subjects' files.
-      conventions: names.
-      pool: of the workers.
-      number: of them.
-      failures: takes what is wrong with a subject; the others go on.
+    What is wrong with a subject is kept in `failures`; the others go on.
     """
 
     def __init__(
@@ -151,7 +146,9 @@ class _Scoring:
         """
         try:
             for pending in computed:
-                jobs = self._jobs(pending)
+                subject = pending.subject
+                files = self._dataset.subjects[subject.subject_id]
+                jobs = scoring.jobs(subject, files, self._conventions, pending.images, self._number)
                 self._waiting.append((pending, [self._pool.submit(scoring.score, j) for j in jobs]))
                 while len(self._waiting) > max(1, self._number // max(1, len(jobs))):
                     yield self._write_first()
@@ -161,11 +158,6 @@ class _Scoring:
             raise
         while self._waiting:
             yield self._write_first()
-
-    def _jobs(self, pending: _Pending) -> list[scoring.Job]:
-        files = self._dataset.subjects[pending.subject.subject_id]
-        images, number = pending.images, self._number
-        return scoring.jobs(pending.subject, files, self._conventions, images, number)
 
     def _write_first(self) -> pathlib.Path:
         """Waits for the scores of the first subject, and writes its record if it lacked any."""
@@ -204,13 +196,12 @@ class _Evaluation:
             "sources": self._config.data.sources,
             "seed": self._config.seed,
         }
-        text = json.dumps(settings, sort_keys=True)
         return {
             "subject": subject.subject_id,
             "patient": subject.patient_id,
             "split": self._dataset.split_hash,
             "conventions": {n: fingerprint(n) for n in self._config.evaluate.conventions},
-            "config": hashlib.sha256(text.encode()).hexdigest()[:12],
+            "config": digest(settings)[:12],
             "size": self._config.data.size,
         }
 
@@ -243,8 +234,7 @@ class _Evaluation:
         """Predictions of these rows."""
         if not rows:
             return {}
-        num_sources = len(subject.sources)
-        slices = subject.slices
+        slices, num_sources = subject.slices, len(subject.sources)
         sources, targets = slices[..., :num_sources], slices[..., num_sources:]
         found: dict[str, np.ndarray] = {}
         if not NON_LEARNED.keys().isdisjoint(rows):
@@ -281,15 +271,10 @@ def show_tables(
     """Prints tables and writes them as Markdown beside the records.
 
     One for each convention; and, where the records have them, one of what `volume` measures
-    beside PSNR, SSIM and MAE, and one of enhancement.
-
-    Args:
-      records: one a subject.
-      conventions: their names.
-      reference: the row against which the others are tested.
-      folder: of the records.
+    beside PSNR, SSIM and MAE, and one of enhancement. All other rows are tested against the
+    reference, if there is one.
     """
-    tables: list[ResultsTable | EnhancementTable] = [
+    tables: list[TextTable] = [
         results_table(records, name, reference=reference) for name in conventions
     ]
     if "volume" in conventions:

@@ -2,14 +2,13 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 from ml_collections import ConfigDict
 
 from cdm_jax import parallel
-from cdm_jax.data.cache import PreparedSubject
-from cdm_jax.data.dataset import Dataset, copied_sources
+from cdm_jax.data.dataset import PARTS, Dataset, copied_sources
 from cdm_jax.evaluate import evaluate_run
 from cdm_jax.records import Record
 from cdm_jax.tasks import parse_pattern
@@ -52,32 +51,24 @@ def evaluate_patterns(
 def as_fixed(config: ConfigDict, dataset: Dataset, pattern: str) -> tuple[ConfigDict, Dataset]:
     """An any-to-any config and its patients as those of the fixed task of one pattern.
 
+    Patients who lack a modality are left out.
+
     Raises:
       UserError: the pattern does not exist.
     """
     sources, targets = parse_pattern(pattern, tuple(config.data.sources))
     fixed = config.copy_and_resolve_references()
     fixed.data.update({"sources": sources, "targets": targets, "copies": ()})
-    return fixed, _view(dataset, sources, targets, copied_sources(fixed.data))
-
-
-def _view(
-    dataset: Dataset, sources: tuple[str, ...], targets: tuple[str, ...], copies: tuple[str, ...]
-) -> Dataset:
-    """The data set as that of a fixed task, of the subjects that have all modalities."""
-
-    def part(subjects: Sequence[PreparedSubject]) -> tuple[PreparedSubject, ...]:
-        wanted = {*sources, *targets}
-        complete = (s for s in subjects if wanted <= s.intensities.keys())
-        return tuple(subject.view(sources, targets) for subject in complete)
-
-    return dataclasses.replace(
-        dataset,
-        train=part(dataset.train),
-        validation=part(dataset.validation),
-        test=part(dataset.test),
-        copies=copies,
-    )
+    wanted = {*sources, *targets}
+    parts: dict[str, Any] = {
+        part: tuple(
+            subject.view(sources, targets)
+            for subject in getattr(dataset, part)
+            if wanted <= subject.intensities.keys()
+        )
+        for part in PARTS
+    }
+    return fixed, dataclasses.replace(dataset, **parts, copies=copied_sources(fixed.data))
 
 
 def summary(records: dict[str, list[Record]], convention: str, metric: str) -> pd.DataFrame:
@@ -87,12 +78,8 @@ def summary(records: dict[str, list[Record]], convention: str, metric: str) -> p
         for row in scored[0]["rows"]:
             if "/" in row:
                 continue  # audits
-            values = pd.DataFrame(
-                [
-                    {t: v[metric] for t, v in record["rows"][row][convention].items()}
-                    for record in scored
-                ]
-            )
+            targets = (record["rows"][row][convention] for record in scored)
+            values = pd.DataFrame([{t: v[metric] for t, v in each.items()} for each in targets])
             lines[pattern, row] = values.mean()
     table = pd.DataFrame(lines).T
     table = table[sorted(table.columns)]

@@ -53,13 +53,11 @@ def examine_subject(subject: Subject) -> Examination:
     volumes, damaged = _read(subject, headers)
     one_grid = all(finding.code != "grid" for finding in found)
     groups = [volumes] if one_grid else [{name: volume} for name, volume in volumes.items()]
-    seen = [
-        finding
-        for group in groups
-        if group
-        for finding in examine(group, headers[next(iter(group))].geometry.voxel_size)
-    ]
-    found += damaged + [_placed(finding, subject) for finding in seen]
+    found += damaged
+    for group in filter(None, groups):
+        for finding in examine(group, headers[next(iter(group))].geometry.voxel_size):
+            file = str(subject.images.get(finding.about, ""))  # where it is of one modality
+            found.append(dataclasses.replace(finding, subject=subject.subject_id, file=file))
     if one_grid and volumes:
         found += _labels(subject, volumes)
     first = next(iter(subject.images.values()))
@@ -94,25 +92,17 @@ def _read(subject: Subject, headers: Mapping[str, Header]) -> tuple[Volumes, lis
     return volumes, found
 
 
-def _placed(finding: Finding, subject: Subject) -> Finding:
-    """The finding with its subject, and its file where it is of one modality."""
-    path = subject.images.get(finding.about, "")
-    return dataclasses.replace(finding, subject=subject.subject_id, file=str(path))
-
-
 def _labels(subject: Subject, volumes: Volumes) -> list[Finding]:
     """What is wrong with the segmentation, if there is one."""
     if subject.segmentation is None:
         return []
-    place = {"about": "segmentation", "subject": subject.subject_id}
     readable = {name: subject.images[name] for name in volumes}
-    subject = dataclasses.replace(subject, images=readable)
     try:
-        check_segmentation(subject, brain_mask(volumes))
-    except ImageError as error:
-        return [Finding(code="labels", found=error.found, file=str(subject.segmentation), **place)]
+        check_segmentation(dataclasses.replace(subject, images=readable), brain_mask(volumes))
     except UserError as error:
-        return [Finding(code="labels", found=str(error), file=str(subject.segmentation), **place)]
+        text = error.found if isinstance(error, ImageError) else str(error)
+        place = {"about": "segmentation", "subject": subject.subject_id}
+        return [Finding(code="labels", found=text, file=str(subject.segmentation), **place)]
     return []
 
 
@@ -201,13 +191,7 @@ def _odd_ones(examinations: Sequence[Examination]) -> list[Finding]:
 def overlaps(
     examinations: Sequence[Examination], others: Sequence[Examination], folder: Path
 ) -> list[Finding]:
-    """What a folder has in common with another one.
-
-    Args:
-        examinations: Of the folder.
-        others: Of the other folder.
-        folder: The other one, for the text.
-    """
+    """What the subjects of a folder have in common with the others, those of another folder."""
     owners = {code: one.subject_id for one in others for code in one.hashes.values()}
     patients = {one.patient_id.casefold() for one in others}
     found = []

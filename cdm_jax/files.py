@@ -1,5 +1,6 @@
-"""JSON files: written as a whole or not at all, read or refused in one line; and full disks."""
+"""Files written as a whole or not at all, JSON read or refused in one line, and full disks."""
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -7,20 +8,31 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cdm_jax.errors import UserError
 
 
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A name to write to: the file then replaces `path`, complete or not at all.
+
+    For a single writer: the name is always the same, so that what a killed process left there is
+    written over. `workers.whole_file` is for several.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON file as a whole or not at all."""
-    temporary = path.with_suffix(".partial")
-    try:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def read_json(path: pathlib.Path) -> Any:

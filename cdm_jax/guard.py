@@ -35,14 +35,9 @@ def is_skipping(train: Any) -> bool:
 def merged(
     before: State, after: State, totals: Totals, metrics: Metrics, *, skip: bool
 ) -> tuple[State, Totals]:
-    """The state and running means after a step; pure.
+    """The state and running means after a step, from those before it and its metrics; pure.
 
-    Args:
-      before: the state that the step began with.
-      after: the state that its update made.
-      totals: the running means so far.
-      metrics: of the step.
-      skip: whether a step that is not finite changes nothing but the step's number.
+    With `skip`, a step that is not finite changes nothing but the step's number.
     """
     means = {name: totals[name].merge(Average.from_model_output(v)) for name, v in metrics.items()}
     if FINITE not in totals:
@@ -77,13 +72,8 @@ def check(
 ) -> Mapping[str, int]:
     """Asks the device whether the steps since the last log were finite.
 
-    Args:
-      totals: running means since the last log.
-      step: the last one that they hold.
-      skip: whether steps that are not finite were skipped.
-      stage: its name.
-      subjects: from the number of a step to the names of those whose slices it saw.
-      saved: step of the newest checkpoint; None where there is none.
+    `step` is the last one in the running means; with `skip`, those that were not finite changed
+    nothing. `subjects` names those whose slices a step saw, `saved` the newest checkpoint's step.
 
     Returns:
       What to log beside the means: how many steps were skipped, if any may be.
@@ -91,9 +81,8 @@ def check(
     Raises:
       UserError: there was a step that was not finite; or none of them was finite.
     """
-    good, steps = (
-        int(value) for value in jax.device_get((totals[FINITE].total, totals[FINITE].count))
-    )
+    mean = jax.device_get(totals[FINITE])
+    good, steps = int(mean.total), int(mean.count)
     if skip and good:
         return {"skipped": steps - good}
     if good == steps:

@@ -67,15 +67,12 @@ class System:
     def volumes(
         self, compiled: Compute, stored: Mapping[str, Slices], key: Key[Array, ""]
     ) -> dict[str, Float[np.ndarray, "slice h w t"]]:
-        """Runs a compiled function over all slices of a subject.
+        """The named outputs of a compiled function for every slice of a subject.
 
         Args:
           compiled: as `compile` returns it.
           stored: "source" and whatever else the function takes, slices in order.
           key: of this subject; each slice folds in its number.
-
-        Returns:
-          Named outputs for every slice.
         """
         parts = []
         for number, (batch, valid) in enumerate(padded_batches(stored, self.batch_size)):
@@ -137,11 +134,8 @@ def restricted(system: System, sources: Sequence[str], targets: Sequence[str]) -
     config = system.provenance.config.copy_and_resolve_references()
     method = for_pattern(system.method, tuple(config.data.sources), tuple(sources), tuple(targets))
     config.data.update({"sources": method.sources, "targets": method.targets})
-    return dataclasses.replace(
-        system,
-        method=method,
-        provenance=dataclasses.replace(system.provenance, config=config),
-    )
+    provenance = dataclasses.replace(system.provenance, config=config)
+    return dataclasses.replace(system, method=method, provenance=provenance)
 
 
 def slice_keys(key: Key[Array, ""], start: int, number: int) -> Key[Array, "{number}"]:

@@ -36,11 +36,6 @@ def start_from(state: State, found: Model, source: str) -> State:
     Statistics are taken over where the state has the same ones; what a stage measures when it ends
     is measured again.
 
-    Args:
-      state: fresh.
-      found: of `find_initial`.
-      source: as there, for messages.
-
     Raises:
       UserError: the networks differ.
     """
@@ -70,13 +65,12 @@ def _placed(like: PyTree, values: PyTree) -> PyTree:
 
 def _differences(ours: PyTree, found: PyTree) -> list[str]:
     """Arrays that only one of two trees has, or that have another shape."""
-    shapes = [
+    here, there = (
         {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
         for leaves in map(jax.tree_util.tree_leaves_with_path, (ours, found))
-    ]
-    names = sorted(shapes[0].keys() | shapes[1].keys())
+    )
     return [
-        f"{name}: {shapes[1].get(name, 'none')} there, {shapes[0].get(name, 'none')} here"
-        for name in names
-        if shapes[0].get(name) != shapes[1].get(name)
+        f"{name}: {there.get(name, 'none')} there, {here.get(name, 'none')} here"
+        for name in sorted(here.keys() | there.keys())
+        if here.get(name) != there.get(name)
     ]

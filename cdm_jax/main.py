@@ -24,8 +24,7 @@ NO_ROOM = "give a folder that exists or can be made, may be written to and has s
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; what the user can mend is said in one line.
 
-    Args:
-      argv: the program's name and its arguments; those of this process by default.
+    `argv` begins with the program's name, as `sys.argv` does, which is taken by default.
 
     Returns:
       The exit status: 0; 1 where the command failed; 2 where it was not understood; 130 where it

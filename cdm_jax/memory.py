@@ -31,10 +31,8 @@ FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 in the environment (JAX takes 0.
 def lowered_step(config: ConfigDict, devices: parallel.Devices, key: Array) -> jax.stages.Lowered:
     """The training step of `config.stage` as the loop compiles it, of arrays that do not exist.
 
-    Args:
-      config: whole config; of the number of steps, only the optimizer's schedule knows.
-      devices: those that it is compiled for.
-      key: of training steps, a constant of the program.
+    The key of training steps is a constant of the program; the number of steps is known to the
+    optimizer's schedule alone.
     """
     each, number = config[config.stage].train.batch_size_per_device, devices.mesh.size
     batch, method = shapes.example(config, each * number), base.create(config)
@@ -85,14 +83,9 @@ def check_pipeline(
     dataset: Dataset,
     limit: int | None,
 ) -> None:
-    """Refuses stages whose training step takes more memory than there is.
+    """Refuses unfinished stages whose training step takes more memory than there is.
 
-    Args:
-      config: whole config.
-      stages: those to be trained; what is finished is left out.
-      workdir: holds their folders.
-      dataset: prepared patients, whose number is part of some schedules.
-      limit: of each device, in bytes; None: nothing is compiled.
+    The limit is that of each device in bytes; where it is None, nothing is compiled.
 
     Raises:
       UserError: a stage does not fit, or cannot be built.
@@ -112,9 +105,7 @@ def check_pipeline(
 
 
 def _needed(config: ConfigDict, stage: str, dataset: Dataset) -> int:
-    config = config.copy_and_resolve_references()
-    config.stage = stage
-    config = resolve(config, training_slices(dataset))
+    config = resolve(config, training_slices(dataset), stage)
     _, key, _ = stage_keys(config)
     return peak_bytes(lowered_step(config, parallel.all_devices(config.parallel), key).compile())
 

@@ -48,10 +48,7 @@ def fit_non_learned(train: Sequence[PreparedSubject], copies: Sequence[str]) -> 
     """Fits the rows on training slices: as many of each subject, from its lowest to its highest.
 
     Sums over pixels are all that is kept of a subject, so that a cohort of any size fits in memory.
-
-    Args:
-        train: training subjects with all targets.
-        copies: for each target, the name of the source to copy.
+    `copies` names for each target the source to copy.
     """
     sources = train[0].sources
     count = max(FITTED_SLICES_EACH, FITTED_SLICES // len(train))

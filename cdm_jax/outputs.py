@@ -17,9 +17,8 @@ from cdm_jax.files import read_json, write_json
 NOTICE = "Synthetic images made by a neural network for research. Not for clinical use."
 MARK = "SYNTHETIC"  # with which the header's description of every synthetic image begins
 
-# What may be written of a target: what each file's name ends in, and its BIDS description.
+# What may be written of a target, and what each file's name ends in.
 ENDINGS = {"mean": "", "deviation": "-deviation", "lower": "-lower", "upper": "-upper"}
-DESCRIPTIONS = {"mean": "synthetic"} | {name: name for name in ("deviation", "lower", "upper")}
 # Modality to the entity and the suffix of its BIDS name.
 BIDS_NAMES = {
     "t1": ("", "T1w"),
@@ -61,7 +60,7 @@ class Outputs:
         if not self.bids:
             return f"{self.prefix}-{target}{ENDINGS[kind]}"
         entity, suffix = BIDS_NAMES[target]
-        return f"{self.prefix}{entity}_desc-{DESCRIPTIONS[kind]}_{suffix}"
+        return f"{self.prefix}{entity}_desc-{'synthetic' if kind == 'mean' else kind}_{suffix}"
 
 
 def outputs_of(subject_id: str, output: pathlib.Path, *, bids: bool) -> Outputs:
@@ -110,7 +109,13 @@ def start_bids(output: pathlib.Path, targets: Iterable[str]) -> None:
             )
         return
     output.mkdir(parents=True, exist_ok=True)
-    write_json(path, _dataset_description())
+    description = {
+        "Name": "Synthetic MRI modalities",
+        "BIDSVersion": "1.10.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "cdm_jax", "Version": cdm_jax.__version__}],
+    }
+    write_json(path, description)
     (output / "README.md").write_text(f"{NOTICE}\n")
     (output / ".bidsignore").write_text("*.png\n")
 
@@ -120,15 +125,6 @@ def bids_fields(target: str) -> dict[str, Any]:
     return {
         "Description": f"Synthetic {BIDS_NAMES[target][1]} made by a neural network",
         "SkullStripped": True,
-    }
-
-
-def _dataset_description() -> dict[str, Any]:
-    return {
-        "Name": "Synthetic MRI modalities",
-        "BIDSVersion": "1.10.0",
-        "DatasetType": "derivative",
-        "GeneratedBy": [{"Name": "cdm_jax", "Version": cdm_jax.__version__}],
     }
 
 

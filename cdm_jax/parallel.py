@@ -139,10 +139,7 @@ def process_shard(items: Sequence[Any]) -> Sequence[Any]:
 def stop_requested(step: int, here: bool) -> bool:
     """Whether the run is to save and leave after this step: the same answer in every process.
 
-    Args:
-      step: the step that has just been done.
-      here: whether this process was asked, if it is the only one. Of several, JAX hears SIGTERM
-        itself and agrees on a step.
+    A single process knows it from `here`. Of several, JAX hears SIGTERM and agrees on a step.
     """
     if jax.process_count() == 1:
         return here

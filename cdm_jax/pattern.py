@@ -9,14 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from cdm_jax.errors import UserError
-from cdm_jax.methods.base import (
-    Batch,
-    Metrics,
-    Model,
-    State,
-    Translate,
-    Translator,
-)
+from cdm_jax.methods.base import Batch, Metrics, Model, State, Translate, Translator
 from cdm_jax.tasks import BACKGROUND
 
 
@@ -45,12 +38,9 @@ class Pattern(Translator):
         self, images: Float[Array, "b h w _"], names: tuple[str, ...]
     ) -> Float[Array, "b h w m"]:
         """Images of some modalities among all, the others behind the background."""
-        channels = dict(zip(names, range(len(names)), strict=True))
         hidden = jnp.full(images.shape[:-1], BACKGROUND, images.dtype)
-        return jnp.stack(
-            [images[..., channels[n]] if n in channels else hidden for n in self.modalities],
-            axis=-1,
-        )
+        found = {name: images[..., channel] for channel, name in enumerate(names)}
+        return jnp.stack([found.get(name, hidden) for name in self.modalities], axis=-1)
 
     def _wanted(self, images: Float[Array, "*b h w m"]) -> Float[Array, "*b h w t"]:
         return images[..., jnp.array([self.modalities.index(name) for name in self.targets])]

@@ -22,41 +22,27 @@ from cdm_jax.tasks import parse_pattern
 def check_settings(config: ConfigDict, stage: str) -> base.Method:
     """Builds a stage's method, and with it refuses what does not fit together.
 
-    Args:
-      config: whole config.
-      stage: of it.
-
     Raises:
       UserError: no such stage, an option that does not exist, sizes that do not divide, a batch of
         nothing, or no steps.
     """
-    if not isinstance(config.get(stage), ConfigDict) or "method" not in config[stage]:
-        known = [name for name, section in config.items() if "method" in _keys(section)]
+    sections = {name: part for name, part in config.items() if isinstance(part, ConfigDict)}
+    known = [name for name, section in sections.items() if "method" in section]
+    if stage not in known:
         raise UserError(
             f"the config has no stage {stage}{nearest(stage, known)}: it has {', '.join(known)}"
         )
-    config = config.copy_and_resolve_references()
-    config.stage = stage
-    if config[stage].train.batch_size_per_device < 1:
+    train = config[stage].train
+    if train.batch_size_per_device < 1:
         raise UserError(
-            f"{stage}.train.batch_size_per_device is {config[stage].train.batch_size_per_device}: "
-            "use 1 or more"
+            f"{stage}.train.batch_size_per_device is {train.batch_size_per_device}: use 1 or more"
         )
-    guard.is_skipping(config[config.stage].train)
-    return base.create(resolve(config, num_slices=1))  # how many there are, no check asks
-
-
-def _keys(section: object) -> Sequence[str]:
-    return list(section.keys()) if isinstance(section, ConfigDict) else ()
+    guard.is_skipping(train)
+    return base.create(resolve(config, 1, stage))  # how many there are, no check asks
 
 
 def check_training(config: ConfigDict, stages: Sequence[str], workdir: pathlib.Path) -> None:
-    """Refuses stages that cannot be trained, whoever the patients are.
-
-    Args:
-      config: whole config.
-      stages: those to train, in order.
-      workdir: holds their folders.
+    """Refuses stages that cannot be trained in this order, whoever the patients are.
 
     Raises:
       MissingStageError: a stage needs one that is neither finished nor trained before it.
@@ -78,10 +64,7 @@ def check_evaluation(
 ) -> None:
     """Refuses an evaluation of systems or rows that there are not, whoever the patients are.
 
-    Args:
-      config: whole config, its section `evaluate` above all.
-      workdir: holds the systems' folders.
-      planned: stages that the same command trains before.
+    Systems that are planned need not be trained yet: the same command trains them before.
 
     Raises:
       UserError: no such part, convention, system or row, or a system that has not been trained.
@@ -111,11 +94,7 @@ def check_evaluation(
 
 
 def check_trained(folder: pathlib.Path, split: str | None) -> None:
-    """Refuses a system that is not trained to its end, or was on another split.
-
-    Args:
-      folder: of the system.
-      split: hash of the patients' split; None where none is drawn yet.
+    """Refuses a system that is not trained to its end, or was on another split (None: any).
 
     Raises:
       UserError: as said.

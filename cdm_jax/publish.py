@@ -11,12 +11,13 @@ from jaxtyping import Bool, Float, Real
 from ml_collections import ConfigDict
 
 from cdm_jax import checkpoint, parallel
-from cdm_jax.data.dataset import Dataset
+from cdm_jax.data.dataset import PARTS, Dataset
 from cdm_jax.data.native import read_native
 from cdm_jax.data.nifti import read_geometry, read_labels, read_volume, write_like
 from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import UserError
 from cdm_jax.evaluate_patterns import as_fixed, summary
+from cdm_jax.files import read_json
 from cdm_jax.metrics.regions import ENHANCING_TUMOR
 from cdm_jax.records import Record, read_records
 from cdm_jax.report import patients, rows
@@ -35,6 +36,11 @@ SIMULATED = (
 PAGE_NOTICE = (
     "For research, not for clinical use. Images named synthesis were made by neural networks: they "
     "show what a patient's other images make likely, not what is there."
+)
+SELECTION = (
+    "{shown} of {total} unseen patients, chosen by rule and not by eye, the rule beside each name "
+    "(more: --patients=N). Each opens on the slice with most of the tumor. Samples were drawn anew "
+    "for these pages, so a picture is not the very draw that the tables score."
 )
 
 Volume = Float[np.ndarray, "z y x"]
@@ -73,13 +79,9 @@ def publish_run(
     subjects = [dataset.subjects[name] for name in chosen]
     folder = workdir / "report"
     for name, row in systems.items():
-        synthesize_subjects(
-            subjects,
-            folder / "images" / name,
-            workdir / name,
-            samples=rows.samples_of(row),
-            make=config.data.targets,
-        )
+        output, samples = folder / "images" / name, rows.samples_of(row)
+        targets = config.data.targets
+        synthesize_subjects(subjects, output, workdir / name, samples=samples, make=targets)
     report = Report(
         title=f"{config.data.name}: {', '.join(config.data.targets)} synthesized from "
         f"{', '.join(config.data.sources)}",
@@ -89,16 +91,15 @@ def publish_run(
         convention=convention,
         reference=reference if reference in records[0]["rows"] else None,
         stages=_stages(config, workdir),
-        selection=_selection(len(chosen), len(records)),
+        selection=SELECTION.format(shown=len(chosen), total=len(records)),
         patterns=_patterns(by_pattern, convention, whole.data.targets),
         remarks=[*([SIMULATED] if "phantom" in config else []), *remarks],
     )
     cases = _cases(subjects, chosen, systems, folder / "images", records, convention)
-    page = folder / "index.html"
     if parallel.is_first():
-        page = save_report(folder, report, cases)
+        save_report(folder, report, cases)
     parallel.wait_for_all("report")
-    return page
+    return folder / "index.html"
 
 
 def _by_pattern(
@@ -157,26 +158,17 @@ def _records(folder: pathlib.Path, dataset: Dataset) -> list[Record]:
 
 def _systems(records: Sequence[Record], workdir: pathlib.Path) -> tuple[dict[str, str], list[str]]:
     """Systems that can paint, with their headline rows; and what to say of the others."""
-    systems: dict[str, str] = {}
-    remarks = []
-    for name, row in rows.headline_rows(records).items():
-        if checkpoint.finished(workdir / name):
-            systems[name] = row
-        else:
-            remarks.append(f"{name} has numbers but no images: its checkpoint is not in the run.")
-    return systems, remarks
-
-
-def _selection(shown: int, total: int) -> str:
-    return (
-        f"{shown} of {total} unseen patients, chosen by rule and not by eye, the rule beside each "
-        "name (more: --patients=N). Each opens on the slice with most of the tumor. Samples were "
-        "drawn anew for these pages, so a picture is not the very draw that the tables score."
-    )
+    headline = rows.headline_rows(records)
+    systems = {name: row for name, row in headline.items() if checkpoint.finished(workdir / name)}
+    return systems, [
+        f"{name} has numbers but no images: its checkpoint is not in the run."
+        for name in headline
+        if name not in systems
+    ]
 
 
 def _facts(config: ConfigDict, dataset: Dataset) -> dict[str, str]:
-    counts = {name: len(getattr(dataset, name)) for name in ("train", "validation", "test")}
+    counts = {name: len(getattr(dataset, name)) for name in PARTS}
     return {
         "Data": f"{config.data.name}{' (simulated patients)' if 'phantom' in config else ''}",
         "Input modalities": ", ".join(config.data.sources),
@@ -229,47 +221,33 @@ def _cases(
     """The patients shown, each read when its turn comes."""
     by_subject = {record["subject"]: record for record in records}
     for subject in subjects:
-        record = by_subject[subject.subject_id]
-        yield _case(subject, reasons[subject.subject_id], systems, images, record, convention)
-
-
-def _case(
-    subject: Subject,
-    reason: str,
-    systems: Mapping[str, str],
-    images: pathlib.Path,
-    record: Record,
-    convention: str,
-) -> Case:
-    targets = patients.targets_of([record])
-    sources = [name for name in subject.images if name not in targets]
-    native = read_native(subject, sources)
-    unit, brain = native.images, native.brain
-    grid = next(iter(subject.images.values()))
-    shown = [
-        Image(
-            name=f"{'input' if name in sources else 'truth'}-{name}",
-            role="input" if name in sources else "truth",
-            modality=name,
-            values=volume,
-            nifti={"image": _nifti(volume * 255, np.uint8, grid)},
+        name, record = subject.subject_id, by_subject[subject.subject_id]
+        targets = patients.targets_of([record])
+        native = read_native(subject, [m for m in subject.images if m not in targets])
+        brain, grid = native.brain, next(iter(subject.images.values()))
+        shown = [
+            Image(
+                name=f"{'truth' if modality in targets else 'input'}-{modality}",
+                role="truth" if modality in targets else "input",
+                modality=modality,
+                values=volume,
+                nifti={"image": _nifti(volume * 255, np.uint8, grid)},
+            )
+            for modality, volume in native.images.items()
+        ]
+        for system, row in systems.items():
+            for target in targets:
+                note = _note(record, row, convention, target)
+                files, truth = f"{images / system / name / name}-{target}", native.images[target]
+                shown.append(_synthesis(files, system, note, target, truth, brain, grid))
+        yield Case(
+            subject=name,
+            reason=reasons[name],
+            images=shown,
+            brain=brain,
+            voxel_size=read_geometry(grid).voxel_size,
+            focus=_focus(subject, brain),
         )
-        for name, volume in unit.items()
-    ]
-    for system, row in systems.items():
-        folder = images / system / subject.subject_id
-        for target in targets:
-            stem = f"{subject.subject_id}-{target}"
-            note = _note(record, row, convention, target)
-            shown.append(_synthesis(folder, stem, system, note, target, unit[target], brain, grid))
-    return Case(
-        subject=subject.subject_id,
-        reason=reason,
-        images=shown,
-        brain=brain,
-        voxel_size=read_geometry(grid).voxel_size,
-        focus=_focus(subject, brain),
-    )
 
 
 def _focus(subject: Subject, brain: Bool[np.ndarray, "z y x"]) -> tuple[int, int, int]:
@@ -288,18 +266,15 @@ def _focus(subject: Subject, brain: Bool[np.ndarray, "z y x"]) -> tuple[int, int
 
 
 def _note(record: Record, row: str, convention: str, target: str) -> str:
-    numbers = (
-        (metric, patients.value(record, row, convention, target, metric))
-        for metric in ("psnr", "ssim")
-    )
-    return ", ".join(
-        f"{metric.upper()} {patients.text(number, metric)}" for metric, number in numbers
-    )
+    parts = []
+    for metric in ("psnr", "ssim"):
+        number = patients.value(record, row, convention, target, metric)
+        parts.append(f"{metric.upper()} {patients.text(number, metric)}")
+    return ", ".join(parts)
 
 
 def _synthesis(
-    folder: pathlib.Path,
-    stem: str,
+    files: str,
     system: str,
     note: str,
     target: str,
@@ -307,15 +282,15 @@ def _synthesis(
     brain: Bool[np.ndarray, "z y x"],
     grid: pathlib.Path,
 ) -> Image:
-    """A synthetic image as it was written, on the network's scale of [0, 1]."""
-    scale = np.float32(json.loads((folder / f"{stem}.json").read_text())["reference_scale"])
-    values = np.clip(read_volume(folder / f"{stem}.nii.gz") / scale, 0, 1)
+    """A synthetic image whose files begin so, on the network's scale of [0, 1]."""
+    scale = np.float32(read_json(pathlib.Path(f"{files}.json"))["reference_scale"])
+    values = np.clip(read_volume(f"{files}.nii.gz") / scale, 0, 1)
     error = (values - truth) * brain
     nifti = {
         "image": _nifti(values * 255, np.uint8, grid),
         "error": _nifti(overlay_values(error, ERROR_LIMIT), np.int16, grid),
     }
-    deviation, file = None, folder / f"{stem}-deviation.nii.gz"
+    deviation, file = None, pathlib.Path(f"{files}-deviation.nii.gz")
     if file.exists():
         deviation = read_volume(file) / scale
         nifti["deviation"] = _nifti(overlay_values(deviation, DEVIATION_LIMIT), np.int16, grid)

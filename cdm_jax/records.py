@@ -73,20 +73,12 @@ def read_record(path: pathlib.Path) -> Record:
 
 
 def read_records(folder: pathlib.Path) -> list[Record]:
-    """Reads all records of a folder, in the order of their files' names.
-
-    Raises:
-        UserError: A JSON file of the folder is damaged, or not a record.
-    """
+    """Reads all records of a folder, in the order of their files' names; as `read_record`."""
     return [read_record(path) for path in sorted(folder.glob("*.json"))]
 
 
 def check_record(content: Any, place: str) -> Record:
-    """Gives back what was read from a file, if it is a record.
-
-    Args:
-        content: Of the JSON file.
-        place: The file, for the message.
+    """Gives back what was read from a file, named by `place`, if it is a record.
 
     Raises:
         UserError: It is not a record.
@@ -150,10 +142,6 @@ def per_patient(records: Sequence[Record], convention: str) -> pd.DataFrame:
 
     Patients are the statistical unit: the time-points of one patient are averaged first, leaving
     out those without a value. All patients of the records are there, so that two rows pair up.
-
-    Args:
-        records: One record a subject.
-        convention: The convention's name.
 
     Returns:
         A line for each patient, sorted, and a column for each (row, target, region, metric); NaN

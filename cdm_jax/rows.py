@@ -39,12 +39,15 @@ def rows_of(system: str, method: base.Translator, samples: int) -> tuple[str, ..
     return (*sample_rows(system, samples if method.stochastic else 1), *audits)
 
 
-def chosen_rows(asked: Sequence[str], allowed: Sequence[str]) -> tuple[str, ...]:
-    """The rows asked for, in the order of those that are allowed; all where none is named.
+def asked_rows(config: ConfigDict, methods: Mapping[str, base.Translator]) -> tuple[str, ...]:
+    """The rows of these systems, and those without a system, that `evaluate.rows` asks for.
 
     Raises:
       UserError: there is no such row.
     """
+    asked, allowed = config.evaluate.rows, [*REFERENCE_ROWS]
+    for name, method in methods.items():
+        allowed += rows_of(name, method, num_samples(config, name))
     if unknown := [row for row in asked if row not in allowed]:
         raise UserError(
             f"no row is called {', '.join(unknown)}: evaluate.rows may name "
@@ -53,29 +56,10 @@ def chosen_rows(asked: Sequence[str], allowed: Sequence[str]) -> tuple[str, ...]
     return tuple(row for row in allowed if row in asked or not asked)
 
 
-def asked_rows(config: ConfigDict, methods: Mapping[str, base.Translator]) -> tuple[str, ...]:
-    """The rows of these systems, and those without a system, that `evaluate.rows` asks for.
-
-    Raises:
-      UserError: there is no such row.
-    """
-    rows = [*REFERENCE_ROWS]
-    for name, method in methods.items():
-        rows += rows_of(name, method, num_samples(config, name))
-    return chosen_rows(config.evaluate.rows, rows)
-
-
 def images_of(
     system: str, method: base.Translator, samples: int, rows: Sequence[str]
 ) -> inference.Compute:
-    """One function to compile that gives these rows of a system, in [0, 1], and no others.
-
-    Args:
-      system: its name.
-      method: of it.
-      samples: that its mean is of.
-      rows: some of `rows_of`.
-    """
+    """One function to compile that gives these rows of a system, in [0, 1], and no others."""
     one, mean = system, f"{system}/{MEAN_OF}{samples}"
     audits = {f"{system}/{name}": audit for name, audit in method.audits(samples).items()}
 

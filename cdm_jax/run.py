@@ -20,21 +20,26 @@ from cdm_jax.errors import UserError
 from cdm_jax.methods import base
 from cdm_jax.tasks import Task, task_of
 
-LENGTHS = (
-    *("num_steps", "num_epochs", "log_every", "validate_every", "checkpoint_every"),
-    *("best_by", "patience", "non_finite"),
+# Settings of a section in which a run may differ from what it goes on from: training does not see
+# them, or there may be other devices. `remat` gives the same values in less memory.
+HARMLESS = (
+    *("train.num_steps", "train.num_epochs", "train.log_every", "train.validate_every"),
+    *("train.checkpoint_every", "train.best_by", "train.patience", "train.non_finite"),
+    *("train.batch_size_per_device", "remat"),
+    *("root", "cache", "split_file", "num_workers", "read_threads", "copies"),
 )
 
 _batch = jax.jit(Task.batch, static_argnums=0)
 
 
-def resolve(config: ConfigDict, num_slices: int) -> ConfigDict:
-    """The config of a stage with its number of steps worked out from its epochs.
+def resolve(config: ConfigDict, num_slices: int, stage: str = "") -> ConfigDict:
+    """A copy of the config, for another stage if one is named, its steps worked out from epochs.
 
     Raises:
       UserError: nothing to train: neither steps nor epochs.
     """
     config = config.copy_and_resolve_references()
+    config.stage = stage or config.stage
     length = config[config.stage].train
     if not length.num_steps:
         batch = length.batch_size_per_device * jax.device_count()
@@ -71,29 +76,17 @@ def load_frozen(method: base.Method, config: ConfigDict, workdir: pathlib.Path) 
       UserError: one was trained with other settings.
     """
     check_earlier_stages(config, workdir, method.depends_on)
-    which = config.checkpoint.use
-    models = {
-        stage: checkpoint.load_model(workdir / stage, which)[0] for stage in method.depends_on
-    }
-    return {
-        stage: {name: model[name] for name in ("params", "statistics")}
-        for stage, model in models.items()
-    }
+    found = {}
+    for stage in method.depends_on:
+        model, _ = checkpoint.load_model(workdir / stage, config.checkpoint.use)
+        found[stage] = {name: model[name] for name in ("params", "statistics")}
+    return found
 
 
 def check_earlier_stages(
-    config: ConfigDict,
-    workdir: pathlib.Path,
-    needed: Sequence[str],
-    planned: Sequence[str] = (),
+    config: ConfigDict, workdir: pathlib.Path, needed: Sequence[str], planned: Sequence[str] = ()
 ) -> None:
-    """Refuses to train the config's stage without those that it builds on.
-
-    Args:
-      config: whole config.
-      workdir: holds the stages' folders.
-      needed: the stages that it builds on.
-      planned: stages that will be trained before it.
+    """Refuses to train the config's stage without those that it needs, but for planned ones.
 
     Raises:
       MissingStageError: one is missing or unfinished.
@@ -114,18 +107,9 @@ def check_earlier_stages(
 def check_same(
     ours: ConfigDict, saved: ConfigDict, sections: Sequence[str], folder: pathlib.Path
 ) -> None:
-    """Refuses to build on a run whose settings differ in more than training does not see."""
-    harmless = {f"{s}.train.{name}" for s in sections for name in LENGTHS}
-    harmless |= {f"{s}.train.batch_size_per_device" for s in sections}  # devices may be others
-    harmless |= {f"{s}.remat" for s in sections}  # the same values in less memory
-    harmless |= {
-        f"data.{name}"
-        for name in ("root", "cache", "split_file", "num_workers", "read_threads", "copies")
-    }
-    changed = [
-        line for line in differences(ours, saved, sections) if line.split(":")[0] not in harmless
-    ]
-    if changed:
+    """Refuses to build on a run whose settings differ in more than what is `HARMLESS`."""
+    lines = differences(ours, saved, sections)
+    if changed := [s for s in lines if s.partition(":")[0].partition(".")[2] not in HARMLESS]:
         raise UserError(
             f"the run in {folder} was made with other settings ({'; '.join(changed[:3])}): "
             "use those, another --workdir, or remove that folder"
@@ -198,18 +182,10 @@ class Run:
         return slice_batches(subjects, self.batch_size, limit, self.devices.mesh, task)
 
 
-def check_continues(run: Run) -> None:
-    """As `check_resumes`, when the patients are known."""
-    check_resumes(run.config, run.folder, run.dataset.split_hash)
-
-
 def check_resumes(config: ConfigDict, folder: pathlib.Path, split: str | None) -> None:
     """Refuses to continue a run with other settings, another split or another global batch.
 
-    Args:
-      config: whole config; `config.stage` names the stage.
-      folder: of the stage.
-      split: hash of the patients' split; None where none is drawn yet.
+    The split is None where none is drawn yet.
 
     Raises:
       UserError: something differs.
@@ -229,5 +205,5 @@ def check_resumes(config: ConfigDict, folder: pathlib.Path, split: str | None) -
             f"{folder} was trained with batches of {saved.batch_size} slices, and "
             f"{jax.device_count()} devices now make batches of {batch_size}: set "
             f"--config.{stage}.train.batch_size_per_device so that they agree (on fewer devices "
-            f"that means more on each)"
+            "that means more on each)"
         )

@@ -58,11 +58,9 @@ def load_stochastic(stage_folder: pathlib.Path, samples: int) -> inference.Syste
 
 
 class SubjectSampler:
-    """A system that draws samples of prepared subjects, compiled once.
+    """A system that draws so many samples of each prepared subject, compiled once.
 
-    Args:
-      system: loaded for any batch size; that of a call follows from the samples.
-      samples: to draw of each subject.
+    The batch size of a call follows from the samples.
     """
 
     def __init__(self, system: inference.System, samples: int):
@@ -117,13 +115,8 @@ def draw_beside_truth(
 ) -> tuple[Bool[np.ndarray, "z y x"], dict[str, Drawn]]:
     """What `synthesize` would write of a subject, beside what was acquired.
 
-    Args:
-      sampler: of two or more samples.
-      subject: prepared.
-      files: of the same subject, with its targets.
-
     Returns:
-      The brain, and the samples and the truth of each target.
+      The brain, and the samples, of which there are two or more, and the truth of each target.
     """
     native = read_native(files, subject.sources, subject.sources + subject.targets)
     drawn = sampler.draw(subject, subject.slices, native.brain)

@@ -34,14 +34,7 @@ ROWS_A_JOB = 4  # at least: a job reads the subject's own files, which takes as 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """Rows of a subject to score together.
-
-    Attributes:
-        subject: with the truth at the model's size.
-        files: of the same subject, with the truth on its own grid.
-        conventions: names.
-        images: of the rows.
-    """
+    """Rows of a subject to score together, at the model's size and by its files' own grid."""
 
     subject: PreparedSubject
     files: Subject
@@ -61,15 +54,7 @@ def jobs(
     images: Images,
     at_most: int,
 ) -> list[Job]:
-    """Shares a subject's rows out, each to one job.
-
-    Args:
-        subject: prepared.
-        files: of the same subject.
-        conventions: names.
-        images: of all rows.
-        at_most: so many jobs.
-    """
+    """Shares a subject's rows out to at most so many jobs, each row to one."""
     rows = list(images)
     each = max(ROWS_A_JOB, -(-len(rows) // at_most))
     return [
@@ -91,23 +76,22 @@ def score(job: Job) -> tuple[Scores, str]:
     """
     subject, targets = job.subject, job.subject.targets
     truth = subject.slices[..., len(subject.sources) :].astype(np.float32) / FULL_SCALE
-    native = None
-    if any(get_convention(name).space == "native" for name in job.conventions):
-        native = _Native(subject, job.files)
+    conventions = {name: get_convention(name) for name in job.conventions}
+    spaces = {convention.space for convention in conventions.values()}
+    native, segmentation, remark = None, None, ""
+    if "native" in spaces:
+        native = read_native(job.files, subject.sources, subject.sources + targets)
+        segmentation, remark = usable_segmentation(job.files, native.brain)
 
     def case(space: str, row: str, t: int) -> Case:
         """A row's image of the target number t beside the truth, in a convention's space."""
-        predicted = job.images[row][..., t]
+        target, predicted = targets[t], job.images[row][..., t]
         if native and space == "native":
-            return native.case(targets[t], predicted)
-        return Case(
-            subject=subject.subject_id,
-            modality=targets[t],
-            prediction=predicted,
-            truth=truth[..., t],
-        )
+            image = to_native(subject, predicted, native.brain)
+            return native_case(job.files, native, subject.sources, target, image, segmentation)
+        name = subject.subject_id
+        return Case(subject=name, modality=target, prediction=predicted, truth=truth[..., t])
 
-    conventions = {name: get_convention(name) for name in job.conventions}
     scores: Scores = {
         row: {
             name: {
@@ -118,22 +102,7 @@ def score(job: Job) -> tuple[Scores, str]:
         }
         for row in job.images
     }
-    return scores, native.remark if native else ""
-
-
-class _Native:
-    """A subject's truth, brain and segmentation on its own grid, read once."""
-
-    def __init__(self, subject: PreparedSubject, files: Subject):
-        self._subject, self._files = subject, files
-        self._native = read_native(files, subject.sources, subject.sources + subject.targets)
-        self._segmentation, self.remark = usable_segmentation(files, self._native.brain)
-
-    def case(self, target: str, slices: Float[np.ndarray, "slice h w"]) -> Case:
-        """A prediction in the model's frame beside the truth, on the native grid."""
-        image = to_native(self._subject, slices, self._native.brain)
-        sources = self._subject.sources
-        return native_case(self._files, self._native, sources, target, image, self._segmentation)
+    return scores, remark
 
 
 def native_case(
@@ -144,15 +113,9 @@ def native_case(
     image: Float[np.ndarray, "z y x"],
     segmentation: Int[np.ndarray, "z y x"] | None,
 ) -> Case:
-    """A synthesis beside the truth on the subject's own grid; of T1c with T1 where that is given.
+    """A synthesis of the target beside the truth on the subject's own grid, in the same unit.
 
-    Args:
-        files: of the subject.
-        native: its images.
-        sources: the modalities that the synthesis is made from.
-        target: the modality that it stands for.
-        image: the synthesis, in the unit of `native`.
-        segmentation: the subject's labels.
+    T1c also has T1 beside it, where that is among the sources of the synthesis.
     """
     before, voxel_ml = None, math.nan
     if target == POSTCONTRAST and PRECONTRAST in sources:

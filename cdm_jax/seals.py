@@ -16,15 +16,16 @@ ASIDE = "damaged"
 
 def seal(checkpoint: pathlib.Path) -> None:
     """Notes what a finished checkpoint, `<stage>/<kind>/<step>`, consists of."""
-    noted = {name: known for name, known in _noted(checkpoint).items() if _at(checkpoint, name)}
-    write_json(_file(checkpoint), noted | {_name(checkpoint): _digest(checkpoint)})
+    stage, noted = checkpoint.parents[1], _noted(checkpoint)
+    there = {name: known for name, known in noted.items() if (stage / name).is_dir()}
+    write_json(stage / FILE, there | {_name(checkpoint): _digest(checkpoint)})
 
 
 def unseal(checkpoint: pathlib.Path) -> None:
     """Forgets a checkpoint that is about to be written."""
     noted = _noted(checkpoint)
     if noted.pop(_name(checkpoint), None):
-        write_json(_file(checkpoint), noted)
+        write_json(checkpoint.parents[1] / FILE, noted)
 
 
 def is_intact(checkpoint: pathlib.Path) -> bool:
@@ -45,20 +46,12 @@ def set_aside(checkpoint: pathlib.Path) -> pathlib.Path:
     return place
 
 
-def _file(checkpoint: pathlib.Path) -> pathlib.Path:
-    return checkpoint.parents[1] / FILE
-
-
 def _name(checkpoint: pathlib.Path) -> str:
     return f"{checkpoint.parent.name}/{checkpoint.name}"
 
 
-def _at(checkpoint: pathlib.Path, name: str) -> bool:
-    return (checkpoint.parents[1] / name).is_dir()
-
-
 def _noted(checkpoint: pathlib.Path) -> dict[str, str]:
-    path = _file(checkpoint)
+    path = checkpoint.parents[1] / FILE
     content = read_json(path) if path.exists() else {}
     return content if isinstance(content, dict) else {}
 

@@ -53,11 +53,11 @@ def start(config: ConfigDict, stage: str, batch: Shapes) -> base.State:
 
 def frozen(config: ConfigDict, method: base.Method, batch: Shapes) -> dict[str, base.Model]:
     """The shapes of the models that a stage builds on."""
-    models = {stage: base.model_of(start(config, stage, batch)) for stage in method.depends_on}
-    return {
-        stage: {name: model[name] for name in ("params", "statistics")}
-        for stage, model in models.items()
-    }
+    found = {}
+    for stage in method.depends_on:
+        model = base.model_of(start(config, stage, batch))
+        found[stage] = {name: model[name] for name in ("params", "statistics")}
+    return found
 
 
 def inference_parameters(method: base.Translator, state: base.State, batch: Shapes) -> int:

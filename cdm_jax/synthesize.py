@@ -29,7 +29,7 @@ from cdm_jax.outputs import (
     outputs_of,
     start_bids,
 )
-from cdm_jax.report.overview import Panel, save_overview
+from cdm_jax.report.overview import save_overview
 from cdm_jax.writer import console, say
 
 FOUND = ("resampled", "notes")  # what a sidecar says that only making the images shows
@@ -86,15 +86,8 @@ def synthesize_folder(
         patterns=model.system.provenance.config.data.patterns.to_dict() or None,
         require_all=not model.any_to_any,
     )
-    job = _Job(
-        model=model,
-        output=output,
-        samples=samples,
-        asked=tuple(make) or model.targets,
-        replace=replace,
-        resample_to=resample_to,
-        bids=bids,
-    )
+    asked = tuple(make) or model.targets
+    job = _Job(model, output, samples, asked, replace, resample_to, bids)
     return job.run(subjects, faults)
 
 
@@ -122,17 +115,11 @@ def synthesize_subjects(
 ) -> list[pathlib.Path]:
     """The same for subjects that are known already; `make` is made also where it is there."""
     model = api.load(folder)
-    job = _Job(
-        model=model,
-        output=output,
-        samples=samples,
-        asked=tuple(make) or model.targets,
-        replace=model.any_to_any,
-    )
+    job = _Job(model, output, samples, tuple(make) or model.targets, replace=model.any_to_any)
     return job.run(subjects, {})
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class _Job:
     """What is the same for all subjects; attributes as the arguments of `synthesize_folder`.
 
@@ -184,11 +171,7 @@ class _Job:
         return self.model.for_pattern([n for n in has if n not in targets], targets), targets
 
     def _make(
-        self,
-        subject: Subject,
-        outputs: Outputs,
-        model: api.TrainedModel,
-        targets: tuple[str, ...],
+        self, subject: Subject, outputs: Outputs, model: api.TrainedModel, targets: tuple[str, ...]
     ) -> None:
         for name in model.sources:  # before anything else looks at them
             with about(name):
@@ -197,9 +180,8 @@ class _Job:
         if _is_done(outputs, sidecars):
             return
         check_free(outputs.image(target, kind) for target in sidecars for kind in ENDINGS)
-        sources = {name: subject.images[name] for name in model.sources}
         result = model.synthesize(
-            sources,
+            {name: subject.images[name] for name in model.sources},
             samples=self.samples,
             subject=subject.subject_id,
             make=targets,
@@ -219,7 +201,26 @@ class _Job:
 
     def _sidecar(self, subject: Subject, target: str, model: api.TrainedModel) -> dict[str, Any]:
         """What is known of an image before it is made."""
-        content = _provenance(subject, target, model, self.samples)
+        origin = model.system.provenance
+        config = origin.config
+        content: dict[str, Any] = {
+            "synthetic": True,
+            "notice": NOTICE,
+            "subject": subject.subject_id,
+            "modality": target,
+            "sources": {name: _file(subject.images[name]) for name in model.sources},
+            "software": f"cdm_jax {cdm_jax.__version__}",
+            "system": config[config.stage].method,
+            "checkpoint": model.system.fingerprint,
+            "split": origin.split,
+            "trained_on": config.data.name,
+            "size": config.data.size,
+            "samples": self.samples,
+            "seed": config.seed,
+            "sampler": config.sampler.to_dict(),
+            "reference_scale": origin.scales[target],
+            "scale_rule": SCALE_RULE,
+        }
         if self.resample_to is not None:
             content["resample_to"] = self.resample_to
         if self.bids:
@@ -244,17 +245,15 @@ def _check_distinct(files: Mapping[str, Outputs]) -> None:
 
 def _is_done(outputs: Outputs, sidecars: Mapping[str, Any]) -> bool:
     """Whether these sidecars, which are written last, are there already."""
-    return all(_as_before(outputs.sidecar(target), content) for target, content in sidecars.items())
-
-
-def _as_before(path: pathlib.Path, content: Mapping[str, Any]) -> bool:
-    try:
-        found = read_json(path)
-    except (FileNotFoundError, UserError):
-        return False
-    if not isinstance(found, dict):
-        return False
-    return {name: found[name] for name in found if name not in FOUND} == content
+    for target, content in sidecars.items():
+        try:
+            found = read_json(outputs.sidecar(target))
+        except (FileNotFoundError, UserError):
+            return False
+        known = found.items() if isinstance(found, dict) else ()
+        if {name: value for name, value in known if name not in FOUND} != content:
+            return False
+    return True
 
 
 def _write_images(result: api.Synthesis, targets: Sequence[str], outputs: Outputs) -> None:
@@ -277,19 +276,19 @@ def _write_overview(
     subject: Subject, result: api.Synthesis, outputs: Outputs, model: api.TrainedModel
 ) -> None:
     """Writes the picture of one subject: acquired images beside synthetic ones."""
-    panels = [Panel(name, image) for name, image in result.native.images.items()]
+    panels = list(result.native.images.items())
     for target in result:
         scale = model.system.provenance.scales[target]
-        panels.append(Panel(f"{target} synthetic", read_volume(result[target]) / scale))
+        panels.append((f"{target} synthetic", read_volume(result[target]) / scale))
         acquired = _acquired(subject, target, result)
         if acquired is not None:
-            panels.append(Panel(f"{target} acquired", acquired))
+            panels.append((f"{target} acquired", acquired))
             for name, image in result.native.images.items():
                 if line := same_image(image, acquired):
                     say(f"{subject.subject_id}: {name}, {target} as acquired: {line}")
         if target in result.deviation:
             deviation = read_volume(result.deviation[target]) / scale
-            panels.append(Panel(f"{target} deviation x 5", 5 * deviation))
+            panels.append((f"{target} deviation x 5", 5 * deviation))
     save_overview(outputs.overview, panels, result.native.brain)
 
 
@@ -307,31 +306,6 @@ def _acquired(
     except UserError as error:
         say(f"{subject.subject_id}: the picture lacks {target} as acquired: {error}")
         return None
-
-
-def _provenance(
-    subject: Subject, target: str, model: api.TrainedModel, samples: int
-) -> dict[str, Any]:
-    origin = model.system.provenance
-    config = origin.config
-    return {
-        "synthetic": True,
-        "notice": NOTICE,
-        "subject": subject.subject_id,
-        "modality": target,
-        "sources": {name: _file(subject.images[name]) for name in model.sources},
-        "software": f"cdm_jax {cdm_jax.__version__}",
-        "system": config[config.stage].method,
-        "checkpoint": model.system.fingerprint,
-        "split": origin.split,
-        "trained_on": config.data.name,
-        "size": config.data.size,
-        "samples": samples,
-        "seed": config.seed,
-        "sampler": config.sampler.to_dict(),
-        "reference_scale": origin.scales[target],
-        "scale_rule": SCALE_RULE,
-    }
 
 
 def _file(path: pathlib.Path) -> dict[str, str]:

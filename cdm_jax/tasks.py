@@ -18,6 +18,7 @@ from cdm_jax import draws
 from cdm_jax.errors import UserError
 
 BACKGROUND = -1.0  # of the networks' range
+PATTERNS = 1  # folds a step's key, or a slice's, into that of patterns
 _INTENSITIES = 1  # folds a batch's key into that of gains and gammas
 JOIN = "+"  # between the sources of a pattern's name, such as "t1+t2"
 

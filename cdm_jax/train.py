@@ -23,15 +23,13 @@ from cdm_jax.data.dataset import Dataset
 from cdm_jax.data.pipeline import prefetched, subjects_of_batch, training_batches
 from cdm_jax.initial import find_initial, start_from
 from cdm_jax.methods import base
-from cdm_jax.run import Run, check_continues, load_frozen, resolve, stage_keys, training_slices
+from cdm_jax.run import Run, check_resumes, load_frozen, resolve, stage_keys, training_slices
 from cdm_jax.shapes import Shapes, example
-from cdm_jax.tasks import Task, task_of
+from cdm_jax.tasks import PATTERNS, Task, task_of
 from cdm_jax.validation import Validation, better, judged
 from cdm_jax.writer import ProfilerWindow, StopRequest, TrainingProgress, Writer, console
 
-PATTERNS = 1  # folds a step's key into that of its patterns
 MEASURED_SLICES = 4096  # enough for the means and covariances that `finish` measures
-
 
 Step = Callable[[base.State, guard.Totals, Any], tuple[base.State, guard.Totals]]
 
@@ -72,11 +70,6 @@ def empty_totals(method: base.Method, state: base.State, batch: Shapes) -> guard
 def train_stage(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) -> bool:
     """Trains the config's stage to its end, continuing from its newest checkpoint.
 
-    Args:
-      config: whole config; `config.stage` names the stage.
-      workdir: the stage's folder is made in it.
-      dataset: prepared patients.
-
     Returns:
       Whether there was anything left to train.
 
@@ -95,7 +88,7 @@ def train_stage(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) -> 
         devices=parallel.all_devices(config.parallel),
         keys=stage_keys(config),
     )
-    check_continues(run)
+    check_resumes(config, folder, dataset.split_hash)
     with checkpoint.Checkpoints(folder, config.checkpoint.keep) as checkpoints:
         if _is_finished(run, checkpoints):
             console.print(f"[bold]{config.stage}[/] is finished: {folder}")
@@ -151,11 +144,12 @@ def _start(
     run: Run, frozen: base.Model, checkpoints: checkpoint.Checkpoints, batches: Any
 ) -> base.State:
     """The newest checkpoint's state, or a fresh one, on the mesh."""
-    arguments = (run.keys[0], _example(run), frozen)
+    shapes = example(run.config, run.batch_size)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    arguments = (run.keys[0], zeros, frozen)
     if checkpoints.latest_step is not None:
-        state = checkpoints.restore(
-            run.devices.sharded_shapes(jax.eval_shape(run.method.init, *arguments)), batches
-        )
+        shapes = jax.eval_shape(run.method.init, *arguments)
+        state = checkpoints.restore(run.devices.sharded_shapes(shapes), batches)
         step, batch = int(state.step), _batch_in_words(run)
         console.print(f"[bold]{run.config.stage}[/] goes on from step {step}, {batch}")
         return state
@@ -181,12 +175,6 @@ def _batch_in_words(run: Run) -> str:
     parts = [f"{each} a device", f"{devices} devices", f"{batches} batches an update"]
     factors = [part for part, n in zip(parts, (2, devices, batches), strict=True) if n > 1]
     return f"{text} = {' x '.join(factors)}" if len(factors) > 1 else text
-
-
-def _example(run: Run) -> base.Batch:
-    """A batch of zeros of the shape that training has."""
-    shapes = example(run.config, run.batch_size)
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def _loop(
@@ -222,15 +210,18 @@ def _loop(
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, totals = step_function(state, totals, next(batches))
             last = step == length.num_steps
-            if _is_looked_at(step, length):
+            logs, validates = (
+                last or step % every == 0 for every in (length.log_every, length.validate_every)
+            )
+            if logs or validates:
                 beside = _check_finite(run, totals, step, skip, checkpoints)
-            if step % length.log_every == 0 or last:
+            if logs:
                 averages = {name: v.compute() for name, v in totals.items() if name != guard.FINITE}
                 averages |= beside
                 writer.scalars(step, averages)
                 bar.show(step, averages["loss"], run.batch_size)
                 totals = nothing
-            if validation and (step % length.validate_every == 0 or last):
+            if validation and validates:
                 found = _validate(run, step, state, validation, best, writer, bar)
                 if found != best and found is not None and not last:
                     checkpoints.save_best(step, state, found, run.provenance())
@@ -246,12 +237,6 @@ def _loop(
                 raise SystemExit(f"stopped, saved at step {step}; the same command goes on")
         profiler.close(state)
     return state, best
-
-
-def _is_looked_at(step: int, length: ConfigDict) -> bool:
-    """Whether something is logged or measured after this step."""
-    every = (length.log_every, length.validate_every)
-    return step == length.num_steps or any(step % number == 0 for number in every)
 
 
 def _check_finite(
@@ -298,17 +283,14 @@ def _finish(
 
     Single numbers are logged, those of the best state where there are two.
     """
-    measured = _measured(run, state)
-    statistics = measured.statistics
+    measured = chosen = _measured(run, state)
     if best is not None:
-        chosen = measured
         if best.step != int(state.step):
             shapes = checkpoint.inference_part(jax.eval_shape(lambda: state))
             chosen = checkpoints.restore_best(run.devices.sharded_shapes(shapes))
             chosen = _measured(run, chosen)
         checkpoints.save_best(int(state.step), chosen, best, run.provenance())
-        statistics = chosen.statistics
-    arrays = {k: v for k, v in jax.device_get(statistics).items() if not isinstance(v, dict)}
+    arrays = {k: v for k, v in jax.device_get(chosen.statistics).items() if not isinstance(v, dict)}
     numbers = {f"final/{k}": v for k, v in arrays.items() if np.ndim(v) == 0}
     if numbers:
         writer.scalars(int(state.step), numbers)

@@ -32,7 +32,7 @@ def _page(text: str) -> pathlib.Path:
     return pathlib.Path(text)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Flag:
     """A flag `--name=value`.
 
@@ -75,36 +75,24 @@ class Command:
 
 
 PROCESSES = (
-    Flag(
-        name="coordinator_address",
-        text="address of the first",
-        value="HOST:PORT",
-        default="",
-        kind=str,
-    ),
-    Flag(name="num_processes", text="how many", value="N", default=0, kind=int),
-    Flag(
-        name="process_id",
-        text="which one this is, from 0",
-        value="K",
-        default=-1,
-        kind=int,
-    ),
+    Flag("coordinator_address", "address of the first", "HOST:PORT", "", str),
+    Flag("num_processes", "how many", "N", 0, int),
+    Flag("process_id", "which one this is, from 0", "K", -1, int),
 )
 CONFIG = Flag(
-    name="config",
-    text="config file and stage, such as configs/brats.py:cdm",
+    "config",
+    "config file and stage, such as configs/brats.py:cdm",
     value="FILE:STAGE",
     default="configs/phantom.py:cdm",
     kind=str,
 )
 SAVED_CONFIG = Flag(
-    name="config",
-    text="config file and stage; default: the config that the run was trained with",
+    "config",
+    "config file and stage; default: the config that the run was trained with",
     value="FILE:STAGE",
     kind=str,
 )
-WORKDIR = Flag(name="workdir", text="folder of the run; default runs/<dataset of the config>")
+WORKDIR = Flag("workdir", "folder of the run; default runs/<dataset of the config>")
 
 COMMANDS = {
     "train": Command(
@@ -145,19 +133,13 @@ COMMANDS = {
             SAVED_CONFIG,
             WORKDIR,
             Flag(
-                name="samples",
-                text="samples of each patient, as many as synthesize will draw",
+                "samples",
+                "samples of each patient, as many as synthesize will draw",
                 value="N",
                 default=8,
                 kind=_at_least_one,
             ),
-            Flag(
-                name="level",
-                text="nominal coverage of the brain, between 0 and 1",
-                value="SHARE",
-                default=0.9,
-                kind=_number,
-            ),
+            Flag("level", "nominal coverage of the brain, between 0 and 1", "SHARE", 0.9, _number),
             *PROCESSES,
         ),
         examples=(
@@ -179,56 +161,43 @@ COMMANDS = {
             """,
         flags=(
             Flag(
-                name="workdir",
-                text="folder of the run, of which CDM's cunet is taken, or of one of its systems, "
+                "workdir",
+                "folder of the run, of which CDM's cunet is taken, or of one of its systems, "
                 "such as runs/brats/m1; default: the model that ships with cdm_jax",
             ),
-            Flag(name="input", text="one patient's folder, or a folder of many", required=True),
-            Flag(name="output", text="a folder for each patient is made in it", required=True),
+            Flag("input", "one patient's folder, or a folder of many", required=True),
+            Flag("output", "a folder for each patient is made in it", required=True),
+            Flag("samples", "samples of each patient", "N", 1, _at_least_one),
             Flag(
-                name="samples",
-                text="samples of each patient",
-                value="N",
-                default=1,
-                kind=_at_least_one,
-            ),
-            Flag(
-                name="checkpoint",
-                text="which one of the system: best (in validation) or last",
+                "checkpoint",
+                "which one of the system: best (in validation) or last",
                 value="best|last",
                 default="best",
                 kind=str,
             ),
             Flag(
-                name="make",
-                text="modalities to make, with commas between; default: all that the system makes, "
+                "make",
+                "modalities to make, with commas between; default: all that the system makes, "
                 "or, of a system for whatever is missing, all that a patient lacks",
                 value="MODALITIES",
                 default="",
                 kind=str,
             ),
             Flag(
-                name="replace",
-                text="of a system for whatever is missing: make these also where they are there, "
+                "replace",
+                "of a system for whatever is missing: make these also where they are there, "
                 "from the others",
                 value="",
-                default=False,
                 kind=bool,
             ),
             Flag(
-                name="resample_to",
-                text="resample the other sources onto the grid of this one, in world coordinates; "
+                "resample_to",
+                "resample the other sources onto the grid of this one, in world coordinates; "
                 "they have to be registered",
                 value="MODALITY",
                 kind=str,
             ),
-            Flag(
-                name="bids",
-                text="write BIDS derivatives with a dataset_description.json",
-                value="",
-                default=False,
-                kind=bool,
-            ),
+            Flag("bids", "write BIDS derivatives with a dataset_description.json", "", kind=bool),
             *PROCESSES,
         ),
         examples=(
@@ -245,9 +214,9 @@ COMMANDS = {
             equal paths below the two folders.
             """,
         flags=(
-            Flag(name="input", text="folder of the synthetic images", required=True),
-            Flag(name="truth", text="folder of the real patients", required=True),
-            Flag(name="output", text="where the records go; default <input>/scores"),
+            Flag("input", "folder of the synthetic images", required=True),
+            Flag("truth", "folder of the real patients", required=True),
+            Flag("output", "where the records go; default <input>/scores"),
         ),
         examples=(
             "score --input=synthetic --truth=patient",
@@ -264,13 +233,7 @@ COMMANDS = {
         flags=(
             SAVED_CONFIG,
             WORKDIR,
-            Flag(
-                name="patients",
-                text="unseen patients to show in pictures",
-                value="N",
-                default=3,
-                kind=_at_least_one,
-            ),
+            Flag("patients", "unseen patients to show in pictures", "N", 3, _at_least_one),
             *PROCESSES,
         ),
         examples=("report --workdir=runs/brats", "report --workdir=runs/brats --patients=10"),
@@ -298,18 +261,18 @@ COMMANDS = {
             by the names of BraTS, UPenn-GBM and BIDS, or by the patterns of a config.
             """,
         flags=(
-            Flag(name="input", text="one patient's folder, or a folder of many", required=True),
+            Flag("input", "one patient's folder, or a folder of many", required=True),
             Flag(
-                name="config",
-                text="config file and stage whose modalities and patterns of names to take",
+                "config",
+                "config file and stage whose modalities and patterns of names to take",
                 value="FILE:STAGE",
                 kind=str,
             ),
-            Flag(name="against", text="another folder, which should hold none of these patients"),
-            Flag(name="json", text="also write all findings there, for programs", value="FILE"),
+            Flag("against", "another folder, which should hold none of these patients"),
+            Flag("json", "also write all findings there, for programs", "FILE"),
             Flag(
-                name="page",
-                text="also write a page there, for a browser; its name ends in .html",
+                "page",
+                "also write a page there, for a browser; its name ends in .html",
                 value="FILE",
                 kind=_page,
             ),

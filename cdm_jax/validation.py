@@ -18,9 +18,8 @@ from cdm_jax.data.pipeline import SliceSource, plain_plans
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
 from cdm_jax.run import Run
-from cdm_jax.tasks import task_of
+from cdm_jax.tasks import PATTERNS, task_of
 
-PATTERNS = 1  # folds a slice's key into that of its pattern
 STEP_PASSES = 3  # of a network in a training step: forward, and twice as much backward
 RISING = ("psnr", "explained")  # how metrics begin of which more is better
 
@@ -31,11 +30,6 @@ class Validation:
     """The compiled validation of a run; all processes take part in it, each with its slices."""
 
     def __init__(self, run: Run):
-        """Chooses the slices.
-
-        Args:
-          run: with validation patients.
-        """
         self._run = run
         subjects = run.dataset.validation
         number = slices_per_patient(
@@ -78,9 +72,8 @@ class Validation:
         patients = self._patients[self._source.positions[self._order, 0]]
         metrics = self._run.method.summarize(values, patients)
         metrics = {name: np.asarray(each) for name, each in metrics.items()}
-        return by_modality(metrics, self._run.config.data), by_modality(
-            pictures, self._run.config.data
-        )
+        data = self._run.config.data
+        return by_modality(metrics, data), by_modality(pictures, data)
 
     def validate(
         self, model: base.Model, stored: Mapping[str, Array], keys: Key[Array, "b"]

@@ -34,9 +34,6 @@ def pool(number: int) -> Iterator[Executor]:
     Left by an error or by Ctrl-C, it drops what has not begun. Processes then end at once, also
     where this one is killed, and remove what they have half written; a thread ends its task first.
 
-    Args:
-        number: of tasks at a time.
-
     Raises:
         UserError: a process was killed from outside.
     """

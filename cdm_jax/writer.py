@@ -1,13 +1,11 @@
 """What a run leaves to look at: a progress bar, JSON lines, TensorBoard, pictures, a profile."""
 
 import json
-import os
 import pathlib
 import signal
 import sys
 import time
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -19,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tensorboardX import SummaryWriter
 
 from cdm_jax import parallel
+from cdm_jax.files import replacing
 
 # A table of two targets needs 118 columns, which a log file has.
 console = Console(width=None if sys.stdout.isatty() else 120)
@@ -32,11 +31,8 @@ def say(text: str) -> None:
 class Writer:
     """Scalars to `metrics.jsonl` and TensorBoard, pictures to `pictures/` and TensorBoard.
 
-    Of several processes, the first one writes.
-
-    Args:
-      folder: of the stage.
-      step: where the run continues; lines of later steps, left by a killed run, are dropped.
+    Of several processes, the first one writes. Lines of steps after the one from which the run
+    continues, left by a killed run, are dropped.
     """
 
     def __init__(self, folder: pathlib.Path, step: int):
@@ -52,9 +48,7 @@ class Writer:
     def __enter__(self) -> "Writer":
         return self
 
-    def __exit__(
-        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if not self._silent:
             self._tensorboard.close()
 
@@ -64,9 +58,8 @@ class Writer:
         lines = self._lines.read_text().splitlines()
         # A run that begins anew measures its step 0 again.
         kept = [line for line in lines if line and step and json.loads(line)["step"] <= step]
-        temporary = self._lines.with_suffix(".partial")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        os.replace(temporary, self._lines)
+        with replacing(self._lines) as partial:
+            partial.write_text("".join(line + "\n" for line in kept))
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes values of one step; names such as "validation/loss" group them."""
@@ -90,12 +83,9 @@ class Writer:
 
 
 class TrainingProgress:
-    """A bar with loss, slices a second and time left, and a line at each validation.
+    """A bar from the first step to the last, and a line at each validation.
 
-    Args:
-      stage: its name.
-      first: the step from which the run continues.
-      last: the last step.
+    It shows the loss, slices a second and the time left.
     """
 
     def __init__(self, stage: str, first: int, last: int):
@@ -162,13 +152,7 @@ class StopRequest:
 
 
 class ProfilerWindow:
-    """Traces some steps with XLA's profiler into `<folder>/profile`.
-
-    Args:
-      folder: of the stage.
-      first_step: the first step to trace.
-      num_steps: how many; 0 traces none.
-    """
+    """Traces so many steps, from the first one on, by XLA's profiler into `<folder>/profile`."""
 
     def __init__(self, folder: pathlib.Path, first_step: int, num_steps: int):
         self._folder = str(folder / "profile")

@@ -4,17 +4,17 @@ Markdown under the YAML head that model hubs read. A pure function of what the c
 itself and of the records of an evaluation.
 """
 
-import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+
+import jax
 
 import cdm_jax
 from cdm_jax.records import Record
 from cdm_jax.report.tables import results_table
 
 FILE = "MODEL_CARD.md"
-PARTS = ("train", "validation", "test")
+PARTS = {"train": "train on", "validation": "validate", "test": "test, never seen"}
 REFERENCE = "m1"  # the plain UNet, beside which every system is shown
 TAGS = (
     *("medical-imaging", "mri", "brain", "image-to-image", "modality-synthesis", "diffusion"),
@@ -28,12 +28,7 @@ INTENSITY = (
 
 
 class License(NamedTuple):
-    """What is known of the terms of a dataset.
-
-    Attributes:
-      identifier: as model hubs spell it; "other" where the terms are not one of their list.
-      note: what whoever passes the weights on has to know.
-    """
+    """The terms of a dataset as model hubs spell them, and what to know to pass weights on."""
 
     identifier: str
     note: str
@@ -116,31 +111,13 @@ def model_card(
 
 
 def parameter_counts(stage: str, model: Mapping[str, Any]) -> dict[str, int]:
-    """The stage, then each frozen stage of its model, to the number of its parameters.
+    """The model's own stage, then each frozen one, to the number of its parameters.
 
-    Args:
-      stage: name of the model's own stage.
-      model: as `methods.base.model_of` gives it, of arrays of any library.
+    The model is as `methods.base.model_of` gives it, of arrays or of their shapes.
     """
-    frozen = {name: _size(part["params"]) for name, part in model["frozen"].items()}
-    return {stage: _size(model["params"]), **frozen}
-
-
-def _size(tree: Any) -> int:
-    if isinstance(tree, Mapping):
-        return sum(_size(branch) for branch in tree.values())
-    if isinstance(tree, list | tuple):
-        return sum(_size(branch) for branch in tree)
-    return int(tree.size)
-
-
-def save_card(stage_folder: pathlib.Path, text: str) -> pathlib.Path:
-    """Writes a card beside the checkpoints, as a whole or not at all; returns its path."""
-    path = stage_folder / FILE
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-    return path
+    parts = {stage: model["params"]}
+    parts |= {name: part["params"] for name, part in model["frozen"].items()}
+    return {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in parts.items()}
 
 
 def _head(name: str) -> str:
@@ -158,7 +135,7 @@ def _facts(
     """What the checkpoint says of itself, in the order of the card."""
     config, (stage, *frozen) = provenance["config"], parameters
     data = config["data"]
-    parts = ", ".join(f"{number} to {what}" for what, number in _uses(patients).items())
+    parts = ", ".join(f"{number} to {PARTS[part]}" for part, number in patients.items())
     counts = f"{parameters[stage]:,} of its own"
     if frozen:
         counts += "; frozen " + ", ".join(f"{name} {parameters[name]:,}" for name in frozen)
@@ -175,11 +152,6 @@ def _facts(
         "reference scales": scales,
         "software": f"cdm_jax {cdm_jax.__version__}",
     }
-
-
-def _uses(patients: Mapping[str, int]) -> dict[str, int]:
-    words = {"train": "train on", "validation": "validate", "test": "test, never seen"}
-    return {words[part]: number for part, number in patients.items()}
 
 
 def _numbers(stage: str, translates: bool, records: Sequence[Record]) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import matplotlib
 import matplotlib.figure
+import pandas as pd
 
 from cdm_jax.report.tables import DECIMALS
 
@@ -28,13 +29,7 @@ STYLES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One picture of a stage's training.
-
-    Attributes:
-        title: of the picture.
-        text: where the curves start and end, in words; also for screen readers.
-        svg: the picture.
-    """
+    """A picture of a stage's training, and in words where its curves start and end."""
 
     title: str
     text: str
@@ -42,28 +37,22 @@ class Curve:
 
 
 def curves(stage: str, lines: Sequence[Line]) -> list[Curve]:
-    """Draws a stage's losses, and its validation metrics where it has any.
-
-    Args:
-        stage: its name.
-        lines: of its `metrics.jsonl`.
-    """
-    names = dict.fromkeys(
-        name
-        for line in lines
-        for name in line
-        if name not in UNWANTED and not name.startswith(FINAL)
-    )
-    groups: dict[str, dict[str, str]] = {}
-    for name in names:
+    """Draws the losses of the stage of this name, and its validation metrics where it has any."""
+    if not lines:
+        return []
+    measured = pd.DataFrame(lines).set_index("step").replace([math.inf, -math.inf], math.nan)
+    groups: dict[str, dict[str, pd.Series]] = {}
+    for name, values in measured.dropna(axis="columns", how="all").items():
+        if name in UNWANTED or name.startswith(FINAL):
+            continue
         metric = name.removeprefix(VALIDATION)
         kind = metric.partition("_")[0]
-        validates = name != metric and not _is_loss(metric)
+        validates = name != metric and "loss" not in metric and "error" not in metric
         shown = kind.upper() if kind in DECIMALS else kind
         title = f"validation {shown}" if validates else "losses"
-        groups.setdefault(title, {})[name] = _label(name)
-    drawn = (_curve(f"{stage}: {title}", lines, shown) for title, shown in groups.items())
-    return [curve for curve in drawn if curve is not None]
+        label = name.replace(VALIDATION, "validation ").replace("_", " ")
+        groups.setdefault(title, {})[label] = values.dropna()
+    return [_curve(f"{stage}: {title}", shown) for title, shown in groups.items()]
 
 
 def final_values(lines: Sequence[Line]) -> dict[str, str]:
@@ -76,51 +65,23 @@ def final_values(lines: Sequence[Line]) -> dict[str, str]:
     }
 
 
-def _is_loss(metric: str) -> bool:
-    return "loss" in metric or "error" in metric
-
-
-def _label(name: str) -> str:
-    return name.replace(VALIDATION, "validation ").replace("_", " ")
-
-
-def _curve(title: str, lines: Sequence[Line], shown: Mapping[str, str]) -> Curve | None:
-    series = {
-        label: [
-            (float(line["step"]), float(line[name]))
-            for line in lines
-            if name in line and math.isfinite(line[name])
-        ]
-        for name, label in shown.items()
-    }
-    series = {label: points for label, points in series.items() if points}
-    if not series:
-        return None
-    ends = (
-        f"{label} from {points[0][1]:.3g} to {points[-1][1]:.3g}"
-        for label, points in series.items()
-    )
-    steps = [step for points in series.values() for step, _ in points]
-    text = f"Steps {min(steps):.0f} to {max(steps):.0f}: {'; '.join(ends)}."
+def _curve(title: str, series: Mapping[str, pd.Series]) -> Curve:
+    """One picture of a few series, each with the steps as its index."""
+    ends = (f"{name} from {s.iloc[0]:.3g} to {s.iloc[-1]:.3g}" for name, s in series.items())
+    first = min(values.index[0] for values in series.values())
+    last = max(values.index[-1] for values in series.values())
+    text = f"Steps {first} to {last}: {'; '.join(ends)}."
     return Curve(title=title, text=text, svg=_draw(title, series))
 
 
-def _draw(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+def _draw(title: str, series: Mapping[str, pd.Series]) -> str:
     figure = matplotlib.figure.Figure(figsize=(4.4, 2.9), layout="constrained")
     axis = figure.subplots()
-    for number, (label, points) in enumerate(series.items()):
+    for number, (label, values) in enumerate(series.items()):
         color, dashes = STYLES[number % len(STYLES)]
-        marker = "o" if len(points) < 30 else None
-        axis.plot(
-            *zip(*points, strict=True),
-            color=color,
-            linestyle=dashes,
-            label=label,
-            marker=marker,
-            markersize=2.5,
-        )
-    values = [y for points in series.values() for _, y in points]
-    if "loss" in title and min(values) > 0:
+        marker = "o" if len(values) < 30 else None
+        axis.plot(values, color=color, linestyle=dashes, label=label, marker=marker, markersize=2.5)
+    if "loss" in title and min(values.min() for values in series.values()) > 0:
         axis.set_yscale("log")
     axis.set_xlabel("step")
     axis.set_title(title, fontsize=10)

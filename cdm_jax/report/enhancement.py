@@ -5,45 +5,41 @@ import math
 from collections.abc import Sequence
 
 import pandas as pd
-from rich.table import Table
 
 from cdm_jax.metrics.aggregate import summarize
 from cdm_jax.metrics.enhancement import LEAST_ML, METRICS, POSTCONTRAST, THRESHOLD, agreement
 from cdm_jax.records import WHOLE, Record, per_patient
-from cdm_jax.report import render
+from cdm_jax.report.render import TextTable
 from cdm_jax.report.tables import ABSENT, with_interval
 
 REGIONS = {"whole_tumor": "in the tumor", WHOLE: "in the brain"}  # as the records name them
+FOOTER = (
+    f"Enhancement: T1c less T1, each in units of its brain's median, above {THRESHOLD:g}; of "
+    f"the synthesis against the truth. Detected: patients with at least {LEAST_ML:g} ml in "
+    "both, of those with as much in truth; none where none is: patients with less in both, of "
+    "those with less in truth. ml: mean volumes; R²: of the volumes, negative where the "
+    "truths' mean would do better; Dice: mean and 95 % bootstrap interval over patients in "
+    "whom anything enhances. Vessels and meninges enhance too."
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EnhancementTable:
-    """Systems against measures of enhancement, a line for each system and region.
+class EnhancementTable(TextTable):
+    """Systems against measures of enhancement, a line for each system and region."""
 
-    Attributes:
-        texts: What is printed.
-        footer: What the numbers mean.
-    """
+    lines: pd.DataFrame
+    footer: str = FOOTER
 
-    texts: pd.DataFrame
-    footer: str
-
-    def markdown(self) -> str:
-        """In Markdown."""
-        return render.to_markdown(self.texts, self.footer)
-
-    def rich(self) -> Table:
-        """For the terminal."""
-        return render.to_rich(self.texts, self.footer)
+    def texts(self, separator: str = " ") -> pd.DataFrame:
+        """What is printed."""
+        return self.lines
 
 
 def enhancement_table(records: Sequence[Record]) -> EnhancementTable:
     """Tabulates detection, volume and overlap of every row that has them.
 
-    Detection is told inside tumors only: vessels enhance in every brain.
-
-    Args:
-        records: One a subject; those without the metrics of enhancement count as missing.
+    Detection is told inside tumors only: vessels enhance in every brain. Records without the
+    metrics of enhancement count as missing.
 
     Raises:
         UserError: The records are not comparable, or none was scored by `volume`.
@@ -54,13 +50,13 @@ def enhancement_table(records: Sequence[Record]) -> EnhancementTable:
     for region, place in REGIONS.items():
         for row in rows:
             wanted = [(row, POSTCONTRAST, region, metric) for metric in METRICS]
-            made, true, overlap = (values.get(key) for key in wanted)
-            if made is None or true is None or overlap is None:
-                continue
+            found = values.reindex(columns=wanted)
+            made, true, overlap = (found[key] for key in wanted)
             if true.notna().any():
                 lines[f"{row}, {place}"] = _line(made, true, overlap, region)
-    texts = pd.DataFrame.from_dict(lines, orient="index").rename_axis("System")
-    return EnhancementTable(texts=texts, footer=_footer())
+    return EnhancementTable(
+        lines=pd.DataFrame.from_dict(lines, orient="index").rename_axis("System")
+    )
 
 
 def _line(made: pd.Series, true: pd.Series, overlap: pd.Series, region: str) -> dict[str, str]:
@@ -84,14 +80,3 @@ def _line(made: pd.Series, true: pd.Series, overlap: pd.Series, region: str) -> 
 
 def _text(number: float, form: str) -> str:
     return ABSENT if math.isnan(number) else f"{number:{form}}"
-
-
-def _footer() -> str:
-    return (
-        f"Enhancement: T1c less T1, each in units of its brain's median, above {THRESHOLD:g}; of "
-        f"the synthesis against the truth. Detected: patients with at least {LEAST_ML:g} ml in "
-        "both, of those with as much in truth; none where none is: patients with less in both, of "
-        "those with less in truth. ml: mean volumes; R²: of the volumes, negative where the "
-        "truths' mean would do better; Dice: mean and 95 % bootstrap interval over patients in "
-        "whom anything enhances. Vessels and meninges enhance too."
-    )

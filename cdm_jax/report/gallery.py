@@ -11,8 +11,9 @@ from typing import Literal
 
 import numpy as np
 import PIL.Image
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
+from cdm_jax.metrics.regions import bounding_box
 from cdm_jax.report.site import Site
 
 MOST_SLICES = 48
@@ -26,6 +27,8 @@ TOO_DARK = (86, 180, 233)
 DEVIATION = (240, 228, 66)
 
 Volume = Float[np.ndarray, "z y x"]
+Window = tuple[Int[np.ndarray, "shown"], slice, slice]
+"""Index of the voxels of a volume that its sprites show."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,18 +115,6 @@ class Gallery:
     rows: Mapping[str, Sequence[Panel]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Window:
-    """Which voxels of a volume the sprites show."""
-
-    z: Sequence[int]
-    y: slice
-    x: slice
-
-    def cut(self, volume: np.ndarray) -> np.ndarray:
-        return volume[self.z][:, self.y, self.x]
-
-
 def save_gallery(site: Site, case: Case) -> Gallery:
     """Writes a case's sprites to `sprites/<subject>`."""
     window = _window(case.brain)
@@ -139,36 +130,36 @@ def save_gallery(site: Site, case: Case) -> Gallery:
         + [panels[i.name] for i in case.images if i.role != "input" and i.modality == target]
         for target in targets
     }
-    _, height, width = window.cut(case.brain).shape
+    _, height, width = case.brain[window].shape
     _, size_y, size_x = case.voxel_size
+    slices = window[0].tolist()
     return Gallery(
         subject=case.subject,
         reason=case.reason,
-        slices=window.z,
-        start=int(np.abs(np.asarray(window.z) - case.focus[0]).argmin()),
+        slices=slices,
+        start=min(range(len(slices)), key=lambda n: abs(slices[n] - case.focus[0])),
         aspect=width * size_x / (height * size_y),
         rows=rows,
     )
 
 
-def _window(brain: Bool[np.ndarray, "z y x"]) -> _Window:
+def _window(brain: Bool[np.ndarray, "z y x"]) -> Window:
     """The brain's box with a margin; slices and pixels are thinned where there are too many."""
-    z, y, x = (np.flatnonzero(brain.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1)))
-    count = min(len(z), MOST_SLICES)
-    step = -(-max(int(y[-1] - y[0]), int(x[-1] - x[0]), 1) // MOST_PIXELS)
-    shown = z[np.linspace(0, len(z) - 1, count).round().astype(int)]
-    cuts = (slice(max(int(e[0]) - MARGIN, 0), int(e[-1]) + MARGIN + 1, int(step)) for e in (y, x))
-    return _Window(z=shown.tolist(), y=next(cuts), x=next(cuts))
+    filled = np.flatnonzero(brain.any(axis=(1, 2)))
+    shown = np.linspace(0, len(filled) - 1, min(len(filled), MOST_SLICES)).round().astype(int)
+    _, y, x = bounding_box(brain, 0)
+    step = -(-max(y.stop - y.start - 1, x.stop - x.start - 1, 1) // MOST_PIXELS)
+    _, y, x = bounding_box(brain, MARGIN)
+    return filled[shown], slice(y.start, y.stop, step), slice(x.start, x.stop, step)
 
 
-def _panel(site: Site, case: Case, image: Image, truth: Volume | None, window: _Window) -> Panel:
-    brain = window.cut(case.brain)
-    values = window.cut(image.values)
+def _panel(site: Site, case: Case, image: Image, truth: Volume | None, window: Window) -> Panel:
+    brain, values = case.brain[window], image.values[window]
     overlays = {}
     if image.role == "synthesis" and truth is not None:
-        overlays["error"] = error_colors(values - window.cut(truth), brain)
+        overlays["error"] = error_colors(values - truth[window], brain)
     if image.deviation is not None:
-        overlays["deviation"] = deviation_colors(window.cut(image.deviation), brain)
+        overlays["deviation"] = deviation_colors(image.deviation[window], brain)
     stem = f"sprites/{case.subject}/{image.name}"
     return Panel(
         title=image.title,

@@ -1,28 +1,16 @@
 """A picture of one patient: a few axial slices of each volume side by side."""
 
-import os
 import pathlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import matplotlib.figure
 import numpy as np
 from jaxtyping import Bool, Float
 
+from cdm_jax.files import replacing
+from cdm_jax.metrics.regions import bounding_box
+
 NUM_SLICES = 5
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One column of the picture.
-
-    Attributes:
-        title: above the column.
-        volume: values in [0, 1].
-    """
-
-    title: str
-    volume: Float[np.ndarray, "z y x"]
 
 
 def slices_to_show(brain: Bool[np.ndarray, "z y x"], count: int) -> list[int]:
@@ -32,23 +20,23 @@ def slices_to_show(brain: Bool[np.ndarray, "z y x"], count: int) -> list[int]:
 
 
 def save_overview(
-    path: pathlib.Path, panels: Sequence[Panel], brain: Bool[np.ndarray, "z y x"]
+    path: pathlib.Path,
+    panels: Sequence[tuple[str, Float[np.ndarray, "z y x"]]],
+    brain: Bool[np.ndarray, "z y x"],
 ) -> None:
-    """Writes a PNG: a column for each panel, a row for each slice, cropped to the brain."""
+    """Writes a PNG: a column for each title and volume of [0, 1], a row for each of some slices."""
     rows = slices_to_show(brain, NUM_SLICES)
-    y, x = (np.flatnonzero(brain.any(axis=axes)) for axes in ((0, 2), (0, 1)))
+    _, y, x = bounding_box(brain, 0)
     figure = matplotlib.figure.Figure(
         figsize=(1.8 * len(panels), 2.1 * len(rows)), layout="constrained", facecolor="black"
     )
     grid = figure.subplots(len(rows), len(panels), squeeze=False)
     for row, z in zip(grid, rows, strict=True):
-        for axis, panel in zip(row, panels, strict=True):
-            image = panel.volume[z, y[0] : y[-1] + 1, x[0] : x[-1] + 1]
-            axis.imshow(image, cmap="gray", vmin=0, vmax=1)
+        for axis, (_, volume) in zip(row, panels, strict=True):
+            axis.imshow(volume[z, y, x], cmap="gray", vmin=0, vmax=1)
             axis.set_axis_off()
-    for axis, panel in zip(grid[0], panels, strict=True):
-        axis.set_title(panel.title, color="white", fontsize=9)
+    for axis, (title, _) in zip(grid[0], panels, strict=True):
+        axis.set_title(title, color="white", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    figure.savefig(temporary, dpi=110, format="png")
-    os.replace(temporary, path)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=110, format="png")

@@ -4,6 +4,7 @@ Records, curves and arrays in, pages out: `index.html` with summary, tables and 
 each patient, and for those whose images are shown a viewer of slices and 3D.
 """
 
+import functools
 import importlib.resources
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,17 +24,18 @@ from cdm_jax.report.tables import ResultsTable, heading, results_table
 
 ASSETS = ("report.css", "report.js", "viewer.js")
 OWN_FOLDERS = ("assets", "curves", "patients", "sprites", "viewer", "volumes")
+# Colors and ends of the overlays' scales.
+COLORS = {"bright": gallery.TOO_BRIGHT, "dark": gallery.TOO_DARK, "deviation": gallery.DEVIATION}
+LEGEND: Mapping[str, Any] = {
+    **{name: f"rgb({r} {g} {b})" for name, (r, g, b) in COLORS.items()},
+    "error_limit": gallery.ERROR_LIMIT,
+    "deviation_limit": gallery.DEVIATION_LIMIT,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """What is told of a stage's training.
-
-    Attributes:
-        name: of the stage.
-        facts: term to text, such as its number of steps.
-        lines: of its `metrics.jsonl`.
-    """
+    """What is told of a stage's training: terms with texts, and the lines of `metrics.jsonl`."""
 
     name: str
     facts: Mapping[str, str]
@@ -85,12 +87,9 @@ class Report:
 
 
 def save_report(folder: pathlib.Path, report: Report, cases: Iterable[Case]) -> pathlib.Path:
-    """Writes the pages, and removes those of an earlier report that are no more.
+    """Writes the pages, and removes those of an earlier report; what else is in the folder stays.
 
-    Args:
-        folder: of the report; what else lies in it stays.
-        report: what it tells.
-        cases: the patients shown, one in memory at a time.
+    Of the cases, which are the patients shown, one is in memory at a time.
 
     Returns:
         The first page.
@@ -98,28 +97,33 @@ def save_report(folder: pathlib.Path, report: Report, cases: Iterable[Case]) -> 
     Raises:
         UserError: there are no records, or they are not comparable.
     """
-    site = Site(folder)
-    templates = environment()
-    niivue, no_viewer = _niivue()
-    tables = _tables(report)  # first: records that cannot be compared write nothing
+    site, records = Site(folder), report.records
+    tables = {  # first: records that cannot be compared write nothing
+        name: results_table(records, name, reference=report.reference)
+        for name in dict.fromkeys(name for record in records for name in record["conventions"])
+    }
+    try:
+        niivue, no_viewer = viewer.niivue_script(), ""
+    except UserError as error:
+        niivue, no_viewer = "", str(error)
+    common = {
+        "report": report,
+        "no_viewer": no_viewer,
+        "legend": LEGEND,
+        "meaning": rows.meaning,
+        "is_result": rows.is_result,
+    }
     for name in ASSETS:
         site.write(f"assets/{name}", asset(name))
-    if niivue is not None:
+    if niivue:
         site.write("assets/niivue.js", niivue)
     galleries = {}
     for case in cases:
         galleries[case.subject] = gallery.save_gallery(site, case)
-        if niivue is not None:
-            _save_viewer(site, templates, report, case)
-    common = {
-        "report": report,
-        "no_viewer": no_viewer,
-        "legend": _legend(),
-        "meaning": rows.meaning,
-        "is_result": rows.is_result,
-    }
-    _save_patients(site, templates, report, galleries, common)
-    page = templates.get_template("index.html").render(
+        if niivue:
+            _save_viewer(site, case, common)
+    _save_patients(site, report, galleries, common)
+    page = template("index.html").render(
         common,
         root="",
         headline=_headline(report, tables[report.convention]),
@@ -148,48 +152,23 @@ def _shades(patterns: Sequence[Pattern]) -> list[dict[str, int]]:
     ]
 
 
-def environment() -> jinja2.Environment:
-    """The templates, by which all that pages show is escaped."""
-    return jinja2.Environment(
+@functools.cache
+def template(name: str) -> jinja2.Template:
+    """A page's template, by which all that it shows is escaped."""
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cdm_jax.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    return environment.get_template(name)
 
 
 def asset(name: str) -> str:
     """The text of a style sheet or script that pages use."""
     file = importlib.resources.files("cdm_jax.report") / "templates" / name
     return file.read_text(encoding="utf-8")
-
-
-def _niivue() -> tuple[str | None, str]:
-    """NiiVue's script, or why there is none."""
-    try:
-        return viewer.niivue_script(), ""
-    except UserError as error:
-        return None, str(error)
-
-
-def _legend() -> dict[str, Any]:
-    """Colors and ends of the overlays' scales."""
-    colors = {
-        "bright": gallery.TOO_BRIGHT,
-        "dark": gallery.TOO_DARK,
-        "deviation": gallery.DEVIATION,
-    }
-    return {name: f"rgb({r} {g} {b})" for name, (r, g, b) in colors.items()} | {
-        "error_limit": gallery.ERROR_LIMIT,
-        "deviation_limit": gallery.DEVIATION_LIMIT,
-    }
-
-
-def _tables(report: Report) -> dict[str, ResultsTable]:
-    """A table for each convention, with every row."""
-    names = dict.fromkeys(name for r in report.records for name in r["conventions"])
-    return {name: results_table(report.records, name, reference=report.reference) for name in names}
 
 
 def _headline(report: Report, table: ResultsTable) -> pd.DataFrame:
@@ -236,19 +215,12 @@ def _subjects(report: Report, galleries: Mapping[str, Gallery]) -> dict[str, Any
 
 
 def _save_patients(
-    site: Site,
-    templates: jinja2.Environment,
-    report: Report,
-    galleries: Mapping[str, Gallery],
-    common: Mapping[str, Any],
+    site: Site, report: Report, galleries: Mapping[str, Gallery], common: Mapping[str, Any]
 ) -> None:
     """A page for each subject of the records, with links to those before and after."""
-    template = templates.get_template("patient.html")
-    names = [record["subject"] for record in report.records]
-    for record, before, after in zip(
-        report.records, [None, *names], [*names[1:], None], strict=False
-    ):
-        page = template.render(
+    names = [None, *(record["subject"] for record in report.records), None]
+    for record, before, after in zip(report.records, names, names[2:], strict=False):
+        page = template("patient.html").render(
             common,
             root="../",
             subject=record["subject"],
@@ -260,39 +232,23 @@ def _save_patients(
         site.write(f"patients/{record['subject']}.html", page)
 
 
-def _niivue_voxel(case: Case) -> tuple[int, int, int]:
-    """The case's focus as NiiVue counts voxels: from the patient's left, back and bottom."""
-    (z, y, x), (_, rows_y, columns_x) = case.focus, case.brain.shape
-    return columns_x - 1 - x, rows_y - 1 - y, z
-
-
-def _save_viewer(site: Site, templates: jinja2.Environment, report: Report, case: Case) -> None:
+def _save_viewer(site: Site, case: Case, common: Mapping[str, Any]) -> None:
     """A case's volumes as scripts, and the page that shows them in slices and in 3D."""
     described = []
     for image in case.images:
         files = {kind: f"{case.subject}/{image.name}-{kind}" for kind in image.nifti}
         for kind, name in files.items():
             site.write(f"volumes/{name}.js", viewer.volume_script(name, image.nifti[kind]))
-        described.append(
-            {
-                "role": image.role,
-                "modality": image.modality,
-                "system": image.system,
-                "title": image.title,
-                "files": files,
-            }
-        )
-    page = templates.get_template("viewer.html").render(
-        report=report,
+        shown = {name: getattr(image, name) for name in ("role", "modality", "system", "title")}
+        described.append(shown | {"files": files})
+    (z, y, x), (_, height, width) = case.focus, case.brain.shape
+    page = template("viewer.html").render(
+        common,
         root="../",
         subject=case.subject,
-        legend=_legend(),
         images=described,
-        focus=_niivue_voxel(case),
-        colors={
-            "bright": gallery.TOO_BRIGHT,
-            "dark": gallery.TOO_DARK,
-            "deviation": gallery.DEVIATION,
-        },
+        # As NiiVue counts voxels: from the patient's left, back and bottom.
+        focus=(width - 1 - x, height - 1 - y, z),
+        colors=COLORS,
     )
     site.write(f"viewer/{case.subject}.html", page)

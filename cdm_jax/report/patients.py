@@ -28,26 +28,21 @@ def value(
 
 
 def choose(records: Sequence[Record], row: str, convention: str, count: int) -> dict[str, str]:
-    """Chooses subjects to show, so that the good and the bad are seen.
+    """Chooses up to `count` subjects to show, so that the good and the bad of a row are seen.
 
     First the one whose tumor enhances most, then the best and the worst by the mean PSNR over the
     targets, then the next worst.
 
-    Args:
-        records: one a subject.
-        row: the row to judge by.
-        convention: under which.
-        count: how many; fewer where there are no more.
-
     Returns:
         Subject to the reason in words, in the order of choice.
     """
-    targets = targets_of(records)
-    ranked = sorted(
-        (r for r in records if _mean_psnr(r, row, convention, targets) is not None),
-        key=lambda r: _mean_psnr(r, row, convention, targets) or 0.0,
-    )
+    numbers = tidy(records)
+    numbers = numbers[(numbers["row"] == row) & (numbers["convention"] == convention)]
+    numbers = numbers[(numbers["region"] == WHOLE) & (numbers["metric"] == "psnr")]
+    means = numbers.groupby("subject", sort=False)["value"].mean().dropna()
+    ranked = means.sort_values(kind="stable").index
     reasons: dict[str, str] = {}
+    targets = targets_of(records)
     contrast = CONTRAST if CONTRAST in targets else targets[0]
     enhancing = {
         r["subject"]: value(r, "copy", convention, contrast, "mae", ENHANCING) or 0.0
@@ -57,20 +52,15 @@ def choose(records: Sequence[Record], row: str, convention: str, count: int) -> 
         reasons[strongest] = (
             f"the tumor that enhances most (where a copied source errs most in {contrast})"
         )
-    if ranked:
-        reasons.setdefault(ranked[-1]["subject"], f"the best PSNR of {row}")
-        reasons.setdefault(ranked[0]["subject"], f"the worst PSNR of {row}")
-    for record in ranked:
-        reasons.setdefault(record["subject"], f"the next worst PSNR of {row}")
+    for subject in ranked[-1:]:
+        reasons.setdefault(subject, f"the best PSNR of {row}")
+    for subject in ranked[:1]:
+        reasons.setdefault(subject, f"the worst PSNR of {row}")
+    for subject in ranked:
+        reasons.setdefault(subject, f"the next worst PSNR of {row}")
     for record in records:
         reasons.setdefault(record["subject"], "no PSNR")
     return dict(list(reasons.items())[:count])
-
-
-def _mean_psnr(record: Record, row: str, convention: str, targets: Sequence[str]) -> float | None:
-    values = [value(record, row, convention, target, "psnr") for target in targets]
-    present = [v for v in values if v is not None]
-    return sum(present) / len(present) if present else None
 
 
 def places(records: Sequence[Record]) -> dict[str, tuple[str, str]]:

@@ -1,6 +1,6 @@
 """What the rows of the records mean, in words for readers who have not read the code."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from cdm_jax.records import Record
 
@@ -39,24 +39,14 @@ def is_result(row: str) -> bool:
 
 
 def headline_rows(records: Sequence[Record]) -> dict[str, str]:
-    """Each trained system's row to judge it by: its samples' mean where it has one.
-
-    Args:
-        records: one a subject; their `checkpoint` names the systems.
-
-    Returns:
-        System to row, in the records' order.
-    """
+    """Each trained system to the row to judge it by: its samples' mean where it has one."""
     rows = dict.fromkeys(name for record in records for name in record["rows"])
     trained = {name for record in records for name in record.get("checkpoint", {})}
-    return {name: _mean_row(name, rows) or name for name in rows if name in trained}
+    means = {row.partition(f"/{MEAN_OF}")[0]: row for row in rows if f"/{MEAN_OF}" in row}
+    return {name: means.get(name, name) for name in rows if name in trained}
 
 
 def samples_of(row: str) -> int:
     """How many samples a row is the mean of; 1 for any other."""
     count = row.partition(f"/{MEAN_OF}")[2]
     return int(count) if count.isdigit() else 1
-
-
-def _mean_row(system: str, rows: Iterable[str]) -> str | None:
-    return next((row for row in rows if row.startswith(f"{system}/{MEAN_OF}")), None)

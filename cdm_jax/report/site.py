@@ -1,19 +1,15 @@
 """Files of a report's folder: each as a whole or not at all, and none left from an earlier one."""
 
-import os
 import pathlib
 
 from cdm_jax.errors import UserError
+from cdm_jax.files import replacing
 
 GENERATED = (".css", ".html", ".js", ".png", ".svg")
 
 
 class Site:
-    """A folder of pages that is written file by file.
-
-    Args:
-        root: the folder; made if need be.
-    """
+    """A folder of pages that is written file by file, and made if need be."""
 
     def __init__(self, root: pathlib.Path):
         self.root = root
@@ -29,9 +25,8 @@ class Site:
         if not path.resolve().is_relative_to(self.root.resolve()):
             raise UserError(f"{name} leads out of {self.root}: rename the subject of that record")
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.partial")
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
+        with replacing(path) as partial:
+            partial.write_bytes(content.encode() if isinstance(content, str) else content)
         self._written.add(path)
         return name
 

@@ -5,12 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-from rich.table import Table
 
 from cdm_jax.errors import UserError
 from cdm_jax.metrics.aggregate import Summary, Values, compare, summarize
 from cdm_jax.records import AVERAGE, WHOLE, Record, per_patient, tidy
-from cdm_jax.report import render
+from cdm_jax.report.render import TextTable
 
 DECIMALS = {"psnr": 2, "ssim": 3, "mae": 4}  # of what every convention measures
 FURTHER = {"psnr_best_gain": 2, "gmsd": 4, "z_gradient": 4}  # of what `volume` measures beside
@@ -29,7 +28,7 @@ COLUMNS = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ResultsTable:
+class ResultsTable(TextTable):
     """Systems against modalities.
 
     Attributes:
@@ -49,11 +48,7 @@ class ResultsTable:
         self.numbers[heading] = [texts.get(name, "") for name in self.numbers["system"]]
 
     def texts(self, separator: str = " ") -> pd.DataFrame:
-        """What is printed: a line a system, a column for each modality and metric, then texts.
-
-        Args:
-            separator: Between the parts of a cell.
-        """
+        """A line a system, a column for each modality and metric, then texts."""
         measured = grid(
             self.numbers["system"],
             map(heading, self.numbers["modality"], self.numbers["metric"]),
@@ -76,18 +71,6 @@ class ResultsTable:
             parts.append(f"(n={line['patients']})")
         return separator.join(parts)
 
-    def markdown(self) -> str:
-        """In Markdown."""
-        return render.to_markdown(self.texts(), self.footer)
-
-    def latex(self) -> str:
-        """In LaTeX with the package booktabs."""
-        return render.to_latex(self.texts(), self.footer)
-
-    def rich(self) -> Table:
-        """For the terminal."""
-        return render.to_rich(self.texts("\n"), self.footer)
-
     def csv(self) -> str:
         """All numbers at full precision."""
         return self.numbers.to_csv(index=False, lineterminator="\n")
@@ -109,9 +92,6 @@ def results_table(
         region: A tumor region; by default the convention's main values.
         reference: The row against which all others are tested.
         metrics: Of `DECIMALS` and `FURTHER`; one that no record has is shown as missing.
-
-    Returns:
-        The table.
 
     Raises:
         UserError: The records are not comparable, or none has the convention or the reference row.
@@ -139,18 +119,16 @@ def results_table(
 def _statistics(values: Values, reference: Values | None) -> tuple[int | float | None, ...]:
     """Of one metric of a row, in the order of `COLUMNS`."""
     found = summarize(values)
-    low, high = found.interval or (None, None)
-    difference = p_value = None
+    compared: tuple[float | None, float | None] = (None, None)
     if reference is not None:
-        compared = compare(values, reference)
-        difference, p_value = compared.difference, compared.p_value
-    spread = (found.standard_deviation, found.median)
-    return found.n, found.mean, low, high, *spread, difference, p_value
+        paired = compare(values, reference)
+        compared = paired.difference, paired.p_value
+    interval = found.interval or (None, None)
+    return found.n, found.mean, *interval, found.standard_deviation, found.median, *compared
 
 
 def _footer(records: Sequence[Record], convention: str, region: str, reference: str | None) -> str:
-    tagged = (record["conventions"].get(convention) for record in records)
-    tag = next(tag for tag in tagged if tag is not None)
+    tag = next(filter(None, (record["conventions"].get(convention) for record in records)))
     place = "" if region == WHOLE else f", inside {region.replace('_', ' ')}"
     test = (
         f" {MARK} differs from {reference}: Wilcoxon signed-rank, p < {SIGNIFICANT}, uncorrected."

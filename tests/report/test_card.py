@@ -14,7 +14,6 @@ from cdm_jax.report.card import (
     PARTS,
     model_card,
     parameter_counts,
-    save_card,
 )
 from tests.helpers import copy_run, smoke_config
 
@@ -167,13 +166,6 @@ def test_parameters_are_counted_in_every_kind_of_tree():
         "frozen": {"mrm": {"params": [{"w": np.zeros((2, 2))}, np.zeros(1)], "statistics": {}}},
     }
     assert parameter_counts("cunet", model) == {"cunet": 18, "mrm": 5}
-
-
-def test_a_card_is_replaced_as_a_whole(tmp_path):
-    save_card(tmp_path, "first")
-    path = save_card(tmp_path, "second")
-    assert path.read_text() == "second"
-    assert [p.name for p in tmp_path.iterdir()] == [FILE]
 
 
 @pytest.mark.slow

@@ -50,7 +50,7 @@ def records():
 
 
 def test_detection_volume_and_overlap_of_a_row(records):
-    lines = enhancement_table(records).texts.to_dict("index")
+    lines = enhancement_table(records).texts().to_dict("index")
     places = ("in the tumor", "in the brain")
     assert list(lines) == [f"{row}, {place}" for place in places for row in ("m1", "copy")]
     m1 = lines["m1, in the tumor"]
@@ -71,7 +71,7 @@ def test_rows_without_the_numbers_are_left_out_and_undefined_ones_dashed(records
     for one in records:
         one["rows"]["old"] = {"volume": {"t1c": dict(MAIN), "t2f": dict(MAIN)}}
         one["rows"]["m1"]["volume"]["t1c"]["regions"]["whole_tumor"] |= enhancing(None, 1.0, None)
-    lines = enhancement_table(records).texts.to_dict("index")
+    lines = enhancement_table(records).texts().to_dict("index")
     assert not any(name.startswith("old") for name in lines)
     assert lines["m1, in the tumor"]["ml"] == lines["m1, in the tumor"]["R²"] == ABSENT
 

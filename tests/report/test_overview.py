@@ -3,7 +3,7 @@
 import matplotlib.image
 import numpy as np
 
-from cdm_jax.report.overview import Panel, save_overview, slices_to_show
+from cdm_jax.report.overview import save_overview, slices_to_show
 
 
 def _brain():
@@ -18,7 +18,7 @@ def test_the_slices_shown_lie_within_the_brain_and_rise():
 
 def test_the_picture_has_a_column_a_panel_and_shows_its_values(tmp_path):
     brain = _brain()
-    panels = [Panel("dark", np.zeros(brain.shape)), Panel("bright", np.ones(brain.shape))]
+    panels = [("dark", np.zeros(brain.shape)), ("bright", np.ones(brain.shape))]
     save_overview(tmp_path / "new" / "p.png", panels, brain)
     image = matplotlib.image.imread(tmp_path / "new" / "p.png")[..., :3].mean(axis=-1)
     left, right = np.array_split(image[image.shape[0] // 4 :], 2, axis=1)
