@@ -16,7 +16,7 @@ NAMELESS = """() => [...document.querySelectorAll(
     "a, button, input, select, summary, canvas, img, table, section, nav, [role=img], [role=region]"
   )]
   .filter((element) => {
-    const labeled = (element.getAttribute("aria-labeledby") || "").split(" ")
+    const labeled = (element.getAttribute("aria-labelledby") || "").split(" ")
       .map((id) => document.getElementById(id)?.textContent).join("");
     const words = [element.getAttribute("aria-label"), labeled, element.alt,
       ...[...(element.labels || [])].map((label) => label.textContent),

@@ -79,7 +79,7 @@ def test_every_link_leads_to_a_file_or_a_place_of_the_folder(pages):
 def test_every_picture_has_words_for_those_who_do_not_see_it(pages):
     for path, reader in pages.items():
         for picture in reader.pictures:
-            words = [picture.get(name) for name in ("alt", "aria-label", "aria-labeledby")]
+            words = [picture.get(name) for name in ("alt", "aria-label", "aria-labelledby")]
             assert any(words), path
 
 
