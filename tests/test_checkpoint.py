@@ -45,6 +45,8 @@ def test_an_option_that_is_gone_differs_unless_it_had_the_value_that_is_left():
     assert differences(ours, saved, ["mrm"]) == []
     saved.mrm.mask_fill = "zero"
     assert differences(ours, saved, ["mrm"]) == ["mrm.mask_fill: zero -> token"]
+    saved.reggan.cycle = False  # its states had other trees
+    assert differences(ours, saved, ["reggan"]) == ["reggan.cycle: False -> None"]
 
 
 @pytest.mark.parametrize(
