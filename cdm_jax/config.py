@@ -12,6 +12,18 @@ from ml_collections import ConfigDict, config_flags
 
 from cdm_jax.errors import UserError, nearest
 
+# Options that former versions had, with the value that is left of each.
+REMOVED = {
+    "condition_decoder": False,
+    "sampled_share": 0.5,
+    "foreground_only": False,
+    "mask_fill": "token",
+    "normalization": "zscore",
+    "identity": True,
+    "flip_equivariance": False,
+    "geometry": "rotation",
+}
+
 
 def load_config(argument: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """The config of a file and stage, with overrides.
@@ -105,11 +117,14 @@ def to_config(tree: Any) -> Any:
 def differences(ours: ConfigDict, saved: ConfigDict, sections: Sequence[str]) -> list[str]:
     """Keys of these sections whose values differ, as "key: saved -> ours".
 
-    A setting that the version that saved did not have does not differ where it is off here.
+    A setting that the version that saved did not have does not differ where it is off here, and one
+    of `REMOVED` does not where it had the value that is left.
     """
     found = []
     for section in sections:
         new, old = _flat(plain(ours[section]), section), _flat(plain(saved[section]), section)
+        left = {f"{section}.{name}": value for name, value in REMOVED.items()}
+        new = {key: value for key, value in left.items() if key in old} | new
         found += [
             f"{key}: {old.get(key)} -> {new.get(key)}"
             for key in sorted(new.keys() | old.keys())

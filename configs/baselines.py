@@ -57,7 +57,6 @@ def gcgan() -> ConfigDict:
     return _gan(
         "gcgan",
         blocks=9,
-        geometry="rotation",
         geometry_weight=20.0,
         identity_weight=5.0,
         pool=50,
@@ -66,11 +65,7 @@ def gcgan() -> ConfigDict:
 
 
 def cut() -> ConfigDict:
-    """Park et al. 2020: anti-aliased ResNet-9, PatchNCE over five layers and on the targets.
-
-    FastCUT: `cut.identity=false`, `cut.contrast_weight=10`, `cut.flip_equivariance=true`,
-    `cut.optimizer.decay_from=0.75`.
-    """
+    """Park et al. 2020: anti-aliased ResNet-9, PatchNCE over five layers and on the targets."""
     return _gan(
         "cut",
         blocks=9,
@@ -78,20 +73,15 @@ def cut() -> ConfigDict:
         patches=256,
         temperature=0.07,
         contrast_weight=1.0,
-        identity=True,
-        flip_equivariance=False,
         unpaired=True,  # targets are of other slices than the sources
     )
 
 
 def reggan() -> ConfigDict:
-    """Kong et al. 2021: NC+R; `reggan.cycle=true` is C+R, which alone has a cycle and a pool."""
+    """Kong et al. 2021: NC+R, which has no cycle."""
     return _gan(
         "reggan",
         blocks=9,
-        cycle=False,  # whether it is C+R instead of NC+R
-        cycle_weight=10.0,
-        pool=50,
         registration=(32, 64, 64, 64, 64, 64, 64),
         correction_weight=20.0,
         smoothness_weight=10.0,
@@ -245,7 +235,7 @@ SMOKE: dict[str, dict] = {
     "cyclegan": {"width": 4, "blocks": 5, "pool": 4},
     "gcgan": {"width": 4, "blocks": 5, "pool": 4},
     "cut": {"width": 4, "blocks": 5, "projection": 8, "patches": 16},
-    "reggan": {"width": 4, "blocks": 5, "registration": (4, 8, 8), "pool": 4},
+    "reggan": {"width": 4, "blocks": 5, "registration": (4, 8, 8)},
     "resvit_cnn": _SMOKE_RESVIT,
     "resvit": _SMOKE_RESVIT,
     "diffusion": _SMOKE_UNET,

@@ -76,8 +76,7 @@ def evaluated_run(finished_run, tmp_path_factory) -> pathlib.Path:
     with made_once(tmp_path_factory, "evaluated_run") as workdir:
         if not (workdir / "split.json").exists():
             helpers.copy_run(finished_run, workdir, helpers.STAGES)
-        config = helpers.smoke_config("cdm")
-        helpers.evaluate_run(config, workdir, helpers.load_dataset(config, workdir))
+        helpers.evaluate(workdir)
     return workdir
 
 
@@ -86,6 +85,4 @@ def evaluated(evaluated_run, tmp_path_factory):
     """A run of its own, its patients, and their records with every row."""
     workdir = tmp_path_factory.mktemp("evaluated") / "run"
     helpers.copy_run(evaluated_run, workdir, (*helpers.STAGES, "evaluation"))
-    config = helpers.smoke_config("cdm")
-    dataset = helpers.load_dataset(config, workdir)
-    return workdir, dataset, helpers.evaluate_run(config, workdir, dataset)
+    return workdir, *helpers.evaluate(workdir)

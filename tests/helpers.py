@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 from cdm_jax import calibration, inference
 from cdm_jax.data.dataset import Dataset, load_dataset
 from cdm_jax.data.subjects import find_subjects
+from cdm_jax.evaluate import evaluate_run
+from cdm_jax.records import Record
 from cdm_jax.train import train_stage
 from configs import phantom
 from configs.common import SYSTEMS
@@ -94,6 +96,13 @@ def compilations(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
         yield lines
     messages = [record.getMessage() for record in caplog.records]
     lines += [message for message in messages if "Finished XLA comp" in message]
+
+
+def evaluate(workdir: pathlib.Path) -> tuple[Dataset, list[Record]]:
+    """Scores every row of C-UNet and M1 where that was not done; the patients and their records."""
+    config = smoke_config("cdm")
+    dataset = load_dataset(config, workdir)
+    return dataset, evaluate_run(config, workdir, dataset)
 
 
 def evaluated(run: pathlib.Path, workdir: pathlib.Path) -> tuple[ConfigDict, pathlib.Path, Dataset]:

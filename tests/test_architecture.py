@@ -37,7 +37,7 @@ ALLOWED = {
     "non_learned": {"errors", "data"},
     "files": {"errors"},
     "records": {"errors", "files", "metrics"},
-    "report": {"errors", "metrics", "records"},
+    "report": {"errors", "files", "metrics", "records"},
 }
 
 

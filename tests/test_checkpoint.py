@@ -12,6 +12,7 @@ from cdm_jax import checkpoint, seals
 from cdm_jax.config import differences, plain, to_config
 from cdm_jax.data.dataset import load_dataset
 from cdm_jax.errors import UserError
+from cdm_jax.methods import base
 from cdm_jax.train import train_stage
 from configs import phantom
 from tests.helpers import copy_run, smoke_config
@@ -35,6 +36,34 @@ def test_a_setting_that_is_new_differs_where_it_is_on():
     assert differences(ours, saved, ["data"]) == []
     ours.data.simulated.share = 0.5
     assert differences(ours, saved, ["data"]) == ["data.simulated.share: None -> 0.5"]
+
+
+def test_an_option_that_is_gone_differs_unless_it_had_the_value_that_is_left():
+    ours, saved = phantom.get_config("cdm"), phantom.get_config("cdm")
+    saved.mrm.mask_fill = "token"
+    saved.mrm.foreground_only = False
+    assert differences(ours, saved, ["mrm"]) == []
+    saved.mrm.mask_fill = "zero"
+    assert differences(ours, saved, ["mrm"]) == ["mrm.mask_fill: zero -> token"]
+    saved.reggan.cycle = False  # its states had other trees
+    assert differences(ours, saved, ["reggan"]) == ["reggan.cycle: False -> None"]
+
+
+@pytest.mark.parametrize(
+    ("key", "left", "gone"),
+    [
+        ("cunet.condition_decoder", False, True),
+        ("mrm.mask_fill", "token", "zero"),
+        ("mrm.normalization", "zscore", "per_sample"),
+    ],
+)
+def test_a_former_model_is_read_if_what_it_computes_is_left(key, left, gone):
+    config, (stage, name) = phantom.get_config("cunet"), key.split(".")
+    config[stage][name] = left
+    base.create(config)
+    config[stage][name] = gone
+    with pytest.raises(UserError, match=f"trained with {key}={gone}, which this version cannot"):
+        base.create(config)
 
 
 def test_loading_gives_numpy_arrays_and_where_they_come_from(finished_run):

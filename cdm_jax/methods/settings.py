@@ -37,6 +37,16 @@ def check_choice(stage: str, section: Any, name: str, allowed: Iterable[str]) ->
         )
 
 
+def check_removed(stage: str, section: Any, **left: Any) -> None:
+    """Refuses a model of a former version that had another value of an option than what is left."""
+    for name, value in left.items():
+        if section.get(name, value) != value:
+            raise UserError(
+                f"this model was trained with {stage}.{name}={section[name]}, which this version "
+                f"cannot compute: only {value} is left; use the version that trained it"
+            )
+
+
 def check_least(stage: str, section: Any, **smallest: int) -> None:
     """Refuses settings below the smallest value of their name, by a `UserError`."""
     for name, least in smallest.items():

@@ -7,8 +7,6 @@ itself and of the records of an evaluation.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-
 import cdm_jax
 from cdm_jax.records import Record
 from cdm_jax.report.tables import results_table
@@ -117,7 +115,14 @@ def parameter_counts(stage: str, model: Mapping[str, Any]) -> dict[str, int]:
     """
     parts = {stage: model["params"]}
     parts |= {name: part["params"] for name, part in model["frozen"].items()}
-    return {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in parts.items()}
+    return {name: _size(part) for name, part in parts.items()}
+
+
+def _size(tree: Any) -> int:
+    """Numbers in nested containers of arrays; a card is written without JAX."""
+    if hasattr(tree, "size"):
+        return tree.size
+    return sum(map(_size, tree.values() if isinstance(tree, Mapping) else tree))
 
 
 def _head(name: str) -> str:

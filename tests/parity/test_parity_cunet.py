@@ -53,7 +53,6 @@ def test_the_cunet_that_is_timed(condition):
         condition=condition,
         fusion="add",
         residual=True,
-        condition_decoder=False,
         groups=GROUPS,
         source_skip=True,
     )

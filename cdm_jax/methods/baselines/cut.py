@@ -1,7 +1,6 @@
 """CUT (Park et al. 2020): what a patch became must still be told apart by where it came from.
 
-One generator, trained without pairs. FastCUT is a setting of it: a larger weight, no targets in the
-contrast, and inputs that are mirrored half of the time.
+One generator, trained without pairs.
 """
 
 import dataclasses
@@ -11,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from cdm_jax.errors import UserError
 from cdm_jax.methods.base import Batch, Metrics, Model, State, apply
@@ -64,8 +63,6 @@ class CUT(Adversarial):
       projection: the heads.
       discriminator: of target images.
       contrast_weight: of PatchNCE.
-      identity: whether targets are compared with what the generator makes of them as well.
-      flip_equivariance: whether the generator's inputs are mirrored in half of the steps.
       patches: places that are compared at each layer, or all where there are fewer.
       temperature: of PatchNCE.
       paired: whether a batch's sources and targets are of the same slices.
@@ -75,8 +72,6 @@ class CUT(Adversarial):
     projection: ProjectionHeads
     discriminator: nn.Module
     contrast_weight: float
-    identity: bool
-    flip_equivariance: bool
     patches: int
     temperature: float
     paired: bool = False
@@ -107,15 +102,11 @@ class CUT(Adversarial):
         params: PyTree,
         images: Float[Array, "b h w _"],
         synthetic: Float[Array, "b h w _"],
-        flip: Bool[Array, ""] | None,
         key: Key[Array, ""],
     ) -> Float[Array, ""]:
-        """PatchNCE between images and what was made of them, averaged over the layers.
-
-        Images are as before any flip, what was made of them is mirrored where `flip` is true.
-        """
+        """PatchNCE between images and what was made of them, averaged over the layers."""
         before = self._features(params["network"], images)
-        after = [_mirror(layer, flip) for layer in self._features(params["network"], synthetic)]
+        after = self._features(params["network"], synthetic)
         places = self._draw(before, key)
         keys, queries = (
             apply(self.projection, params["projection"], _select(features, places))
@@ -125,37 +116,29 @@ class CUT(Adversarial):
         return jnp.stack(losses).mean()
 
     def _generator_loss(
-        self,
-        params: PyTree,
-        discriminator: PyTree,
-        batch: Batch,
-        flip: Bool[Array, ""] | None,
-        key: Key[Array, ""],
+        self, params: PyTree, discriminator: PyTree, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
         """Adversarial loss and weighted contrast, and both by themselves."""
         source_key, target_key = jax.random.split(key)
-        synthetic = self._synthesize(params, batch, flip)
-        contrast = self._contrast(params, batch["source"], synthetic["source"], flip, source_key)
-        if self.identity:
-            kept = self._contrast(params, batch["target"], synthetic["target"], flip, target_key)
-            contrast = (contrast + kept) / 2
+        synthetic = self._synthesize(params, batch)
+        contrast = self._contrast(params, batch["source"], synthetic["source"], source_key)
+        kept = self._contrast(params, batch["target"], synthetic["target"], target_key)
+        contrast = (contrast + kept) / 2
         scores = score(self.discriminator, discriminator, synthetic["source"])
         adversarial = least_squares(scores, True)
         loss = adversarial + self.contrast_weight * contrast
         return loss, {"adversarial": adversarial, "contrast": contrast}
 
-    def _synthesize(self, params: PyTree, batch: Batch, flip: Bool[Array, ""] | None) -> Batch:
-        """What the generator makes of the sources, and of the targets where they are compared."""
-        kinds = ("source", "target") if self.identity else ("source",)
-        inputs = jnp.concatenate([_mirror(batch[kind], flip) for kind in kinds])
-        images = apply(self.network, params["network"], inputs)
-        return dict(zip(kinds, jnp.split(images, len(kinds)), strict=True))
+    def _synthesize(self, params: PyTree, batch: Batch) -> Batch:
+        """What the generator makes of the sources and of the targets."""
+        inputs = jnp.concatenate([batch["source"], batch["target"]])
+        source, target = jnp.split(apply(self.network, params["network"], inputs), 2)
+        return {"source": source, "target": target}
 
     def update(self, state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
         """A step of the discriminator, then one of the generator and its heads."""
-        flip_key, contrast_key = jax.random.split(key)
-        flip = jax.random.bernoulli(flip_key) if self.flip_equivariance else None
-        synthetic = self._synthesize(state.params["generator"], batch, flip)["source"]
+        _, contrast_key = jax.random.split(key)
+        synthetic = self._synthesize(state.params["generator"], batch)["source"]
 
         def loss_of_discriminator(params: PyTree) -> tuple[Float[Array, ""], None]:
             real, made = (
@@ -170,7 +153,7 @@ class CUT(Adversarial):
         state, loss, metrics = self.update_network(
             state,
             "generator",
-            lambda params: self._generator_loss(params, discriminator, batch, flip, contrast_key),
+            lambda params: self._generator_loss(params, discriminator, batch, contrast_key),
         )
         metrics |= {"loss": loss, "discriminator_loss": discriminator_value}
         return state.replace(step=state.step + 1), metrics
@@ -193,11 +176,6 @@ def patch_nce(
     similarity = jnp.einsum("bnf,bmf->bnm", queries, jax.lax.stop_gradient(keys)) / temperature
     own = jnp.diagonal(similarity, axis1=1, axis2=2)
     return jnp.mean(jax.nn.logsumexp(similarity, axis=2) - own)
-
-
-def _mirror(images: Float[Array, "b h w _"], flip: Bool[Array, ""] | None) -> Array:
-    """Left and right exchanged where `flip` is true."""
-    return images if flip is None else jnp.where(flip, images[:, :, ::-1], images)
 
 
 def _select(features: Sequence[Array], places: Places) -> list[Float[Array, "b _ _"]]:

@@ -1,7 +1,6 @@
-"""GcGAN (Fu et al. 2019): a generator that commutes with a rotation or a flip, without pairs."""
+"""GcGAN (Fu et al. 2019): a generator that commutes with a rotation, without pairs."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,44 +11,29 @@ from jaxtyping import Array, Float, Key, PyTree
 from cdm_jax.methods.base import Batch, Metrics, Model, State, apply
 from cdm_jax.methods.baselines.adversarial import Images
 from cdm_jax.methods.baselines.pooled import Pooled
-from cdm_jax.methods.settings import build, check_choice, check_resnet
+from cdm_jax.methods.settings import build, check_resnet
 from cdm_jax.nn.patchgan import PatchGAN
 from cdm_jax.nn.resnet import ResNetGenerator
 
-Transform = Callable[[Float[Array, "b _ _ c"]], Float[Array, "b _ _ c"]]
 
-
-def _turn(times: int) -> Transform:
-    """Rotates by this many right angles, counted counterclockwise."""
-    return lambda images: jnp.rot90(images, times, axes=(1, 2))
-
-
-def _upside_down(images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    return jnp.flip(images, axis=1)
-
-
-# Each transformation and its inverse; the official rotation is clockwise.
-GEOMETRIES: dict[str, tuple[Transform, Transform]] = {
-    "rotation": (_turn(-1), _turn(1)),
-    "flip": (_upside_down, _upside_down),
-}
+def rotate(images: Float[Array, "b h w c"], times: int = 1) -> Float[Array, "b _ _ c"]:
+    """Images rotated clockwise by this many right angles."""
+    return jnp.rot90(images, -times, axes=(1, 2))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GcGAN(Pooled):
-    """One generator for images as they are and transformed; a discriminator and a pool for each.
+    """One generator for images as they are and rotated; a discriminator and a pool for each.
 
     Attributes:
       generator: source images to target images.
-      geometry: "rotation" by 90 degrees clockwise, or an upside-down "flip".
-      geometry_weight: of the distance between the translation and the one by way of the
-        transformation, in both frames.
+      geometry_weight: of the distance between the translation and the one by way of the rotation,
+        in both frames.
       identity_weight: of the distance between targets and what the generator makes of them, in
         both frames; 0 leaves these passes out.
     """
 
     generator: nn.Module
-    geometry: str
     geometry_weight: float
     identity_weight: float
 
@@ -64,9 +48,8 @@ class GcGAN(Pooled):
         return self._frames(batch["target"])
 
     def _frames(self, images: Float[Array, "b h w c"]) -> Images:
-        """The images as they are and transformed."""
-        transform, _ = GEOMETRIES[self.geometry]
-        return {"plain": images, "transformed": transform(images)}
+        """The images as they are and rotated."""
+        return {"plain": images, "transformed": rotate(images)}
 
     def generator_loss(
         self, params: PyTree, state: State, batch: Batch
@@ -93,11 +76,10 @@ class GcGAN(Pooled):
         What is brought over is held fixed, as in the official code: the value is the paper's, the
         gradient half of it.
         """
-        transform, back = GEOMETRIES[self.geometry]
         plain, transformed = synthetic["plain"], synthetic["transformed"]
         fixed = jax.lax.stop_gradient
-        distance = jnp.abs(plain - back(fixed(transformed))).mean()
-        return distance + jnp.abs(transformed - transform(fixed(plain))).mean()
+        distance = jnp.abs(plain - rotate(fixed(transformed), -1)).mean()
+        return distance + jnp.abs(transformed - rotate(fixed(plain))).mean()
 
     def generate(self, model: Model, sources: Float[Array, "b h w s"]) -> Float[Array, "b h w t"]:
         """Source images to target images, both in [-1, 1]."""
@@ -108,12 +90,10 @@ def create(config: Any) -> GcGAN:
     """The stage described by `config[config.stage]`.
 
     Raises:
-      UserError: a geometry that does not exist, or a size or a number of modalities that does not
-        fit.
+      UserError: a size or a number of modalities that does not fit.
     """
     check_resnet(config)
     section = config[config.stage]
-    check_choice(config.stage, section, "geometry", GEOMETRIES)
     targets = len(config.data.targets)
     return build(
         GcGAN,

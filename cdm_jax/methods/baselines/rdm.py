@@ -2,9 +2,8 @@
 
 Unconditional: a sample is the representation of some brain. The publication's y is that of a
 network pretrained on natural images, standardized slice by slice; here it is CDM's own, so that the
-two differ in what is done with it alone. `mrm.normalization=per_sample` is the publication's. The
-last DDIM step goes to alpha_bar = 1, as in Song et al. 2021; the official code stops at that of the
-first timestep.
+two differ in what is done with it alone. The last DDIM step goes to alpha_bar = 1, as in Song et
+al. 2021; the official code stops at that of the first timestep.
 """
 
 from typing import Any

@@ -33,14 +33,14 @@ from cdm_jax.methods.base import (
 from cdm_jax.methods.cdm.cunet_network import CUNet
 from cdm_jax.methods.cdm.mdn import MDN
 from cdm_jax.methods.cdm.mdn import create as create_mdn
-from cdm_jax.methods.settings import build, check_choice
+from cdm_jax.methods.settings import build, check_choice, check_removed
 from cdm_jax.tasks import given_in, task_of, with_pattern
 
 OPTIONS = {
     "encoder": ("hybrid", "printed"),
     "condition": ("on", "none", "keep_1x1"),
     "fusion": ("add", "concat", "film"),
-    "training_y": ("noised", "encoder", "sampled", "mix"),
+    "training_y": ("noised", "encoder", "sampled"),
     "loss": ("mse", "l1", "l2norm"),
 }
 
@@ -58,9 +58,8 @@ class CrossConditioned(Translator):
       loss: "mse" (the text), "l2norm" (the unsquared norm that Eq. 4 prints, of each slice's
         targets) or "l1".
       training_y: what C-UNet is given in training: the "encoder"'s y of the true targets (which
-        no patient with missing targets has), the MDN's "sampled" y, a "mix" of both, or "noised":
-        the encoder's y with noise of the error that MDN makes on patients it never saw.
-      sampled_share: probability of an MDN sample in a mix.
+        no patient with missing targets has), the MDN's "sampled" y, or "noised": the encoder's y
+        with noise of the error that MDN makes on patients it never saw.
       error_scale: factor on that error. The noise is drawn apart from the encoder's y, so that a
         noised y tells of the true targets; a sample, given the sources, tells nothing of them.
         Above 1 C-UNet trusts y less than the size of MDN's error would allow.
@@ -76,7 +75,6 @@ class CrossConditioned(Translator):
     average_decay: float
     loss: str
     training_y: str
-    sampled_share: float
     error_scale: float
     noise: float
     condition_dropout: float
@@ -108,22 +106,19 @@ class CrossConditioned(Translator):
         """The representation of one training batch, by the chosen recipe."""
         if self.mdn is None:
             return None
-        sample_key, mix_key, noise_key, null_key = jax.random.split(key, 4)
-        b = batch["source"].shape[0]
-        truth = self.mdn.representation.represent(frozen["mrm"], batch)
-        noise = draws.normal(noise_key, truth.shape)
-        y = truth + self.noise * noise
-        if self.training_y == "noised":
-            factor = frozen[self.mdn_stage]["statistics"]["error_factor"]
-            y = truth + self.error_scale * noise @ factor.T
-        if self.training_y in ("sampled", "mix"):
+        sample_key, _, noise_key, null_key = jax.random.split(key, 4)
+        if self.training_y == "sampled":
             sampled = self.mdn.sample(frozen[self.mdn_stage], batch["source"], sample_key)
-            share = self.sampled_share if self.training_y == "mix" else 1.0
-            mixed = functools.partial(jax.random.bernoulli, p=share)
-            chosen = draws.draw(mix_key, (b, 1), mixed)
-            y = jnp.where(chosen, jax.lax.stop_gradient(sampled), y)
+            y = jax.lax.stop_gradient(sampled)
+        else:
+            truth = self.mdn.representation.represent(frozen["mrm"], batch)
+            noise = draws.normal(noise_key, truth.shape)
+            y = truth + self.noise * noise
+            if self.training_y == "noised":
+                factor = frozen[self.mdn_stage]["statistics"]["error_factor"]
+                y = truth + self.error_scale * noise @ factor.T
         null = functools.partial(jax.random.bernoulli, p=self.condition_dropout)
-        dropped = draws.draw(null_key, (b, 1), null)
+        dropped = draws.draw(null_key, (len(y), 1), null)
         return jnp.where(dropped, params["null"][None], y)
 
     def update(self, state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
@@ -232,12 +227,13 @@ def create(config: Any) -> CrossConditioned:
     """The stage described by `config[config.stage]`: a C-UNet or one of its ablations.
 
     Raises:
-      UserError: an option that does not exist, a size that cannot be halved often enough, or groups
-        that do not divide the features.
+      UserError: an option that does not exist or is gone, a size that cannot be halved often
+        enough, or groups that do not divide the features.
     """
     section = config[config.stage]
     for name, allowed in OPTIONS.items():
         check_choice(config.stage, section, name, allowed)
+    check_removed(config.stage, section, condition_decoder=False)
     halvings = len(section.features) - 2
     if halvings < 1:
         raise UserError(

@@ -92,7 +92,6 @@ class CUNet(nn.Module):
       condition: "on", "none" (M1) or "keep_1x1" (M1 with the first branch kept: the same capacity).
       fusion: see `ConditionEmbedding`.
       residual: see `ConditionEmbedding`.
-      condition_decoder: whether the decoder's scales take the condition as well.
       groups: of GroupNorm.
       source_skip: whether the output layer sees the sources beside the last features. GroupNorm
         hides a slice's absolute intensity from the body; a pixel's own intensity says most of
@@ -105,7 +104,6 @@ class CUNet(nn.Module):
     condition: str
     fusion: str
     residual: bool
-    condition_decoder: bool
     groups: int
     source_skip: bool
 
@@ -131,8 +129,6 @@ class CUNet(nn.Module):
         for channels, skip in zip(decoder, skips[-2::-1], strict=True):
             x = jnp.concatenate([skip, UpSample(skip.shape[-1])(x)], axis=-1)
             x = ConvBlock(channels, self.groups)(x)
-            if self.condition_decoder:
-                x = self._embed(x, y)
         if self.source_skip:
             h = nn.Conv(last, (1, 1))(jnp.concatenate([x, sources], axis=-1))
             x = jnp.concatenate([nn.leaky_relu(h, NEGATIVE_SLOPE), sources], axis=-1)

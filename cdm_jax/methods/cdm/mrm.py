@@ -35,7 +35,7 @@ from cdm_jax.methods.base import (
     to_unit_range,
 )
 from cdm_jax.methods.cdm.mrm_network import FeatureDecoder, FeatureEncoder, MaskedAutoencoder
-from cdm_jax.methods.settings import build, check_choice, check_least
+from cdm_jax.methods.settings import build, check_choice, check_least, check_removed
 from cdm_jax.nn.vit import from_patches, to_patches
 from cdm_jax.tasks import BACKGROUND, task_of
 
@@ -100,10 +100,8 @@ class MRM(Method):
       mask_cell: side of a masked cell in pixels, a multiple of the patch.
       mask_ratio: share of cells hidden in each modality.
       loss: see `masked_distances`.
-      foreground_only: leaves patches of pure background out of the loss.
       joint: one encoding of all targets (the paper) or one of each, concatenated.
       pool: tokens are averaged to pool x pool places; 1 gives one vector a slice.
-      normalization: of y: "zscore" over the training set, "per_sample" (RCG's) or "none".
     """
 
     network: MaskedAutoencoder
@@ -114,10 +112,8 @@ class MRM(Method):
     mask_cell: int
     mask_ratio: float
     loss: str
-    foreground_only: bool
     joint: bool
     pool: int
-    normalization: str
 
     @property
     def representation_width(self) -> int:
@@ -163,8 +159,6 @@ class MRM(Method):
             missing = weight[:, None, None] > 0
             hidden = jnp.broadcast_to(hidden | ~missing, hidden.shape)
         counted = hidden if weight is None else hidden & missing
-        if self.foreground_only:
-            counted &= jnp.any(truth > BACKGROUND, axis=-1)
         distances = masked_distances(restored, truth, counted, self.loss)
         shown = jnp.where(hidden[..., None], restored, truth)
         return distances, from_patches(shown, patch), hidden
@@ -209,7 +203,9 @@ class MRM(Method):
         return grid.mean(axis=(2, 4)).reshape(targets.shape[0], -1)
 
     def represent(self, model: Model, batch: Batch) -> Float[Array, "b d"]:
-        """The representation y of target images, standardized; carries no gradient.
+        """The representation y of target images; carries no gradient.
+
+        Each of its entries is standardized over the training slices.
 
         Args:
           model: of this stage.
@@ -217,8 +213,6 @@ class MRM(Method):
             they are given or unknown.
         """
         y = jax.lax.stop_gradient(self._pooled(model["params"], batch))
-        if self.normalization == "per_sample":
-            return (y - y.mean(-1, keepdims=True)) / (y.std(-1, keepdims=True) + 1e-6)
         mean, deviation = model["statistics"]["mean"], model["statistics"]["deviation"]
         return (y - mean[None]) / deviation[None]
 
@@ -226,8 +220,6 @@ class MRM(Method):
         self, state: State, train: Batches, validation: Batches, key: Key[Array, ""]
     ) -> State:
         """Measures mean and deviation of each entry of y over the training slices."""
-        if self.normalization != "zscore":
-            return state
         pooled = jax.jit(self._pooled)
         params = state.average or state.params
         y = np.concatenate([parallel.to_numpy(pooled(params, batch)) for batch in train()])
@@ -254,9 +246,8 @@ def _check(section: Any, size: int, any_to_any: bool) -> None:
                 f"cannot divide {names}: {whole} / {part} leaves a remainder; use a multiple of "
                 f"{part} or a divisor of {whole}"
             )
-    check_choice("mrm", section, "mask_fill", ("token", "zero"))
-    check_choice("mrm", section, "normalization", ("zscore", "per_sample", "none"))
     check_choice("mrm", section, "loss", LOSSES)
+    check_removed("mrm", section, mask_fill="token", normalization="zscore")
 
 
 def create(config: Any) -> MRM:

@@ -6,7 +6,6 @@ from jaxtyping import Array, Bool, Float
 
 from cdm_jax.nn.embeddings import grid_positions
 from cdm_jax.nn.vit import Transformer, to_patches
-from cdm_jax.tasks import BACKGROUND
 
 
 class FeatureEncoder(nn.Module):
@@ -20,15 +19,12 @@ class FeatureEncoder(nn.Module):
       width: features of a token.
       depth: transformer blocks.
       heads: attention heads.
-      mask_fill: what stands for a hidden patch: its modality's learned "token", or "zero"
-        (background intensity in pixel space).
     """
 
     patch: int
     width: int
     depth: int
     heads: int
-    mask_fill: str = "token"
 
     @nn.compact
     def __call__(
@@ -41,12 +37,9 @@ class FeatureEncoder(nn.Module):
         b, rows, columns, num_modalities, _ = patches.shape
         total = jnp.zeros((b, rows, columns, self.width), images.dtype)
         for m in range(num_modalities):
-            pixels = patches[..., m, :]
-            if hidden is not None and self.mask_fill == "zero":
-                pixels = jnp.where(hidden[..., m, None], BACKGROUND, pixels)
-            embedded = nn.Dense(self.width, use_bias=m == 0, name=f"embed_{m}")(pixels)
+            embedded = nn.Dense(self.width, use_bias=m == 0, name=f"embed_{m}")(patches[..., m, :])
             token = self.param(f"mask_token_{m}", nn.initializers.normal(0.02), (self.width,))
-            if hidden is not None and self.mask_fill == "token":
+            if hidden is not None:
                 embedded = jnp.where(hidden[..., m, None], token[None, None, None], embedded)
             total += embedded
         tokens = total.reshape(b, rows * columns, self.width)

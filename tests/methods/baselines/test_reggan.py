@@ -16,7 +16,6 @@ from cdm_jax.methods.baselines.reggan_network import (
 from configs import common
 
 STILL = {f"reggan.misalignment.{name}": 0.0 for name in ("degrees", "shift", "scale")}
-CYCLE = {"reggan.cycle": True, "reggan.pool": 3}
 TINY = {
     "data.size": 32,
     "reggan.optimizer.warmup_steps": 0,
@@ -35,28 +34,15 @@ def _noise(seed, *shape):
 # Its size at the scale of the publication.
 
 
-@pytest.mark.parametrize("cycle", [False, True])
-def test_the_networks_are_those_of_the_publication(cycle):
-    config = common.base("reggan")
-    config.reggan.cycle = cycle
-    method = base.create(config)
+def test_the_networks_are_those_of_the_publication():
+    method = base.create(common.base("reggan"))
     image = jax.ShapeDtypeStruct((1, 256, 256, 2), jnp.float32)
     batch = {"source": image, "target": image}
     state = jax.eval_shape(lambda b: method.init(jax.random.key(0), b, {}), batch)
-    generator, discriminator = (state.params[name] for name in ("generator", "discriminator"))
     assert method.paired
-    assert _size(generator.pop("registration")) == 2_058_594
-    generators = {"network", "to_source"} if cycle else {"network"}
-    assert {name: _size(tree) for name, tree in generator.items()} == dict.fromkeys(
-        generators, 11_371_906
-    )
-    kinds = {"target", "source"} if cycle else {"target"}
-    assert {name: _size(tree) for name, tree in discriminator.items()} == dict.fromkeys(
-        kinds, 2_763_713
-    )
-    assert {name: pool.images.shape for name, pool in state.memory.items()} == (
-        dict.fromkeys(kinds, (50, 256, 256, 2)) if cycle else {}
-    )
+    generator = {name: _size(tree) for name, tree in state.params["generator"].items()}
+    assert generator == {"network": 11_371_906, "registration": 2_058_594}
+    assert _size(state.params["discriminator"]) == 2_763_713
 
 
 def test_a_registration_of_single_modalities_has_the_published_size():
@@ -205,26 +191,16 @@ def test_sources_and_targets_are_moved_independently_at_every_step(create, image
 # One step.
 
 
-def _run(start, stir, changes):
-    method, state, batch = start("reggan", TINY | STILL | changes, number=2, size=32)
+@pytest.fixture(scope="module")
+def step(start, stir):
+    """A method, a state, the one after it, the metrics and the batch."""
+    method, state, batch = start("reggan", TINY | STILL, number=2, size=32)
     # A fresh registration moves nothing.
     generator = state.params["generator"]
     generator = generator | {"registration": stir(generator["registration"], scale=0.1)}
     state = state.replace(params=state.params | {"generator": generator})
     after, metrics = jax.jit(method.update)(state, batch, jax.random.key(3))
     return method, state, after, metrics, batch
-
-
-@pytest.fixture(scope="module")
-def step(start, stir):
-    """A method, a state, the one after it, the metrics and the batch, of NC+R."""
-    return _run(start, stir, {})
-
-
-@pytest.fixture(scope="module")
-def cycle_step(start, stir):
-    """The same of C+R."""
-    return _run(start, stir, CYCLE)
 
 
 def _scores(method, params, images):
@@ -239,7 +215,7 @@ def test_the_generators_loss_is_the_published_sum_over_averaged_scores(step):
     displacement = np.asarray(
         base.apply(method.registration, generator["registration"], made, batch["target"])
     )
-    discriminator = before.params["discriminator"]["target"]
+    discriminator = before.params["discriminator"]
     adversarial = ((_scores(method, discriminator, made) - 1) ** 2).mean()
     places = np.moveaxis(displacement, -1, 1) + np.indices((32, 32))
     warped = np.stack(
@@ -264,7 +240,7 @@ def test_the_generators_loss_is_the_published_sum_over_averaged_scores(step):
 
 def test_the_discriminator_scores_what_the_new_generator_makes_and_is_not_halved(step):
     method, before, after, metrics, batch = step
-    discriminator = before.params["discriminator"]["target"]
+    discriminator = before.params["discriminator"]
     real = ((_scores(method, discriminator, batch["target"]) - 1) ** 2).mean()
     old, new = (
         (
@@ -277,12 +253,11 @@ def test_the_discriminator_scores_what_the_new_generator_makes_and_is_not_halved
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["step", pytest.param("cycle_step", marks=pytest.mark.slow)])
-def test_every_network_moves(request, kind):
-    _, before, after, metrics, _ = request.getfixturevalue(kind)
+def test_every_network_moves(step):
+    _, before, after, metrics, _ = step
     assert int(after.step) == 1
     names = {"loss", "discriminator_loss", "adversarial", "correction", "smoothness"}
-    assert set(metrics) == names | ({"cycle"} if kind == "cycle_step" else set())
+    assert set(metrics) == names
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), before.params, after.params)
     kernels = [
         value
@@ -291,43 +266,6 @@ def test_every_network_moves(request, kind):
     ]
     assert len(kernels) > 30
     assert all(kernels)
-
-
-@pytest.mark.slow
-def test_with_the_cycle_both_directions_come_back_and_are_scored(cycle_step):
-    method, before, _, metrics, batch = cycle_step
-    generator, discriminators = before.params["generator"], before.params["discriminator"]
-
-    def to_target(images):
-        return base.apply(method.network, generator["network"], images)
-
-    def to_source(images):
-        return base.apply(method.to_source, generator["to_source"], images)
-
-    source, target = batch["source"], batch["target"]
-    made = {"source": to_source(target), "target": to_target(source)}
-    cycle = jnp.abs(to_source(made["target"]) - source).mean()
-    cycle += jnp.abs(to_target(made["source"]) - target).mean()
-    assert float(metrics["cycle"]) == pytest.approx(float(cycle), rel=1e-4)
-    adversarial = sum(((_scores(method, discriminators[k], made[k]) - 1) ** 2).mean() for k in made)
-    assert float(metrics["adversarial"]) == pytest.approx(adversarial, rel=1e-4)
-    parts = {"adversarial": 1, "correction": 20, "smoothness": 10, "cycle": 10}
-    total = sum(weight * float(metrics[name]) for name, weight in parts.items())
-    assert float(metrics["loss"]) == pytest.approx(total, rel=1e-4)
-
-
-@pytest.mark.slow
-def test_with_the_cycle_the_pools_hold_the_images_that_were_scored(cycle_step):
-    """Pools that fill up return the new images: those from before the generators' step."""
-    method, before, after, metrics, batch = cycle_step
-    discriminators, expected = before.params["discriminator"], 0.0
-    for kind, pool in after.memory.items():
-        assert int(pool.filled) == 2
-        expected += ((_scores(method, discriminators[kind], batch[kind]) - 1) ** 2).mean()
-        expected += (_scores(method, discriminators[kind], pool.images[:2]) ** 2).mean()
-    assert float(metrics["discriminator_loss"]) == pytest.approx(expected, rel=1e-4)
-    made = method.generate(base.model_of(before), batch["source"])
-    np.testing.assert_allclose(after.memory["target"].images[:2], made, atol=1e-4)
 
 
 # Translation and settings.
@@ -346,7 +284,7 @@ def test_translation_is_the_generator_alone_on_images_as_they_lie(create, step):
 
 def test_one_source_gives_three_targets(create, images):
     modalities = {"data.sources": ("t1",), "data.targets": ("t1c", "t2", "t2f")}
-    method = create("reggan", TINY | CYCLE | modalities)
+    method = create("reggan", TINY | modalities)
     batch = images(0, sources=1, targets=3, size=32)
     state = jax.eval_shape(lambda b: method.init(jax.random.key(0), b, {}), batch)
     after = jax.eval_shape(method.update, state, batch, jax.random.key(0))[0]
@@ -360,7 +298,6 @@ def test_one_source_gives_three_targets(create, images):
         {"data.size": 20},
         {"data.size": 30},
         {"reggan.blocks": 0},
-        {"reggan.pool": 0},
         {"reggan.registration": ()},
         {"reggan.registration": (4, 4, 4, 4, 4)},  # of 32 pixels one would be left
     ],
