@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -96,8 +97,11 @@ def _follow(reader: Connection) -> None:
 def _await_end(reader: Connection) -> None:
     with contextlib.suppress(EOFError, OSError):
         reader.recv()
-    # To the main thread, which may be waiting for a task: another would leave it waiting.
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+    # To the main thread, which may be waiting for a task: another would leave it waiting. Again and
+    # again: what arrives just before it begins to wait does not wake it.
+    while True:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        time.sleep(0.1)
 
 
 def _leave(*_: object) -> None:
