@@ -6,10 +6,11 @@ the devices and processes that wrote it. A stage keeps its newest checkpoints, f
 goes on, and apart from them the best one by a validation metric, which others load by default.
 """
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -225,10 +226,30 @@ def _chosen(stage_folder: pathlib.Path, which: str = "last") -> pathlib.Path | N
     return next(filter(None, (_newest(stage_folder, kind) for kind in kinds)), None)
 
 
+@contextlib.contextmanager
+def _reading(step_folder: pathlib.Path) -> Iterator[None]:
+    """Names a checkpoint that Orbax cannot read: damaged, and not sealed, or it would be known."""
+    try:
+        yield
+    except Exception as error:  # of many kinds
+        raise UserError(
+            f"{step_folder} is damaged and cannot be read ({str(error)[:200]}): remove it, so that "
+            "the one before is used, or train the stage anew in another --workdir"
+        ) from error
+
+
+def _description(step_folder: pathlib.Path) -> Any:
+    """What Orbax tells of a checkpoint without reading its arrays."""
+    with _reading(step_folder):
+        found: Any = ocp.metadata(step_folder.absolute(), checkpointable_name="state")
+        if found.metadata is None or found.custom_metadata is None:
+            raise ValueError("its description is incomplete")
+    return found
+
+
 def _metadata(step_folder: pathlib.Path) -> dict[str, Any]:
     """What was written beside a checkpoint's arrays."""
-    metadata: Any = ocp.metadata(step_folder.absolute(), checkpointable_name="state")
-    saved = metadata.custom_metadata
+    saved = _description(step_folder).custom_metadata
     if saved.get("format") != FORMAT:
         raise UserError(
             f"{step_folder} was written by another version, whose checkpoints this one cannot read "
@@ -280,7 +301,7 @@ def load_model(stage_folder: pathlib.Path, which: str = "best") -> tuple[Model, 
     wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
     context = ocp.Context()
     context.pytree.loading.partial_load = True
-    with context:
+    with context, _reading(chosen):
         loaded: Any = ocp.load(chosen, wanted, checkpointable_name="state")
     return _model(loaded), saved
 
@@ -298,7 +319,7 @@ def _existing(stage_folder: pathlib.Path, which: str = "last") -> pathlib.Path:
 
 
 def _shapes(step_folder: pathlib.Path) -> dict[str, Any]:
-    tree: Any = ocp.metadata(step_folder, checkpointable_name="state").metadata
+    tree = _description(step_folder).metadata
     return {
         name: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree[name])
         for name in MODEL_FIELDS

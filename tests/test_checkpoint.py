@@ -1,5 +1,6 @@
 """Checkpoints load without the run that wrote them."""
 
+import shutil
 import subprocess
 import sys
 import types
@@ -83,7 +84,7 @@ def test_an_empty_folder_is_refused_by_name(tmp_path):
 @pytest.mark.parametrize("told", [{}, {"format": checkpoint.FORMAT - 1}])
 def test_a_checkpoint_of_another_version_is_refused_in_one_line(told, tmp_path, monkeypatch):
     (tmp_path / checkpoint.FOLDER / "20").mkdir(parents=True)
-    saved = types.SimpleNamespace(custom_metadata={"config": {}, "split": "x", **told})
+    saved = types.SimpleNamespace(metadata={}, custom_metadata={"config": {}, "split": "x", **told})
     monkeypatch.setattr(checkpoint.ocp, "metadata", lambda *_, **__: saved)
     with pytest.raises(UserError, match=r"20 was written by another version.*train the stage anew"):
         checkpoint.provenance(tmp_path)
@@ -143,6 +144,19 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
     assert (stage / "metrics.jsonl").read_text() == final
     again, _ = checkpoint.load_model(stage, "last")
     jax.tree.map(np.testing.assert_array_equal, again, model)
+
+
+def test_a_damaged_checkpoint_without_a_seal_is_refused_by_its_path(finished_run, tmp_path):
+    stage = tmp_path / "m1"
+    shutil.copytree(finished_run / "m1", stage)
+    (stage / seals.FILE).unlink()
+    newest = stage / checkpoint.FOLDER / str(checkpoint.latest_step(stage))
+    data = [path for path in newest.rglob("*") if path.parent.name == "d"]
+    assert data
+    for path in data:
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=f"{newest} is damaged and cannot be read .*: remove it"):
+        checkpoint.load_model(stage, "last")
 
 
 def test_a_cut_or_added_file_breaks_a_seal_and_an_unsealed_checkpoint_is_taken(tmp_path):

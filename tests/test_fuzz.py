@@ -57,11 +57,8 @@ def test_a_seed_damages_alike_each_time():
 def test_no_damaged_input_ends_in_a_traceback_or_a_silent_change():
     found = fuzz.fuzz(cases=420, seed=10**6, names=list(fuzz.KINDS))
     assert found["failures"] == []
-    assert all(
-        outcomes.get("refused", 0) + outcomes["result"] == 60
-        for outcomes in found["outcomes"].values()
-        if "result" in outcomes
-    )
+    assert all(outcomes.keys() <= {"result", "refused"} for outcomes in found["outcomes"].values())
+    assert all(found["outcomes"].values())  # of every kind
 
 
 def test_the_record_is_of_a_long_run_without_failures():

@@ -21,6 +21,7 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -35,7 +36,7 @@ sys.path.append(str(pathlib.Path(__file__).parents[1]))  # of `odd_inputs`
 
 import odd_inputs
 
-from cdm_jax import arguments, config, doctor, score, shipped
+from cdm_jax import arguments, checkpoint, config, doctor, score, seals, shipped
 from cdm_jax.data.cohort import prepare
 from cdm_jax.data.native import read_native
 from cdm_jax.data.nifti import image_like
@@ -64,11 +65,14 @@ class Kind:
       make: writes an intact one into a folder.
       damage: damages it; returns what a message about it may name, any of these.
       read: gives it to the code; the second folder is for what that writes.
+      every: it takes part in one of so many rounds. Orbax keeps .4 MB of each checkpoint that a
+        process has read, which would hide what else takes memory.
     """
 
     make: Callable[[pathlib.Path], None]
     damage: Callable[[random.Random, pathlib.Path], tuple[str, ...]]
     read: Callable[[pathlib.Path, pathlib.Path], None]
+    every: int = 1
 
 
 def _one_of(rng: random.Random, folder: pathlib.Path, pattern: str) -> pathlib.Path:
@@ -111,6 +115,53 @@ def _read_tree(folder: pathlib.Path, output: pathlib.Path) -> None:
     with contextlib.suppress(UserError):  # what the doctor has said above
         for subject in find_subjects(folder, modalities=SOURCES):
             read_native(subject, SOURCES, SOURCES)
+
+
+def _make_bids(folder: pathlib.Path) -> None:
+    _patients(folder / "patients")
+    description = {"Name": "fuzz", "BIDSVersion": "1.9.0", "DatasetType": "raw"}
+    (folder / "dataset_description.json").write_text(json.dumps(description))
+    for number, path in enumerate(sorted((folder / "patients").iterdir()), start=1):
+        target = folder / f"sub-{number:02d}" / "anat"
+        target.mkdir(parents=True)
+        for end, suffix in (("t1n", "T1w"), ("t2w", "T2w")):
+            (image,) = path.glob(f"*{end}.nii.gz")
+            image.rename(target / f"sub-{number:02d}_{suffix}.nii.gz")
+            (target / f"sub-{number:02d}_{suffix}.json").write_text('{"MagneticFieldStrength": 3}')
+    shutil.rmtree(folder / "patients")
+
+
+def _damage_bids(rng: random.Random, folder: pathlib.Path) -> tuple[str, ...]:
+    damage = rng.choice([_damage_json, _damage_image, _damage_tree])
+    return *damage(rng, folder), folder.name
+
+
+def _make_checkpoint(folder: pathlib.Path) -> None:
+    """Trains in another process, so that the memory of this one is that of reading."""
+    words = [f"--config={CONFIG}:m1,smoke", "--config.m1.train.checkpoint_every=2"]
+    with tempfile.TemporaryDirectory() as run:
+        words += ["--config.pipeline=('m1',)", f"--workdir={run}"]
+        command = [sys.executable, "-m", "cdm_jax.main", "train", *words]
+        subprocess.run(command, cwd=CONFIG.parents[1], check=True, capture_output=True)
+        shutil.copytree(pathlib.Path(run, "m1"), folder / "m1")
+
+
+def _damage_checkpoint(rng: random.Random, folder: pathlib.Path) -> tuple[str, ...]:
+    part = folder / "m1" / rng.choice([checkpoint.FOLDER, checkpoint.BEST])
+    if rng.random() < 0.3:
+        mutations.damage_tree(rng, folder / "m1")
+    elif rng.random() < 0.3:
+        mutations.damage_json(rng, folder / "m1" / seals.FILE)
+    else:
+        path = rng.choice(sorted(p for p in part.rglob("*") if p.is_file()))
+        path.write_bytes(mutations.damage_bytes(rng, path.read_bytes()))
+    return ("m1",)
+
+
+def _read_checkpoint(folder: pathlib.Path, _: pathlib.Path) -> None:
+    checkpoint.finished(folder / "m1")
+    for which in checkpoint.CHOICES:
+        checkpoint.load_model(folder / "m1", which)
 
 
 def _make_scored(folder: pathlib.Path) -> None:
@@ -202,6 +253,8 @@ def _read_words(folder: pathlib.Path, _: pathlib.Path) -> None:
 KINDS = {
     "image": Kind(_patients, _damage_image, _read_images),
     "tree": Kind(_patients, _damage_tree, _read_tree),
+    "bids": Kind(_make_bids, _damage_bids, _read_tree),
+    "checkpoint": Kind(_make_checkpoint, _damage_checkpoint, _read_checkpoint, every=10),
     "score": Kind(_make_scored, _damage_scored, _read_scored),
     "split": Kind(_make_split, _damage_json, lambda a, _: load_split(a / "split.json") and None),
     "cache": Kind(_make_cache, _damage_cache, _read_cache),
@@ -270,6 +323,8 @@ def fuzz(cases: int, seed: int, names: list[str]) -> dict:
       What the record holds.
     """
     counts: dict[str, Counter[str]] = {name: Counter() for name in names}
+    rounds = range(max(KINDS[name].every for name in names))
+    turns = [name for turn in rounds for name in names if turn % KINDS[name].every == 0]
     failures, slowest = [], 0.0
     with tempfile.TemporaryDirectory() as place:
         for name in names:
@@ -279,7 +334,7 @@ def fuzz(cases: int, seed: int, names: list[str]) -> dict:
             outcome, text = run_case(KINDS[name], None, folder)
             assert outcome == "result", f"an intact {name} was {outcome}: {text}"
         for number in track(range(cases), "fuzzing", console=Console(stderr=True)):
-            name = names[number % len(names)]
+            name = turns[number % len(turns)]
             start = time.process_time()
             outcome, text = run_case(KINDS[name], seed + number, pathlib.Path(place, name))
             slowest = max(slowest, time.process_time() - start)
