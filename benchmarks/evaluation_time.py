@@ -87,7 +87,7 @@ VARIANTS = {
 }
 # Runs in either version's folder: the wall and processor time of one and of several patients.
 CHILD = """
-import dataclasses, json, pathlib, shutil, sys, time
+import dataclasses, json, os, pathlib, shutil, sys, time
 import jax
 from absl import flags
 from cdm_jax import checkpoint
@@ -115,10 +115,12 @@ def run(number, conventions):
     shutil.rmtree(workdir / "evaluation", ignore_errors=True)
     config.evaluate.conventions = conventions
     some = dataclasses.replace(dataset, test=dataset.test[:number])
-    start = time.perf_counter(), time.process_time()
+    start = clocks()
     records = evaluate_run(config, workdir, some, "timed")
-    spent = time.perf_counter() - start[0], time.process_time() - start[1]
-    return spent, len(records[0]["rows"])
+    return [b - a for a, b in zip(start, clocks())], len(records[0]["rows"])
+
+def clocks():  # the second is of worker processes too
+    return time.perf_counter(), sum(os.times()[:4])
 
 run(1, ())  # compiles
 (one, _), (several, rows) = (run(n, ("paper", "volume")) for n in (1, patients))
@@ -180,6 +182,8 @@ def show() -> None:
         for heading in ("", "rows scored", "seconds", "processor seconds"):
             table.add_column(heading, justify="right" if heading else "left")
         for variant, turns in case["found"].items():
+            if not turns:  # the measurement was interrupted
+                continue
             medians = (
                 statistics.median(turn[key] for turn in turns)
                 for key in ("seconds", "processor_seconds")

@@ -155,8 +155,9 @@ def test_a_run_goes_on_with_other_devices(saved, before, after, tmp_path):
     shutil.copytree(saved[before], workdir)
     printed = run(after, line("pix2pix", workdir, after))
     assert "goes on from step 10, effective batch 8" in printed[0]
-    # That of `saved` was written before the later half was lost.
-    same_numbers(workdir / "pix2pix", saved[before] / "pix2pix")
+    # That of `saved` was written before the later half was lost. Two programs round differently in
+    # turn, and the two networks amplify it: 1.4e-5 was seen.
+    same_numbers(workdir / "pix2pix", saved[before] / "pix2pix", bound=1e-4)
 
 
 @pytest.mark.slow
