@@ -254,7 +254,7 @@ KINDS = {
     "image": Kind(_patients, _damage_image, _read_images),
     "tree": Kind(_patients, _damage_tree, _read_tree),
     "bids": Kind(_make_bids, _damage_bids, _read_tree),
-    "checkpoint": Kind(_make_checkpoint, _damage_checkpoint, _read_checkpoint, every=10),
+    "checkpoint": Kind(_make_checkpoint, _damage_checkpoint, _read_checkpoint, every=20),
     "score": Kind(_make_scored, _damage_scored, _read_scored),
     "split": Kind(_make_split, _damage_json, lambda a, _: load_split(a / "split.json") and None),
     "cache": Kind(_make_cache, _damage_cache, _read_cache),
