@@ -15,8 +15,10 @@ from cdm_jax.errors import UserError
 ROOT = pathlib.Path(__file__).parents[1]
 # Two workers that write half a file each; the first process says who they are, and waits.
 UNFINISHED = """
-import os, pathlib, sys, time
+import os, pathlib, signal, sys, time
 from cdm_jax import workers
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in the background
 
 def work(name):
     with workers.whole_file(pathlib.Path(name)) as partial:
