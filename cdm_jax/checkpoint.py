@@ -228,13 +228,19 @@ def _chosen(stage_folder: pathlib.Path, which: str = "last") -> pathlib.Path | N
 
 @contextlib.contextmanager
 def _reading(step_folder: pathlib.Path) -> Iterator[None]:
-    """Names a checkpoint that Orbax cannot read: damaged, and not sealed, or it would be known."""
+    """Names a checkpoint that cannot be read, as a damaged one that was never sealed.
+
+    Its disk may be at fault as well, so that nobody is told to delete it.
+    """
     try:
         yield
-    except Exception as error:  # of many kinds
+    except MemoryError:
+        raise
+    except Exception as error:  # Orbax and TensorStore raise many kinds
         raise UserError(
-            f"{step_folder} is damaged and cannot be read ({str(error)[:200]}): remove it, so that "
-            "the one before is used, or train the stage anew in another --workdir"
+            f"{step_folder} cannot be read ({str(error)[:200]}): if its disk is sound, it is "
+            "damaged; move it elsewhere, so that the one before is used, or train the stage anew "
+            "in another --workdir"
         ) from error
 
 

@@ -74,6 +74,7 @@ class Pooled(Adversarial):
         real = self.real(batch)
 
         def loss_of_discriminators(params: PyTree) -> tuple[Float[Array, ""], None]:
+            """Half of real and half of shown images, summed over the kinds."""
             loss = jnp.zeros(())
             for kind in shown:
                 scores = (
