@@ -156,6 +156,19 @@ def test_a_damaged_checkpoint_without_a_seal_is_refused_by_its_path(finished_run
         checkpoint.load_model(stage, "last")
 
 
+@pytest.mark.parametrize("missing", ["metadata", "custom_metadata"])
+def test_an_incomplete_description_is_refused_by_the_checkpoints_path(
+    missing, tmp_path, monkeypatch
+):
+    """What Orbax gives, beside a warning, where parts of the arrays are gone."""
+    (tmp_path / checkpoint.FOLDER / "20").mkdir(parents=True)
+    whole = {"metadata": {}, "custom_metadata": {"format": checkpoint.FORMAT}}
+    found = types.SimpleNamespace(**whole | {missing: None})
+    monkeypatch.setattr(checkpoint.ocp, "metadata", lambda *_, **__: found)
+    with pytest.raises(UserError, match=r"20 cannot be read \(its description is incomplete\)"):
+        checkpoint.model_shapes(tmp_path)
+
+
 def test_a_cut_or_added_file_breaks_a_seal_and_an_unsealed_checkpoint_is_taken(tmp_path):
     folder = tmp_path / "checkpoints" / "7"
     folder.mkdir(parents=True)
