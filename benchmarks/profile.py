@@ -32,7 +32,7 @@ from cdm_jax import checkpoint, inference, parallel
 from cdm_jax.methods import base
 from cdm_jax.shapes import create, example, stored_shapes
 from cdm_jax.tasks import task_of
-from cdm_jax.train import empty_totals, make_step
+from cdm_jax.train import make_step
 from cdm_jax.writer import console
 
 DATASETS = ("phantom", "brats", "upenn_gbm")
@@ -88,14 +88,13 @@ def training_step(config: ConfigDict, stage: str) -> Program:
     devices = parallel.all_devices(config.parallel)
     number = config[stage].train.batch_size_per_device * jax.local_device_count()
     method, state = create(config, stage), fresh_state(config, stage, devices)
-    totals = jax.device_put(
-        empty_totals(method, state, example(config, number)), parallel.replicated(devices.mesh)
-    )
+    batch = example(config, number)
+    step, totals = make_step(method, key(), devices, state, batch, task_of(config.data))
     return Program(
         stage=stage,
         part="step",
         slices=number,
-        function=make_step(method, key(), devices, state, task_of(config.data)),
+        function=step,
         arguments=(state, totals, devices.put(random_batch(config, number))),
         advance=lambda returned, arguments: (*returned, arguments[2]),
     )

@@ -21,7 +21,7 @@ from cdm_jax.errors import UserError
 from cdm_jax.methods import base
 from cdm_jax.run import resolve, stage_keys, training_slices
 from cdm_jax.tasks import task_of
-from cdm_jax.train import empty_totals, make_step
+from cdm_jax.train import make_step
 from cdm_jax.writer import console
 
 GIB = 2**30
@@ -37,24 +37,17 @@ def lowered_step(config: ConfigDict, devices: parallel.Devices, key: Array) -> j
     each, number = config[config.stage].train.batch_size_per_device, devices.mesh.size
     batch, method = shapes.example(config, each * number), base.create(config)
     state = shapes.start(config, config.stage, batch)
-    totals = jax.eval_shape(lambda: empty_totals(method, state, batch))
     lead = (number, each) if devices.mode == "pmap" else (number * each,)
     stored = {
         name: jax.ShapeDtypeStruct((*lead, *part.shape[1:]), part.dtype)
         for name, part in shapes.stored_shapes(config, each * number).items()
     }
     skip = guard.is_skipping(config[config.stage].train)
-    step: Any = make_step(method, key, devices, state, task_of(config.data), skip=skip)
+    step, totals = make_step(method, key, devices, state, batch, task_of(config.data), skip=skip)
     return step.lower(
         devices.sharded_shapes(state),
-        _placed(totals, parallel.replicated(devices.mesh)),
-        _placed(stored, parallel.sharded(devices.mesh)),
-    )
-
-
-def _placed(tree: shapes.Shapes, place: Any) -> shapes.Shapes:
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree
+        parallel.placed(totals, parallel.replicated(devices.mesh)),
+        parallel.placed(stored, parallel.sharded(devices.mesh)),
     )
 
 

@@ -221,6 +221,13 @@ def to_numpy(tree: PyTree) -> PyTree:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
+def placed(tree: PyTree, place: NamedSharding) -> PyTree:
+    """Shapes of a tree's arrays, all with one sharding."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree
+    )
+
+
 def _same(tree: PyTree) -> PyTree:
     return tree
 
@@ -256,6 +263,7 @@ class Devices:
 
     def init_sharded(self, init: Callable[..., Any], *arguments: Any) -> Any:
         """Runs `init` so that its state is created in its place, never on the host."""
+        init = jax.jit(init, inline=True)  # traced once, for the shapes and for the program
         places = self.shardings(jax.eval_shape(init, *arguments))
         return jax.jit(init, out_shardings=places, compiler_options=COMPILE_FAST)(*arguments)
 

@@ -32,8 +32,8 @@ class Task:
       targets: what is wanted, or may be; the sources themselves of an any-to-any task.
       favored: of an any-to-any task, the sources of the pattern that is drawn more often.
       share: how often that is.
-      gain: standard deviation of the logarithm of the factor by which each modality of a training
-        slice is multiplied.
+      gain: standard deviation of the logarithm of the factor by which each source of a training
+        slice is multiplied. Targets stay as they are: nothing tells a network how they vary.
       gamma: that of the power to which it is raised.
     """
 
@@ -70,7 +70,7 @@ class Task:
           stored: "images", uint16 [b, h, w, modality]; "mirrored", which slices are mirrored left
             to right; of an any-to-any task "known", which modalities each slice's subject has.
           key: draws the patterns, and gains and gammas; of the batch, or of each slice.
-          training: whether intensities vary by gain and gamma.
+          training: whether the sources' intensities vary by gain and gamma.
 
         Returns:
           "source" and "target" in [-1, 1]; of an any-to-any task also "weight" [b, target]: 1 of
@@ -79,14 +79,14 @@ class Task:
         images = stored["images"]
         images = jnp.where(stored["mirrored"][:, None, None, None], images[:, :, ::-1], images)
         floats = images.astype(jnp.float32) * (2 / 65535) - 1
+        seen = floats[..., : len(self.sources)]
         if training and (self.gain or self.gamma):
-            floats = self._vary(floats, jax.random.fold_in(key, _INTENSITIES))
+            seen = self._vary(seen, jax.random.fold_in(key, _INTENSITIES))
         if not self.is_any:
-            number = len(self.sources)
-            return {"source": floats[..., :number], "target": floats[..., number:]}
+            return {"source": seen, "target": floats[..., len(self.sources) :]}
         given = self._draw(stored["known"], key)
         return {
-            "source": hide(floats, given),
+            "source": hide(seen, given),
             "target": floats,
             "weight": (stored["known"] & ~given).astype(jnp.float32),
         }

@@ -39,15 +39,30 @@ def make_step(
     root: Array,
     devices: parallel.Devices,
     state: base.State,
+    batch: Shapes,
     task: Task,
     *,
     skip: bool = False,
-) -> Step:
-    """The compiled step: stored batch to floats, update, running means; the state is donated.
+) -> tuple[Step, guard.Totals]:
+    """The compiled step, and running means of nothing, for the metrics that it counts.
 
-    Where the running means have `guard.FINITE`, the step is guarded; with `skip`, one that is not
-    finite changes nothing.
+    A step: stored batch to floats, update, running means; the state is donated. It is guarded; with
+    `skip`, one that is not finite changes nothing.
+
+    Args:
+      method: what is trained.
+      root: the key that those of all steps come from.
+      devices: where the step runs.
+      state: a state, for its shapes.
+      batch: the shapes of a global batch, as the method sees it.
+      task: what a stored slice gives.
+      skip: see above.
     """
+    update = jax.jit(method.update, inline=True)  # traced once, for the metrics and for the step
+    whole = parallel.replicated(devices.mesh)
+    shapes = parallel.placed((state, batch, jax.eval_shape(lambda: root)), whole)
+    _, metrics = jax.eval_shape(update, *shapes)
+    totals = {name: Average.empty() for name in (*metrics, guard.FINITE)}
 
     def step(
         state: base.State, totals: guard.Totals, batch: Any
@@ -55,16 +70,10 @@ def make_step(
         """State and running means after one batch."""
         key = jax.random.fold_in(root, state.step)
         floats = task.batch(batch, jax.random.fold_in(key, PATTERNS), training=True)
-        after, metrics = method.update(state, floats, key)
+        after, metrics = update(state, floats, key)
         return guard.merged(state, after, totals, parallel.mean(metrics), skip=skip)
 
-    return devices.compile(step, state)
-
-
-def empty_totals(method: base.Method, state: base.State, batch: Shapes) -> guard.Totals:
-    """Running means of nothing, for the metrics that an update of this state returns."""
-    _, metrics = jax.eval_shape(method.update, state, batch, jax.random.key(0))
-    return {name: Average.empty() for name in (*metrics, guard.FINITE)}
+    return devices.compile(step, state), jax.device_put(totals, whole)
 
 
 def train_stage(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) -> bool:
@@ -192,14 +201,13 @@ def _loop(
     length, first = run.length, int(state.step)
     task = task_of(run.config.data)
     skip = guard.is_skipping(length)
-    step_function = make_step(run.method, run.keys[1], run.devices, state, task, skip=skip)
+    batch = example(run.config, run.batch_size)
+    step_function, nothing = make_step(
+        run.method, run.keys[1], run.devices, state, batch, task, skip=skip
+    )
     validation = Validation(run) if run.dataset.validation else None
     patience = length.patience * length.validate_every
     profiler = ProfilerWindow(run.folder, **run.config.profile.to_dict())
-    nothing = jax.device_put(
-        empty_totals(run.method, state, example(run.config, run.batch_size)),
-        parallel.replicated(run.devices.mesh),
-    )
     totals = nothing
     with StopRequest() as stop, TrainingProgress(run.config.stage, first, length.num_steps) as bar:
         best = checkpoints.best

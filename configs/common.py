@@ -95,7 +95,7 @@ def _data() -> dict[str, object]:
         "minimum_brain": 0.01,  # share of a slice's square that brain must cover to train
         "flips": True,  # whether half of the training slices are mirrored left to right
         # Standard deviations of the logarithms of a training slice's gain and gamma, one
-        # of each modality.
+        # of each source.
         "augment": {"gain": 0.0, "gamma": 0.0},
         # Simulated patients of random protocols to train on beside the real ones: how many,
         # and the share of them in each batch, about.

@@ -17,7 +17,7 @@ def get_config(argument: str = "any") -> ConfigDict:
     shipped: common.Values = {"small": True, "any": True, "length": "shipped"}
     config = common.finish(common.base(stage), shipped | values)
     if not smoke:
-        config = common.like_shipped(config)
+        config = _at_length(common.like_shipped(config))
         config.data.size = values.get("size", config.data.size)
     if stage == "any":
         config.pipeline = ("mrm", "mdn", "cunet")
@@ -36,4 +36,15 @@ def get_config(argument: str = "any") -> ConfigDict:
             "predictable": 0.5,
         }
     )
+    return config
+
+
+def _at_length(config: ConfigDict) -> ConfigDict:
+    """What a long training on simulated patients changes."""
+    config.data.favored_share = 0.35
+    # A patient's files may have been through any processing, and what is made of them has not.
+    config.data.augment.update({"gain": 0.05, "gamma": 0.15})
+    config.cunet.average_decay = 0.998
+    config.cunet.optimizer.learning_rate = 2e-3
+    config.cunet.train.update({"validate_every": 1000, "checkpoint_every": 500})
     return config

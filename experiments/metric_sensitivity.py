@@ -26,7 +26,7 @@ from cdm_jax.metrics.conventions import Case, get_convention
 from cdm_jax.metrics.enhancement import POSTCONTRAST, PRECONTRAST
 from cdm_jax.phantom import PhantomSettings, simulate_patient
 from cdm_jax.phantom.fields import Grid, smooth_field
-from cdm_jax.phantom.patient import VERSION
+from cdm_jax.phantom.patient import VERSIONS
 from cdm_jax.records import WHOLE
 from cdm_jax.report.render import to_markdown
 from cdm_jax.report.tables import ABSENT
@@ -271,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         voxel_ml = SETTINGS.voxel_mm**3 / 1000
         content = {
             "command": f"python -m experiments.{NAME}",
-            "version": VERSION,
+            "version": VERSIONS["fixed"],
             "patients": [measure(scan, voxel_ml) for scan in found],
         }
         save_results(NAME, content)

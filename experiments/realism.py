@@ -26,7 +26,7 @@ from scipy import ndimage
 from cdm_jax.data.nifti import read_labels, read_volume, read_voxel_size
 from cdm_jax.data.subjects import Subject, find_subjects
 from cdm_jax.phantom import PhantomSettings, simulate_patient
-from cdm_jax.phantom.patient import VERSION
+from cdm_jax.phantom.patient import VERSIONS
 from cdm_jax.report.render import to_markdown
 from cdm_jax.writer import console
 from configs import real
@@ -165,7 +165,7 @@ def show() -> None:
     """Prints and writes what the committed record says."""
     content = load_results(NAME)
     parts = [
-        f"Made by `{content['command']}`, phantom version {content['version']}. Images are in "
+        f"Made by `{content['command']}`. Images are in "
         "units of their mean over the brain. "
         "Noise: second differences within white matter. "
         "Sharpness: difference of neighbors over that of voxels three apart. "
@@ -178,7 +178,8 @@ def show() -> None:
             [patient[protocol] for patient in content["real"]], content["simulated"][protocol]
         )
         count = len(content["simulated"][protocol])
-        title = f"Protocol {protocol}, {voxel_mm} mm, {count} simulated patients"
+        version = content["versions"][protocol]
+        title = f"Protocol {protocol}, version {version}, {voxel_mm} mm, {count} simulated patients"
         parts.append(as_text(title, table))
     text = "\n\n".join(parts) + "\n"
     console.print(text, soft_wrap=True)
@@ -228,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error("give --data=<folder of real patients>, or --show")
         content = {
             "command": COMMAND,
-            "version": VERSION,
+            "versions": VERSIONS,
             "grids_mm": GRIDS_MM,
             "real": list(measure_real(options.data)),
             "simulated": {

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from cdm_jax.phantom.patient import VERSION
+from cdm_jax.phantom.patient import VERSIONS
 from experiments import realism
 from experiments.records import load_results
 
@@ -21,7 +21,7 @@ def compared(record, protocol):
 
 
 def test_the_record_is_of_this_version_and_names_no_patient(record):
-    assert record["version"] == VERSION
+    assert record["versions"] == VERSIONS
     assert len(record["real"]) >= 4
     for index, patient in enumerate(record["real"]):
         assert set(patient) == {"index", "source", *realism.GRIDS_MM}
@@ -33,7 +33,7 @@ def test_the_random_phantom_covers_the_real_patients(record):
     table = compared(record, "random")
     assert len(table) > 50
     outside = table.index[table["outside"] > 0]
-    assert len(outside) <= 2 and (table.loc[outside, "outside"] == 1).all()
+    assert len(outside) <= 3 and (table.loc[outside, "outside"] == 1).all()
 
 
 @pytest.mark.parametrize("modality", realism.MODALITIES)

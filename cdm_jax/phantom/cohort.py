@@ -14,7 +14,7 @@ from rich.progress import track
 
 from cdm_jax import workers
 from cdm_jax.errors import UserError
-from cdm_jax.phantom.patient import VERSION, PhantomPatient, PhantomSettings, simulate_patient
+from cdm_jax.phantom.patient import PhantomPatient, PhantomSettings, simulate_patient
 
 _CACHE = "CDM_PHANTOM_CACHE"
 _SETTINGS_FILE = "phantom.json"
@@ -134,7 +134,7 @@ def _check_root(root: Path, settings: PhantomSettings) -> None:
 
 def _told(settings: PhantomSettings) -> dict[str, Any]:
     """What the cohort's file says: the settings, and the version of what they make."""
-    return {"version": VERSION} | dataclasses.asdict(settings)
+    return {"version": settings.version} | dataclasses.asdict(settings)
 
 
 def _place(layout: str, index: int) -> _Place:

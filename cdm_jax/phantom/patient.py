@@ -13,9 +13,10 @@ from cdm_jax.phantom.fields import FieldSampler, Grid, scatter, smooth_field
 from cdm_jax.phantom.scan import Body, scan
 from cdm_jax.phantom.templates import Templates, load_templates
 
-# Of what is simulated from given settings. 1 had T1 noise of 8.5 % of the mean, chosen without a
-# measurement, and a blurred cortex.
-VERSION = 2
+# Of what is simulated from given settings, by protocol. 1 had T1 noise of 8.5 % of the mean, chosen
+# without a measurement, and a blurred cortex; random protocols of 2 bent intensities by gammas whose
+# logarithms varied by .3, so that the level of an image varied twice as much as in real patients.
+VERSIONS = {"fixed": 2, "random": 3}
 LAYOUTS = ("brats2023", "upenn_gbm")
 
 
@@ -65,9 +66,14 @@ class PhantomSettings:
         if not 0 <= self.predictable <= 1:
             raise UserError(f"phantom predictable {self.predictable} is not within 0 and 1")
 
+    @property
+    def version(self) -> int:
+        """Of what is simulated from these settings."""
+        return VERSIONS[self.protocol]
+
     def fingerprint(self) -> str:
         """Names what a patient of these settings looks like: equal for equal images."""
-        told = dataclasses.asdict(self) | {"version": VERSION, "num_patients": None}
+        told = dataclasses.asdict(self) | {"version": self.version, "num_patients": None}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 

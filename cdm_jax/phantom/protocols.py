@@ -161,6 +161,6 @@ def _draw(rng: np.random.Generator, name: str, sequence: Sequence, left: float) 
         blur_mm=(float(blur[0]), float(blur[1]), float(blur[2])),
         ghost=max(0.0, rng.uniform(-0.03, 0.03)),
         black=max(0.0, rng.uniform(-0.9, 0.35)),
-        gamma=float(np.exp(0.3 * rng.standard_normal())),
+        gamma=float(np.exp(0.2 * rng.standard_normal())),
         gain=_SCANNER_UNITS * float(np.exp(0.5 * rng.standard_normal())),
     )

@@ -10,7 +10,7 @@ import pytest
 
 from cdm_jax.errors import UserError
 from cdm_jax.phantom import PhantomSettings, cohort, simulate_patient, write_cohort
-from cdm_jax.phantom.patient import VERSION
+from cdm_jax.phantom.patient import VERSIONS
 
 SMALL = PhantomSettings(num_patients=3, shape=(32, 32, 24), voxel_mm=6.0)
 
@@ -119,7 +119,7 @@ def test_a_cohort_of_an_earlier_version_is_refused(brats, tmp_path):
     shutil.copytree(brats, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "phantom.json"
     held = json.loads(path.read_text())
-    assert held.pop("version") == VERSION == 2
+    assert held.pop("version") == VERSIONS["fixed"] == 2
     path.write_text(json.dumps(held))
     with pytest.raises(UserError, match="version 1 instead of 2"):
         write_cohort(tmp_path, SMALL, num_workers=1)
