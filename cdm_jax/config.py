@@ -19,6 +19,8 @@ REMOVED = {
     "foreground_only": False,
     "mask_fill": "token",
     "normalization": "zscore",
+    "joint": True,
+    "pool": 1,
     "identity": True,
     "flip_equivariance": False,
     "geometry": "rotation",

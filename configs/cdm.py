@@ -24,8 +24,6 @@ def mrm() -> ConfigDict:
             "mask_cell": 32,
             "mask_ratio": 0.6,
             "loss": "mse",
-            "joint": True,
-            "pool": 1,
             "average_decay": 0.0,
             "train": training(best_by="loss"),
             "optimizer": optimizer(),

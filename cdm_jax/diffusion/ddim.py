@@ -35,7 +35,7 @@ class DDIM:
       num_steps: N, the number of network evaluations.
       eta: 0 is deterministic, 1 has the variance of DDPM's posterior (Song et al. 2021, Eq. 16).
       grid: which timesteps are visited, see `schedule.sampling_timesteps`.
-      prediction: what the network outputs: x0, noise or velocity.
+      prediction: what the network outputs: x0 or noise.
       clip: bound of `|x0|` for data of a known range, None for none. From a predicted noise, x0 is
         found by dividing by sqrt(alpha_bar), which is 1/160 at first: small errors become huge.
     """

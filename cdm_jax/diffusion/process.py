@@ -5,7 +5,7 @@ from jaxtyping import Array, Float
 
 from cdm_jax.errors import UserError
 
-PREDICTIONS = ("x0", "noise", "velocity")
+PREDICTIONS = ("x0", "noise")
 
 
 def _like(coefficient: Float[Array, "*b"], x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -31,9 +31,7 @@ def training_target(
     noise: Float[Array, "b *d"],
     alpha_bar: Float[Array, "b"],
 ) -> Float[Array, "b *d"]:
-    """What a network of prediction type `kind` learns to output: x0, noise or velocity.
-
-    Velocity is sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x0 (Salimans & Ho 2022).
+    """What a network of prediction type `kind` learns to output: x0 or noise.
 
     Raises:
       UserError: the kind is unknown.
@@ -42,9 +40,6 @@ def training_target(
         return x0
     if kind == "noise":
         return noise
-    if kind == "velocity":
-        signal = _like(alpha_bar, x0)
-        return jnp.sqrt(signal) * noise - jnp.sqrt(1 - signal) * x0
     raise UserError(f"unknown prediction type '{kind}': allowed are {', '.join(PREDICTIONS)}")
 
 
@@ -65,6 +60,4 @@ def split_prediction(
         return prediction, (x_t - root * prediction) / noise_root
     if kind == "noise":
         return (x_t - noise_root * prediction) / root, prediction
-    if kind == "velocity":
-        return root * x_t - noise_root * prediction, noise_root * x_t + root * prediction
     raise UserError(f"unknown prediction type '{kind}': allowed are {', '.join(PREDICTIONS)}")

@@ -14,8 +14,8 @@ from cdm_jax.phantom.scan import Body, scan
 from cdm_jax.phantom.templates import Templates, load_templates
 
 # Of what is simulated from given settings, by protocol. 1 had T1 noise of 8.5 % of the mean, chosen
-# without a measurement, and a blurred cortex; random protocols of 2 bent intensities by gammas whose
-# logarithms varied by .3, so that the level of an image varied twice as much as in real patients.
+# without a measurement, and a blurred cortex; random protocols of 2 bent intensities by gammas
+# whose logarithms varied by .3: an image's level varied twice as much as in real patients.
 VERSIONS = {"fixed": 2, "random": 3}
 LAYOUTS = ("brats2023", "upenn_gbm")
 

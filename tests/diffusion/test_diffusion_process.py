@@ -41,7 +41,7 @@ def test_both_estimates_explain_the_noised_input_whatever_is_predicted(kind):
 
 def test_unknown_prediction_types_are_refused():
     x0, noise = _draw()
-    with pytest.raises(UserError, match="x0, noise, velocity"):
+    with pytest.raises(UserError, match="x0, noise"):
         training_target("score", x0, noise, SIGNAL)
-    with pytest.raises(UserError, match="x0, noise, velocity"):
+    with pytest.raises(UserError, match="x0, noise"):
         split_prediction("score", x0, noise, SIGNAL)

@@ -498,11 +498,11 @@ def test_validation_sees_what_inference_gives_outside_the_brain(painter):
         {"cunet.training_y": "target"},
         {"cunet.loss": "huber"},
         {"cunet.features": (8, 8, 8, 8, 8, 8, 8)},  # six scales need a multiple of 32
-        {"mdn.decouple": "split"},
+        {"mdn.decouple": "halves"},
     ],
 )
 def test_what_does_not_fit_is_refused(create, changes):
-    with pytest.raises(UserError, match=r"allowed are|cannot be halved|mrm\.joint=false"):
+    with pytest.raises(UserError, match=r"allowed are|cannot be halved"):
         create("cunet", changes)
 
 

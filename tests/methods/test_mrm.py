@@ -216,41 +216,12 @@ def test_the_statistics_belong_to_the_averaged_parameters_where_there_are_any(st
     np.testing.assert_allclose(y.mean(axis=0), 0, atol=1e-3)
 
 
-def test_separate_encodings_keep_each_modality_in_its_part_of_y(start):
-    changes = {"mrm.joint": False, "data.targets": ("a", "b", "c")}
-    method, state, batch = start("mrm", changes, targets=3)
-    assert method.representation_width == 3 * 16
-    before = _represent(method, state, batch["target"])
-    for m in range(3):
-        after = _represent(method, state, batch["target"].at[..., m].multiply(-0.5))
-        changed = np.abs(after - before).reshape(4, 3, 16).max(axis=-1)
-        assert (changed[:, m] > 1e-3).all()
-        assert (np.delete(changed, m, axis=1) == 0).all()
-
-
-def test_a_joint_encoding_mixes_the_modalities(start):
+def test_the_representation_mixes_the_modalities(start):
     method, state, batch = start("mrm")
     y = _represent(method, state, batch["target"])
     for m in range(2):
         changed = batch["target"].at[..., m].multiply(-0.5)
         assert (_represent(method, state, changed) != y).mean() > 0.9
-
-
-@pytest.mark.parametrize("joint", [True, False])
-def test_pooling_to_two_by_two_places_gives_the_mean_of_each_quarter(start, joint):
-    changes = {"mrm.pool": 2, "mrm.joint": joint}
-    method, state, batch = start("mrm", changes)
-    y = _represent(method, state, batch["target"])
-    channels = [[0, 1]] if joint else [[0], [1]]
-    assert method.representation_width == len(channels) * 4 * 16
-    expected = []
-    for chosen in channels:
-        tokens = _raw_tokens(method, state, batch["target"][..., chosen])
-        grid = tokens.reshape(4, ROWS, ROWS, 16)
-        for rows in (slice(0, 2), slice(2, 4)):
-            for columns in (slice(0, 2), slice(2, 4)):
-                expected.append(grid[:, rows, columns].mean(axis=(1, 2)))
-    np.testing.assert_allclose(y, np.concatenate(expected, axis=1), atol=1e-6)
 
 
 def test_the_representation_carries_no_gradient(start):
@@ -267,7 +238,6 @@ def test_the_representation_carries_no_gradient(start):
     ("changes", "targets"),
     [
         ({}, 2),
-        ({"mrm.joint": False}, 2),
         ({"mrm.loss": "l1", "data.targets": ("a",)}, 1),
         ({"mrm.loss": "l2norm", "data.targets": ("a", "b", "c")}, 3),
     ],
@@ -297,7 +267,6 @@ def test_the_restoration_of_a_key_does_not_change_and_another_key_hides_other_ce
     [
         {"mrm.mask_cell": 5},
         {"mrm.patch": 3},
-        {"mrm.pool": 3},
         {"data.size": 18},
     ],
 )
@@ -309,3 +278,18 @@ def test_what_does_not_fit_is_refused(create, changes):
 def test_a_loss_that_does_not_exist_is_refused_before_training(create):
     with pytest.raises(UserError, match="allowed are mse, l1, l2norm"):
         create("mrm", {"mrm.loss": "huber"})
+
+
+def test_a_modality_that_is_given_is_hidden_whole_where_the_others_are_restored(start):
+    method, state, batch = start("mrm")
+    batch["weight"] = jnp.array([[1.0, 0.0]] * 4)
+    keys = jax.random.split(jax.random.key(1), 4)
+    validate = jax.jit(method.validate)
+    found, _ = validate(base.model_of(state), batch, keys)
+    changed = batch | {"target": batch["target"].at[..., 1].multiply(-0.5)}
+    after, _ = validate(base.model_of(state), changed, keys)
+    jax.tree.map(np.testing.assert_array_equal, after, found)
+    changed = batch | {"target": batch["target"].at[..., 0].multiply(-0.5)}
+    after, _ = validate(base.model_of(state), changed, keys)
+    assert (np.asarray(after["distance"]) != found["distance"]).all()
+    np.testing.assert_array_equal(after["number"], found["number"])

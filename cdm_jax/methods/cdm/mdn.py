@@ -21,7 +21,6 @@ from jaxtyping import Array, Float, Int, Key
 from cdm_jax import draws, parallel
 from cdm_jax.diffusion.ddim import DDIM, Predict, make_sampler
 from cdm_jax.diffusion.process import PREDICTIONS
-from cdm_jax.errors import UserError
 from cdm_jax.methods.base import (
     Batch,
     Batches,
@@ -48,7 +47,7 @@ from cdm_jax.tasks import given_in, task_of, with_pattern
 EXPLAINED = tuple(
     f"explained_{what}_{part}" for part in ("train", "validation") for what in ("one", "mean")
 )
-DECOUPLINGS = ("streams", "merged", "split", "none")
+DECOUPLINGS = ("streams", "merged", "none")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -244,10 +243,6 @@ def create(config: Any, stage: str = "") -> MDN:
     check_choice(stage, section, "condition", ("source", "none"))
     check_choice(stage, section, "decouple", DECOUPLINGS)
     check_choice(stage, section, "prediction", PREDICTIONS)
-    if section.decouple == "split" and config.mrm.joint:
-        raise UserError(
-            f"{stage}.decouple=split needs a part of y for each modality: set mrm.joint=false"
-        )
     representation = mrm.create(config)
     denoiser = build(
         Denoiser,

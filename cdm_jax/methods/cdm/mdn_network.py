@@ -45,7 +45,6 @@ class Denoiser(nn.Module):
       blocks: residual blocks of a tower.
       decouple: "streams": one linear layer and one tower a modality, joined at the end;
         "merged": one linear layer a modality, summed into one tower;
-        "split": as streams, but each sees and restores only its modality's part of y;
         "none": one linear layer, one tower (the ablation M2).
     """
 
@@ -73,18 +72,7 @@ class Denoiser(nn.Module):
         if self.decouple == "merged":
             merged = jnp.sum(jnp.stack([self._enter(y_t, name) for name in names]), axis=0)
             return self._output(self._tower(merged, time, context, "all"))
-        parts = [y_t] * len(names)
-        if self.decouple == "split":
-            parts = jnp.split(y_t, len(names), axis=-1)
-        streams = [
-            self._tower(self._enter(part, name), time, context, name)
-            for part, name in zip(parts, names, strict=True)
-        ]
-        if self.decouple == "split":
-            width = self.representation_width // len(names)
-            heads = [Layer(width, zero=True, name=f"{name}_output") for name in names]
-            restored = [head(stream) for head, stream in zip(heads, streams, strict=True)]
-            return jnp.concatenate(restored, axis=-1)
+        streams = [self._tower(self._enter(y_t, name), time, context, name) for name in names]
         return self._output(jnp.concatenate(streams, axis=-1))
 
     def _enter(self, y_t: Array, name: str) -> Array:

@@ -37,7 +37,7 @@ from cdm_jax.methods.base import (
 from cdm_jax.methods.cdm.mrm_network import FeatureDecoder, FeatureEncoder, MaskedAutoencoder
 from cdm_jax.methods.settings import build, check_choice, check_least, check_removed
 from cdm_jax.nn.vit import from_patches, to_patches
-from cdm_jax.tasks import BACKGROUND, task_of
+from cdm_jax.tasks import BACKGROUND
 
 LOSSES = ("mse", "l1", "l2norm")
 
@@ -100,8 +100,6 @@ class MRM(Method):
       mask_cell: side of a masked cell in pixels, a multiple of the patch.
       mask_ratio: share of cells hidden in each modality.
       loss: see `masked_distances`.
-      joint: one encoding of all targets (the paper) or one of each, concatenated.
-      pool: tokens are averaged to pool x pool places; 1 gives one vector a slice.
     """
 
     network: MaskedAutoencoder
@@ -112,25 +110,15 @@ class MRM(Method):
     mask_cell: int
     mask_ratio: float
     loss: str
-    joint: bool
-    pool: int
 
     @property
     def representation_width(self) -> int:
         """Length of y."""
-        streams = 1 if self.joint else self.num_targets
-        return streams * self.pool**2 * self.network.encoder.width
-
-    def _views(self, targets: Float[Array, "b h w m"]) -> Float[Array, "v h w n"]:
-        """What one encoding sees: all modalities together, or each as an image of its own."""
-        if self.joint:
-            return targets
-        b, h, w, m = targets.shape
-        return targets.transpose(0, 3, 1, 2).reshape(b * m, h, w, 1)
+        return self.network.encoder.width
 
     def init(self, key: Key[Array, ""], batch: Batch, frozen: Model) -> State:
         """Fresh parameters; statistics of y that change nothing until `finish` measures them."""
-        params = self.network.init(key, self._views(batch["target"]))["params"]
+        params = self.network.init(key, batch["target"])["params"]
         width = self.representation_width
         statistics = {"mean": jnp.zeros(width), "deviation": jnp.ones(width)}
         return new_state(
@@ -144,21 +132,18 @@ class MRM(Method):
     def _restore(
         self, params: Any, batch: Batch, key: Keys
     ) -> tuple[tuple[Array, Array], Array, Array]:
-        """`masked_distances`, restored images and mask of each view of a batch."""
-        targets, weight = batch["target"], batch.get("weight")
-        images = self._views(targets)
-        if key.ndim and not self.joint:  # one for each slice, which has several views
-            key = draws.split(key, targets.shape[-1]).T.reshape(-1)
+        """`masked_distances`, restored images and mask of a batch."""
+        images, weight = batch["target"], batch.get("weight")
         patch, cells = self.network.encoder.patch, self.size // self.mask_cell
         hidden = random_mask(key, images.shape[0], cells, cells, images.shape[-1], self.mask_ratio)
         repeats = self.mask_cell // patch
         hidden = jnp.repeat(jnp.repeat(hidden, repeats, axis=1), repeats, axis=2)
-        truth = to_patches(images, patch)
-        restored = apply(self.network, params, images, hidden).reshape(truth.shape)
+        counted = hidden
         if weight is not None:  # given modalities are hidden whole, and count for nothing
             missing = weight[:, None, None] > 0
-            hidden = jnp.broadcast_to(hidden | ~missing, hidden.shape)
-        counted = hidden if weight is None else hidden & missing
+            counted, hidden = hidden & missing, hidden | ~missing
+        truth = to_patches(images, patch)
+        restored = apply(self.network, params, images, hidden).reshape(truth.shape)
         distances = masked_distances(restored, truth, counted, self.loss)
         shown = jnp.where(hidden[..., None], restored, truth)
         return distances, from_patches(shown, patch), hidden
@@ -173,10 +158,8 @@ class MRM(Method):
 
     def validate(self, model: Model, batch: Batch, keys: Keys) -> tuple[Values, Pictures]:
         """Masked distances, and the truth beside what was hidden and what was restored."""
-        found, restored, hidden = self._restore(model["params"], batch, keys)
-        b = len(batch["target"])
-        distances, numbers = (each.reshape(b, -1).sum(axis=1) for each in found)
-        images = self._views(batch["target"])
+        (distances, numbers), restored, hidden = self._restore(model["params"], batch, keys)
+        images = batch["target"]
         repeats = self.network.encoder.patch
         cover = jnp.repeat(jnp.repeat(hidden, repeats, axis=1), repeats, axis=2)
         seen = jnp.where(cover, BACKGROUND, images)
@@ -196,11 +179,7 @@ class MRM(Method):
             shape = (len(targets), side, side, targets.shape[-1])
             hidden = jnp.broadcast_to(weight[:, None, None] == 0, shape)
         encode = MaskedAutoencoder.encode
-        tokens = apply(self.network, params, self._views(targets), hidden, method=encode)
-        views, n, width = tokens.shape
-        places = math.isqrt(n) // self.pool
-        grid = tokens.reshape(views, self.pool, places, self.pool, places, width)
-        return grid.mean(axis=(2, 4)).reshape(targets.shape[0], -1)
+        return apply(self.network, params, targets, hidden, method=encode).mean(axis=1)
 
     def represent(self, model: Model, batch: Batch) -> Float[Array, "b d"]:
         """The representation y of target images; carries no gradient.
@@ -229,15 +208,12 @@ class MRM(Method):
         )
 
 
-def _check(section: Any, size: int, any_to_any: bool) -> None:
+def _check(section: Any, size: int) -> None:
     """Refuses sizes that do not divide and names that do not exist."""
-    check_least("mrm", section, patch=1, mask_cell=1, pool=1, heads=1, width=1)
-    if any_to_any and not section.joint:
-        raise UserError("mrm.joint=false has no meaning where any modality may be missing")
+    check_least("mrm", section, patch=1, mask_cell=1, heads=1, width=1)
     for whole, part, names in (
         (size, section.mask_cell, "data.size by mrm.mask_cell"),
         (section.mask_cell, section.patch, "mrm.mask_cell by mrm.patch"),
-        (size // section.patch, section.pool, "places a side by mrm.pool"),
         (section.width, section.heads, "mrm.width by mrm.heads"),
         (section.width, 4, "mrm.width by 4, for sines and cosines of rows and columns"),
     ):
@@ -247,7 +223,7 @@ def _check(section: Any, size: int, any_to_any: bool) -> None:
                 f"{part} or a divisor of {whole}"
             )
     check_choice("mrm", section, "loss", LOSSES)
-    check_removed("mrm", section, mask_fill="token", normalization="zscore")
+    check_removed("mrm", section, mask_fill="token", normalization="zscore", joint=True, pool=1)
 
 
 def create(config: Any) -> MRM:
@@ -257,8 +233,8 @@ def create(config: Any) -> MRM:
       UserError: an option that does not exist, or sizes that do not divide.
     """
     section, num_targets = config.mrm, len(config.data.targets)
-    _check(section, config.data.size, task_of(config.data).is_any)
-    decoder = FeatureDecoder(section.patch, num_targets if section.joint else 1)
+    _check(section, config.data.size)
+    decoder = FeatureDecoder(section.patch, num_targets)
     return build(
         MRM,
         section,
