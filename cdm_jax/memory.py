@@ -43,6 +43,7 @@ def lowered_step(config: ConfigDict, devices: parallel.Devices, key: Array) -> j
         for name, part in shapes.stored_shapes(config, each * number).items()
     }
     skip = guard.is_skipping(config[config.stage].train)
+    step: Any  # with `lower`, as it is jitted
     step, totals = make_step(method, key, devices, state, batch, task_of(config.data), skip=skip)
     return step.lower(
         devices.sharded_shapes(state),
