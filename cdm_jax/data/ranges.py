@@ -59,7 +59,7 @@ def statistics(
         areas = (image > DARKEST).mean(axis=(1, 2))
         found |= {
             f"volume of {name} in ml": float(areas.mean() * len(subject.slice_indices) * per_share),
-            f"share of the frame of {name} in its largest slice": float(areas.max()),
+            f"share of the frame of {name} in its largest slice": float(np.max(areas)),
             f"mean brightness of {name}": float(own.mean()),
         }
         for kind, percent in PERCENTILES.items():
