@@ -106,14 +106,15 @@ def test_the_sentence_says_what_was_got_and_what_they_have_the_worst_first():
 
 
 def test_values_are_those_of_the_brain_and_of_the_files_voxels():
-    cube = np.zeros((20, 24, 24), np.float32)
-    cube[4:16, 6:18, 6:18] = 500
-    cube[4:16, 6:18, 6:12] = 250
+    cube = np.zeros((40, 48, 48), np.float32)  # which need not be resized
+    cube[8:32, 12:36, 12:36] = 500
+    cube[8:32, 12:36, 12:24] = 250
     found = statistics({"t1": cube})
-    assert found["volume of t1 in ml"] == pytest.approx(12**3 * 6**3 / 1000, rel=0.3)
-    assert found["share of the frame of t1 in its largest slice"] == pytest.approx(0.25, abs=0.08)
-    assert found["mean brightness of t1"] == pytest.approx(0.75, abs=0.05)
-    assert found["95th percentile of t1"] == pytest.approx(1, abs=0.05)
+    assert found["volume of t1 in ml"] == pytest.approx(24**3 * 6**3 / 1000)
+    assert found["share of the frame of t1 in its largest slice"] == pytest.approx(0.25)
+    assert found["mean brightness of t1"] == pytest.approx(0.75, abs=1e-4)
+    assert found["5th percentile of t1"] == pytest.approx(0.5, abs=1e-4)
+    assert found["95th percentile of t1"] == pytest.approx(1, abs=1e-4)
 
 
 def test_the_cache_tells_the_same_as_memory(tmp_path):
