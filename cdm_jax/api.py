@@ -22,11 +22,12 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from cdm_jax import calibration, checkpoint, inference, shipped
+from cdm_jax.data import ranges
 from cdm_jax.data.formats import Image, PathLike
 from cdm_jax.data.grids import read_on_one_grid
 from cdm_jax.data.native import NativeImages, scale_volumes
 from cdm_jax.data.nifti import as_image, image_like, read_voxel_size
-from cdm_jax.data.prepare import PrepareSettings, prepare_images
+from cdm_jax.data.prepare import Prepared, PrepareSettings, prepare_images
 from cdm_jax.data.subjects import subject_of
 from cdm_jax.errors import UserError, about, nearest
 from cdm_jax.methods import base
@@ -157,13 +158,17 @@ class TrainedModel:
         grid = read_on_one_grid(sources, resample_to=resample_to)
         size = read_voxel_size(grid.reference)
         native = scale_volumes(grid.volumes, self.sources, subject, size)
+        prepared = self._prepare(native, subject)
+        shown = prepared.slices[ranges.positions(prepared)]
+        known = self.system.provenance.ranges
+        unlike = ranges.outside(ranges.statistics(prepared, shown, size), known)
         return Synthesis(
             subject=subject,
-            **self._draw(native, subject, samples, wanted, grid.reference),
+            **self._draw(native, prepared, samples, wanted, grid.reference),
             reference=grid.reference,
             native=native,
             resampled=grid.resampled,
-            notes=grid.notes + native.notes,
+            notes=grid.notes + native.notes + ((unlike,) if unlike else ()),
         )
 
     def _wanted(self, make: Iterable[str] | None) -> tuple[str, ...]:
@@ -175,15 +180,7 @@ class TrainedModel:
             )
         return wanted
 
-    def _draw(
-        self,
-        native: NativeImages,
-        subject: str,
-        samples: int,
-        wanted: Iterable[str],
-        reference: PathLike | Image,
-    ) -> dict[str, dict[str, Image]]:
-        """The images of a `Synthesis` by kind and target."""
+    def _prepare(self, native: NativeImages, subject: str) -> Prepared:
         data = self.system.provenance.config.data
         settings = PrepareSettings(
             sources=self.sources,
@@ -191,7 +188,17 @@ class TrainedModel:
             size=data.size,
             minimum_brain=data.minimum_brain,
         )
-        prepared = prepare_images(native, settings, subject, subject)
+        return prepare_images(native, settings, subject, subject)
+
+    def _draw(
+        self,
+        native: NativeImages,
+        prepared: Prepared,
+        samples: int,
+        wanted: Iterable[str],
+        reference: PathLike | Image,
+    ) -> dict[str, dict[str, Image]]:
+        """The images of a `Synthesis` by kind and target."""
         drawn = self._sampler(samples).draw(prepared, prepared.slices, native.brain)
         intervals = self.intervals(samples)
         found: dict[str, dict[str, Image]] = {"deviation": {}, "lower": {}, "upper": {}}

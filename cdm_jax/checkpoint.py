@@ -20,6 +20,7 @@ from orbax.checkpoint import v1 as ocp
 
 from cdm_jax import parallel, seals
 from cdm_jax.config import plain, to_config
+from cdm_jax.data.ranges import Ranges
 from cdm_jax.errors import UserError
 from cdm_jax.methods.base import Model, State
 
@@ -41,12 +42,15 @@ class Provenance:
       split: hash of the patients' split, so that no test patient slips into a comparison.
       scales: median intensity scale of each modality over the training subjects, by which
         synthesized targets are written.
+      ranges: what the training patients' sources look like, see `data.ranges`; empty where that was
+        not measured, as in checkpoints of earlier versions.
     """
 
     config: ConfigDict
     batch_size: int
     split: str
     scales: Mapping[str, float]
+    ranges: Ranges = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types."""
@@ -56,6 +60,7 @@ class Provenance:
             "batch_size": self.batch_size,
             "split": self.split,
             "scales": dict(self.scales),
+            "ranges": {name: list(ends) for name, ends in self.ranges.items()},
         }
 
     @classmethod
@@ -66,6 +71,7 @@ class Provenance:
             batch_size=content["batch_size"],
             split=content["split"],
             scales=content["scales"],
+            ranges={name: (low, high) for name, (low, high) in content.get("ranges", {}).items()},
         )
 
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from cdm_jax import arguments
+from cdm_jax import arguments, workers
 from cdm_jax.errors import UserError
 from cdm_jax.usage import PROCESSES
 
@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       was stopped by Ctrl-C. Nothing at all is not understood either: a script that lost its
       arguments should not seem to have worked.
     """
+    if argv is None:  # this is the program, and no call of it
+        workers.hear_one_interrupt()
     given = list(sys.argv if argv is None else argv)[1:]
     if not given:
         print(arguments.overview(), file=sys.stderr)
@@ -43,7 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = _options(call)
     except (UserError, OSError) as error:
         return _refuse(error, 2)
-    return _run(call.command, options, given)
+    try:
+        return _run(call.command, options, given)
+    except KeyboardInterrupt:
+        return _refuse("stopped: the same command goes on with what is not done", STOPPED)
 
 
 def _options(call: arguments.Call) -> dict[str, Any]:
@@ -97,8 +102,6 @@ def _run(command: str, options: dict[str, Any], given: Sequence[str]) -> int:
         if isinstance(error, OSError):
             return _refuse(f"{error}: {NO_ROOM}", 1)
         raise
-    except KeyboardInterrupt:
-        return _refuse("stopped: the same command goes on with what is not done", STOPPED)
     return 0
 
 

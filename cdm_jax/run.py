@@ -1,6 +1,7 @@
 """What a stage's training rests on: its config, patients, batches, keys and earlier stages."""
 
 import dataclasses
+import functools
 import pathlib
 import zlib
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from cdm_jax.data.cache import PreparedSubject
 from cdm_jax.data.dataset import Dataset
 from cdm_jax.data.pipeline import SliceSource, plain_plans
 from cdm_jax.data.prepare import median_scales
+from cdm_jax.data.ranges import Ranges, training_ranges
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
 from cdm_jax.tasks import Task, task_of
@@ -167,6 +169,11 @@ class Run:
         """Slices in a global batch."""
         return self.length.batch_size_per_device * jax.device_count()
 
+    @functools.cached_property
+    def ranges(self) -> Ranges:
+        """What the training patients' sources look like, measured once."""
+        return training_ranges(self.dataset.train, self.dataset.subjects)
+
     def provenance(self) -> checkpoint.Provenance:
         """What checkpoints of this run say of themselves."""
         return checkpoint.Provenance(
@@ -174,6 +181,7 @@ class Run:
             batch_size=self.batch_size,
             split=self.dataset.split_hash,
             scales=median_scales(self.dataset.train),
+            ranges=self.ranges,
         )
 
     def slices(self, subjects: Sequence[PreparedSubject], limit: int) -> Iterator[base.Batch]:

@@ -28,6 +28,25 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def hear_one_interrupt() -> None:
+    """Lets the first Ctrl-C stop this process and the further ones do nothing, until its end.
+
+    What the first one begins would be cut short by a second one: workers are waited for, and half
+    written files removed. Where Ctrl-C is ignored or has a handler already, nothing is changed.
+    """
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGINT, _nothing)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, stop)
+
+
+def _nothing(*_: object) -> None:
+    """Not SIG_IGN, of which Python says so where a signal had arrived just before."""
+
+
 @contextlib.contextmanager
 def pool(number: int) -> Iterator[Executor]:
     """An executor of so many processes; of one: a thread of this process.

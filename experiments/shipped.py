@@ -22,12 +22,13 @@ import pandas as pd
 from ml_collections import ConfigDict
 
 import cdm_jax
+from cdm_jax import checkpoint, shipped
 from cdm_jax import main as command_line
-from cdm_jax import shipped
 from cdm_jax.api import TrainedModel
 from cdm_jax.data.dataset import load_dataset
 from cdm_jax.data.native import read_native
 from cdm_jax.data.nifti import read_volume
+from cdm_jax.data.ranges import training_ranges
 from cdm_jax.data.subjects import Subject, find_subjects
 from cdm_jax.evaluate_patterns import evaluate_patterns, summary
 from cdm_jax.metrics.conventions import Case, get_convention
@@ -68,6 +69,21 @@ def train(workdir: pathlib.Path) -> None:
     ]
     if command_line.main(["cdm_jax.main", "train", *arguments]):
         raise SystemExit(1)
+
+
+def export(workdir: pathlib.Path, folder: pathlib.Path = shipped.FOLDER) -> int:
+    """Writes what ships, with the ranges of the training patients as their cache tells them.
+
+    A checkpoint of an earlier version does not say them.
+
+    Returns:
+      Bytes of the weights.
+    """
+    stage = workdir / shipped.STAGE
+    _, provenance = checkpoint.load_model(stage)
+    dataset = load_dataset(provenance.config, workdir)
+    known = training_ranges(dataset.train, dataset.subjects)
+    return shipped.export(stage, folder, known)
 
 
 def simulated(workdir: pathlib.Path) -> Scored:
@@ -237,7 +253,7 @@ def draw() -> None:
 def measure(workdir: pathlib.Path, root: pathlib.Path | None) -> None:
     """Trains, exports, scores, and writes the record."""
     train(workdir)
-    size = shipped.export(workdir / shipped.STAGE)
+    size = export(workdir)
     content = {
         "command": COMMAND,
         "machine": f"{os.cpu_count()} cores ({platform.machine()}), Python "

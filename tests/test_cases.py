@@ -4,6 +4,7 @@ Inputs are built from scratch. CDM_CASES may name a folder of more cohorts, one 
 them may end in a traceback.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import zoom
 
-from cdm_jax import main, outputs
+from cdm_jax import api, main, outputs
 from cdm_jax.data.native import read_native
 from cdm_jax.data.subjects import find_subjects
 from cdm_jax.errors import UserError
@@ -108,6 +109,26 @@ class TestSynthesize:
         before = path.stat().st_mtime_ns
         assert call(tmp_path / "in")[0] == 0
         assert path.stat().st_mtime_ns == before
+
+    def test_a_patient_unlike_the_training_patients_is_told(self, call, tmp_path, monkeypatch):
+        def load(*given):
+            model = load_model(*given)
+            known = {"mean brightness of t1": (0.1, 0.2), "median of t2": (0.1, 0.9)}
+            origin = dataclasses.replace(model.system.provenance, ranges=known)
+            system = dataclasses.replace(model.system, provenance=origin)
+            return api.TrainedModel(model.folder, system)
+
+        load_model = api.load
+        patient(tmp_path / "in")
+        status, said, _ = call(tmp_path / "in")  # its checkpoint says no ranges
+        assert status == 0 and "unlike" not in said
+        monkeypatch.setattr(api, "load", load)
+        status, said, _ = call(tmp_path / "in", output=tmp_path / "other")
+        note = "unlike the training patients: mean brightness of t1 0.7"
+        assert status == 0 and note in said and "(theirs 0.1 to 0.2): check the images" in said
+        path = next((tmp_path / "other").rglob("*-t1c.json"))
+        (found,) = json.loads(path.read_text())["notes"]
+        assert found.startswith(note)
 
     @pytest.mark.parametrize("onto", ["t1", "t2"])
     def test_other_grids_are_resampled_on_request(self, call, tmp_path, onto):

@@ -1,5 +1,6 @@
 """Checkpoints load without the run that wrote them."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -11,9 +12,11 @@ import pytest
 
 from cdm_jax import checkpoint, seals
 from cdm_jax.config import differences, plain, to_config
+from cdm_jax.data import ranges
 from cdm_jax.data.dataset import load_dataset
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
+from cdm_jax.run import Run
 from cdm_jax.train import train_stage
 from configs import phantom
 from tests.helpers import copy_run, smoke_config
@@ -73,6 +76,20 @@ def test_loading_gives_numpy_arrays_and_where_they_come_from(finished_run):
     assert provenance.config.stage == "cunet"
     assert set(provenance.scales) == {"t1", "t2", "t1c", "t2f"}
     assert set(model["frozen"]) == {"mrm", "mdn"}
+
+
+def test_a_run_says_the_ranges_of_its_training_patients(finished_run, monkeypatch):
+    config = checkpoint.load_model(finished_run / "cunet")[1].config
+    monkeypatch.setattr(ranges, "FEWEST", 1)
+    known = {"dataset": load_dataset(config, finished_run), "folder": finished_run / "cunet"}
+    run = Run(config=config, method=None, devices=None, keys=None, **known)
+    said = run.provenance()
+    assert {"mean brightness of t1", "correlation of t1 and t2"} <= said.ranges.keys()
+    assert not any("t1c" in name or "t2f" in name for name in said.ranges)  # it makes those
+    described = json.loads(json.dumps(said.to_json()))
+    assert checkpoint.Provenance.from_json(described) == said
+    del described["ranges"]  # as in checkpoints of earlier versions
+    assert checkpoint.Provenance.from_json(described).ranges == {}
 
 
 def test_an_empty_folder_is_refused_by_name(tmp_path):

@@ -419,7 +419,7 @@ def test_real_patients_have_the_oddities_that_are_known_of_them(real_data):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "protocol, scanner, number", [("random", "mixed", 60), ("fixed", "mixed", 20),
+    "protocol, scanner, number", [("random", "mixed", 100), ("fixed", "mixed", 20),
                                   ("fixed", "mprage", 20)],
 )  # fmt: skip
 def test_a_hundred_simulated_patients_raise_no_alarm(protocol, scanner, number, tmp_path):

@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 
 from cdm_jax import checkpoint, shipped
+from cdm_jax.data import ranges
 from cdm_jax.data.dataset import random_protocols
 from cdm_jax.errors import UserError
 from cdm_jax.initial import find_initial
 from cdm_jax.phantom import PhantomSettings
 from configs import brats
 from configs import shipped as recipe
+from experiments import shipped as recipe_of_shipped
 from tests.helpers import copy_run, smoke_config, train
 
 STAGES = ("mrm", "mdn", "cunet")
@@ -45,6 +47,16 @@ def test_an_export_has_the_same_bytes_each_time(finished_run, exported, tmp_path
     shipped.export(finished_run / "cunet", tmp_path)
     for name in (shipped.WEIGHTS, shipped.DESCRIPTION):
         assert (tmp_path / name).read_bytes() == (exported / name).read_bytes()
+
+
+def test_an_export_says_the_ranges_that_its_checkpoint_does_not(
+    finished_run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ranges, "FEWEST", 1)
+    assert not checkpoint.load_model(finished_run / "cunet")[1].ranges  # of so few patients
+    recipe_of_shipped.export(finished_run, tmp_path)
+    low, high = shipped.load_model(tmp_path)[1].ranges["mean brightness of t1"]
+    assert 0 < low <= high < 1
 
 
 def test_damaged_weights_are_named(exported, tmp_path):

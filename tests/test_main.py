@@ -1,11 +1,14 @@
 """The command line as a user meets it: help, as a subprocess, with one line for each mistake."""
 
 import inspect
+import os
 import pathlib
 import pkgutil
 import shlex
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 
 import pytest
@@ -246,6 +249,37 @@ def test_ctrl_c_is_answered_in_one_line(monkeypatch, capsys, tmp_path, pytestcon
     code, error = call("prepare", f"--workdir={tmp_path}", capsys=capsys)
     expected = "error: stopped: the same command goes on with what is not done\n"
     assert (code, error) == (130, expected)
+
+
+PROGRAM = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in the background
+from cdm_jax import main
+sys.exit(main.main())
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_again_and_again_is_answered_in_one_line(tmp_path):
+    given = ["phantom", "--config=configs/phantom.py:cdm", f"--workdir={tmp_path}"]
+    given += ["--config.phantom.num_patients=5000", "--config.data.num_workers=2"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *given],
+        cwd=ROOT,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 300
+    while len(list(tmp_path.glob("patients/BraTS*"))) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    while process.poll() is None:
+        assert time.monotonic() < deadline
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        time.sleep(0.02)
+    _, said = process.communicate(timeout=60)
+    assert said == "error: stopped: the same command goes on with what is not done\n"
 
 
 UNFIT = {

@@ -19,6 +19,7 @@ import os, pathlib, signal, sys, time
 from cdm_jax import workers
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in the background
+workers.hear_one_interrupt()
 
 def work(name):
     with workers.whole_file(pathlib.Path(name)) as partial:
@@ -26,8 +27,11 @@ def work(name):
         time.sleep(300)
 
 if __name__ == "__main__":
-    with workers.pool(2) as pool:
-        list(pool.map(work, [f"{sys.argv[1]}/{n}" for n in range(9)]))
+    try:
+        with workers.pool(2) as pool:
+            list(pool.map(work, [f"{sys.argv[1]}/{n}" for n in range(9)]))
+    except KeyboardInterrupt:
+        sys.exit("stopped")  # as `main` does
 """
 
 
@@ -46,8 +50,8 @@ def wait_until(condition):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGKILL"])
-def test_workers_end_with_the_first_process_and_leave_nothing_half_written(number, tmp_path):
+def unfinished(tmp_path):
+    """The first process, in a group of its own, when both workers have begun, and their ids."""
     folder = tmp_path / "files"
     folder.mkdir()
     (tmp_path / "script.py").write_text(UNFINISHED)
@@ -57,15 +61,42 @@ def test_workers_end_with_the_first_process_and_leave_nothing_half_written(numbe
         command, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True
     )
     wait_until(lambda: len([p for p in folder.iterdir() if p.read_text()]) == 2)
-    pids = [int(path.read_text()) for path in folder.iterdir()]
-    if number == "SIGINT":  # as a terminal does: to all of them
+    return process, [int(path.read_text()) for path in folder.iterdir()]
+
+
+def send(process, number):
+    """As a terminal does: Ctrl-C to all of them; anything else to the first alone."""
+    if number == "SIGINT":
         os.killpg(process.pid, signal.SIGINT)
     else:
-        os.kill(process.pid, getattr(signal, number))
+        process.send_signal(getattr(signal, number))
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_workers_end_with_the_first_process_and_leave_nothing_half_written(number, tmp_path):
+    process, pids = unfinished(tmp_path)
+    send(process, number)
     _, said = process.communicate(timeout=120)
     wait_until(lambda: not any(map(alive, pids)))
-    assert not list(folder.iterdir())
-    assert said.count("Traceback") == (number == "SIGINT")  # of the first process alone
+    assert not list((tmp_path / "files").iterdir())
+    assert "Traceback" not in said
+    assert ("stopped" in said) == (number == "SIGINT")
+
+
+@pytest.mark.parametrize("seconds", [0, 0.03, 0.3])
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_a_repeated_signal_leaves_no_process_and_no_traceback(number, seconds, tmp_path):
+    """Again and again until the first process is gone, as of one who has no patience."""
+    process, pids = unfinished(tmp_path)
+    deadline = time.monotonic() + 120
+    while process.poll() is None:
+        assert time.monotonic() < deadline
+        send(process, number)
+        time.sleep(seconds)
+    _, said = process.communicate(timeout=120)  # which waits for all that could write to it
+    wait_until(lambda: not any(map(alive, pids)))
+    assert not list((tmp_path / "files").iterdir())
+    assert "Traceback" not in said
 
 
 def loaded(_):

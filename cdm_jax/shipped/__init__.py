@@ -1,10 +1,12 @@
 """The model that ships with the package: whatever is missing, trained on simulated patients alone.
 
 `weights.npz` holds the parameters of its three stages (MRM, MDN, C-UNet) in half precision,
-`model.json` their config, scales and hash, and `CARD.md` what it scores and what it is not for.
+`model.json` their config, scales, ranges and hash, and `CARD.md` what it scores and what it is not
+for.
 `python -m experiments.shipped` makes them again.
 """
 
+import dataclasses
 import pathlib
 import zipfile
 
@@ -12,6 +14,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cdm_jax import checkpoint
+from cdm_jax.data.ranges import Ranges
 from cdm_jax.errors import UserError
 from cdm_jax.files import digest, read_json, write_json
 from cdm_jax.methods.base import Model
@@ -71,7 +74,9 @@ def load_stage(stage: str) -> Model:
     return {name: stages[stage][name] for name in ("params", "statistics")}
 
 
-def export(stage_folder: pathlib.Path, folder: pathlib.Path = FOLDER) -> int:
+def export(
+    stage_folder: pathlib.Path, folder: pathlib.Path = FOLDER, ranges: Ranges | None = None
+) -> int:
     """Writes a trained stage as the shipped model.
 
     Parameters are rounded to eight significant bits, statistics are not.
@@ -79,11 +84,15 @@ def export(stage_folder: pathlib.Path, folder: pathlib.Path = FOLDER) -> int:
     Args:
       stage_folder: of a C-UNet; its best checkpoint is taken.
       folder: of the shipped model.
+      ranges: of the training patients, see `data.ranges`; those that the checkpoint says where
+        None.
 
     Returns:
       Bytes of the weights.
     """
     model, provenance = checkpoint.load_model(stage_folder)
+    if ranges is not None:
+        provenance = dataclasses.replace(provenance, ranges=ranges)
     leaves = {
         name: leaf if "statistics" in name.split("/") else _shortened(leaf)
         for name, leaf in flatten_dict(model, sep="/").items()
