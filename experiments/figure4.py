@@ -27,7 +27,6 @@ from cdm_jax.data.resample import to_frame
 from cdm_jax.methods import base
 from cdm_jax.metrics.regions import ENHANCING_TUMOR
 from cdm_jax.rows import num_samples
-from experiments.records import RESULTS
 from experiments.study import COLORS, PAGE_WIDTH, Study, main
 from experiments.table1 import HEADLINES, ROWS, SYSTEMS
 
@@ -55,7 +54,7 @@ def measure(study: Study) -> None:
     content["source_names"] = np.array(shown[0][0].sources)
     content["target_names"] = np.array(shown[0][0].targets)
     content["command"] = np.array(study.command("figure4"))
-    path = RESULTS / study.dataset / "figure4.npz"
+    path = study.record_path("figure4.npz")
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **content)
@@ -107,7 +106,7 @@ def painted(study: Study, stage: str, sources: np.ndarray) -> Float[np.ndarray, 
 
 def show(study: Study) -> None:
     """Draws the figure from the record."""
-    with np.load(RESULTS / study.dataset / "figure4.npz") as content:
+    with np.load(study.record_path("figure4.npz")) as content:
         images = {name: content[name] for name in content.files}
     study.save_figure("figure4", draw(images))
 
