@@ -17,14 +17,14 @@ from cdm_jax.data.cohort import GB, cache_bytes
 from cdm_jax.data.dataset import data_root
 from cdm_jax.data.subjects import Subject, find_subjects
 from cdm_jax.errors import UserError
-from configs.common import SYSTEMS
 from experiments import costs
 from experiments.figure5 import SWEPT
 from experiments.records import read_results
 from experiments.study import Study
 from experiments.sweep import STEPS, rows_swept
 
-WORKER_GIB, SUBJECT_GIB = 1.3, 0.9  # of a process that scores, of a subject that waits for one
+WORKER_GIB = 1.3  # of a process that scores
+ROW_GIB, WAITING = 0.9 / 12, 6 / 16  # of a row of a subject that waits for one; subjects a core
 HOUR = 3600
 
 Row = tuple[str, str, str]  # what, how much, how that is known
@@ -52,7 +52,9 @@ class Estimate:
         counted = read_results(costs.MEASURED / "parameters.json")
         self._stages = {row["stage"]: row for row in counted["stages"]}
         self._networks = {(r["stage"], r["network"]): r["flops"] for r in counted["networks"]}
-        self.missing = [s for s in SYSTEMS["all"] if not checkpoint.finished(self.workdir / s)]
+        self.missing = [
+            stage for stage in self.config.pipeline if not checkpoint.finished(self.workdir / stage)
+        ]
 
     @property
     def cache(self) -> pathlib.Path:
@@ -140,7 +142,7 @@ class Estimate:
         if self.missing:
             rows.append(self._largest_step(memory.device_limit()))
         host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / memory.GIB
-        need = self.cores * WORKER_GIB + max(1, self.cores // 2) * SUBJECT_GIB
+        need = self.cores * (WORKER_GIB + WAITING * len(self._rows) * ROW_GIB)
         how = f"of {host:.0f} GiB; scoring by {self.cores} processes (`data.num_workers`)"
         return [*rows, ("memory of the machine", f"{need:.0f} GiB", how)]
 
@@ -168,7 +170,7 @@ class Estimate:
                 f"{self.training_hours(stage):.1f} h" if stage in self.missing else "done",
                 f"{self._stages[stage]['peak_bytes'] / memory.GIB:.1f} GiB",
             )
-            for stage in SYSTEMS["all"]
+            for stage in self.config.pipeline
         ]
         return "\n\n".join(
             (

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from cdm_jax import inference
+from cdm_jax import checkpoint, inference
 from cdm_jax.data.cache import PreparedSubject
 from cdm_jax.data.dataset import Dataset
 from cdm_jax.data.nifti import read_labels
@@ -48,7 +48,9 @@ def measure(study: Study) -> None:
         "truth": slices[..., number:] / FULL_SCALE,
         "tumor": np.stack([tumor for *_, tumor in shown]),
     }
-    images |= {stage: painted(study, stage, slices[..., :number]) for stage in STAGES}
+    for stage in STAGES:
+        if checkpoint.finished(study.workdir / stage):
+            images[stage] = painted(study, stage, slices[..., :number])
     content: dict[str, Any] = {name: to_bytes(image) for name, image in images.items()}
     content["subjects"] = np.array([subject.subject_id for subject, *_ in shown])
     content["source_names"] = np.array(shown[0][0].sources)

@@ -44,6 +44,10 @@ class Trained(Study):
     def run(self, systems: Sequence[str], rows: Collection[str]) -> None:
         """Does nothing."""
 
+    def command(self, name: str) -> str:
+        """The command that makes every record."""
+        return f"python -m experiments.paper --dataset={self.dataset}{' --smoke' * self.smoke}"
+
 
 def foresee(study: Study) -> None:
     """Says what the paper's networks take on these patients, also where smaller ones are tried.
