@@ -109,6 +109,8 @@ def make_study(options: argparse.Namespace, overrides: Sequence[str]) -> Study:
         )
     if not options.root and not options.smoke:
         raise UserError("--root is missing: give the folder of patients, or --smoke for a trial")
+    if options.smoke:
+        jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of its time
     folder = options.workdir or pathlib.Path("runs/smoke" if options.smoke else "runs")
     workdir = folder / options.dataset
     return Study(

@@ -181,7 +181,7 @@ def test_the_page_holds_the_data_sets_that_were_run_to_the_end(tmp_path):
 
 
 # A trial from end to end. Other systems are trained and translate in tests/methods; with no
-# overrides the command runs them all, which takes six minutes of a core a data set.
+# overrides the command runs them all, in eight minutes of a core a data set.
 CDM = ("mrm", "mdn", "cunet", "m1")
 OTHERS = {"brats": ("m1_1x1", "mdn_joint", "m2", "pix2pix"), "upenn_gbm": ()}
 
