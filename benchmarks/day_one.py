@@ -21,7 +21,6 @@ import numpy as np
 
 from benchmarks import scoring
 from benchmarks.records import load_results, save_results
-from benchmarks.scaling import NVLINK, PEAK, SHARE
 from cdm_jax.data.cohort import STORED as SHOWN
 from cdm_jax.data.intensity import brain_mask
 from cdm_jax.data.nifti import read_volume
@@ -34,16 +33,26 @@ from cdm_jax.shapes import example, start
 from cdm_jax.writer import console
 from configs import brats
 from configs.common import SYSTEMS
+from experiments.costs import (
+    ASSUMED,
+    PEAK,
+    SHARE,
+    STORED,
+    TRAINED,
+    cohort,
+    exchange_seconds,
+    row_seconds,
+    slice_flops,
+    state_bytes,
+    training_steps,
+)
 from experiments.study import DOCS, write
 
 NAME = "day_one"
 COMMAND = "python -m benchmarks.day_one"
 SUBJECTS = 1251  # of BraTS2023's training set
-# Slices with any brain, and those of them that are trained on, of BraTS-GLI-00001-000 at 1 mm.
-STORED, TRAINED = 137, 129
 DEVICES = (1, 8)
 CORES = 16  # of the machine that prepares and scores
-GPU = PEAK * SHARE  # operations a second of one device, as in benchmarks.scaling
 GRID = PhantomSettings(num_patients=1, shape=(240, 240, 155), voxel_mm=1.0)  # BraTS' own
 
 Rows = Sequence[Mapping[str, Any]]
@@ -121,21 +130,14 @@ def bytes_of(state: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
-def cohort(config: Any) -> dict[str, int]:
-    """Subjects of each part of the split, about: patients with several scans stay together."""
-    test = round(SUBJECTS * config.data.test_fraction)
-    validation = round((SUBJECTS - test) * config.data.validation_fraction)
-    return {"train": SUBJECTS - test - validation, "validation": validation, "test": test}
-
-
 def disk_table(record: Mapping[str, Any]) -> list[str]:
     """The cohort and its cache."""
     config = brats.get_config("all")
-    parts, size = cohort(config), config.data.size
+    parts, size = cohort(config, SUBJECTS), config.data.size
     modalities = len(config.data.sources) + len(config.data.targets)
     height = GRID.shape[2]
     cache = SUBJECTS * height * SHOWN * size**2 * modalities * 2
-    states = sum(record["state_bytes"].values()) * config.checkpoint.keep
+    states = sum(state_bytes(config, stage, record) for stage in record["state_bytes"])
     hours = SUBJECTS * record["prepare_core_seconds"] / CORES / 3600
     lines = ["| what | figure | how |", "| --- | ---: | --- |"]
     for name, figure, how in (
@@ -158,7 +160,8 @@ def disk_table(record: Mapping[str, Any]) -> list[str]:
         (
             "checkpoints of all stages",
             f"{states / 2**30:.0f} GiB",
-            f"sum of the states below x `checkpoint.keep` = {config.checkpoint.keep}",
+            f"sum of the states below x (`checkpoint.keep` = {config.checkpoint.keep}, and the "
+            "best one)",
         ),
         (
             "preparation",
@@ -174,7 +177,7 @@ def disk_table(record: Mapping[str, Any]) -> list[str]:
 def training_table(record: Mapping[str, Any]) -> list[str]:
     """Steps, hours, memory and checkpoints of each stage."""
     config = brats.get_config("all")
-    slices = cohort(config)["train"] * TRAINED
+    slices = cohort(config, SUBJECTS)["train"] * TRAINED
     sizes = {row["stage"]: row for row in load_results("parameters")["stages"]}
     hours: dict[tuple[str, int], float] = {}
     lines = [
@@ -186,11 +189,11 @@ def training_table(record: Mapping[str, Any]) -> list[str]:
         train, flops = config[stage].train, sizes[stage]["step_flops"]
         cells = [f"{flops / 1e12:.2f}"]
         for devices in DEVICES:
-            steps = train.num_epochs * (slices // (train.batch_size_per_device * devices))
-            seconds = flops / GPU + exchange_seconds(sizes[stage]["trained"], devices)
+            steps = training_steps(config, stage, slices, devices)
+            seconds = flops / ASSUMED + exchange_seconds(sizes[stage]["trained"], devices)
             hours[stage, devices] = steps * seconds / 3600
             cells += [f"{steps:,}", f"{hours[stage, devices]:.1f}"]
-        cells.append(f"{train.batch_size_per_device * GPU / flops:,.0f}")
+        cells.append(f"{train.batch_size_per_device * ASSUMED / flops:,.0f}")
         cells.append(f"{sizes[stage]['peak_bytes'] / 2**30:.1f}")
         cells.append(f"{record['state_bytes'][stage] / 2**30:.2f}")
         lines.append(f"| {stage} | {' | '.join(cells)} |")
@@ -204,17 +207,10 @@ def training_table(record: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def exchange_seconds(parameters: int, devices: int) -> float:
-    """A ring's time for the gradient of one step over NVLink, if nothing hides it."""
-    return 2 * (devices - 1) / devices * 4 * parameters / NVLINK
-
-
 def evaluation_table(record: Mapping[str, Any]) -> list[str]:
     """Hours to translate and to score the test patients."""
     config = brats.get_config("all")
-    patients = cohort(config)["test"]
-    targets = len(config.data.targets)
-    row_seconds = targets * sum(record["score_core_seconds"].values())
+    patients = cohort(config, SUBJECTS)["test"]
     networks = {
         (row["stage"], row["network"]): row["flops"]
         for row in load_results("parameters")["networks"]
@@ -226,8 +222,8 @@ def evaluation_table(record: Mapping[str, Any]) -> list[str]:
     for system in config.evaluate.systems:
         flops = STORED * slice_flops(config, system, networks)
         rows = row_count(config, system)
-        hours = patients * flops / GPU / 3600
-        scoring = patients * rows * row_seconds / CORES / 3600
+        hours = patients * flops / ASSUMED / 3600
+        scoring = patients * rows * row_seconds(config, record) / CORES / 3600
         cells = [f"{flops / 1e12:,.1f}", f"{hours:.2f}", f"{hours / 8:.2f}", f"{rows}"]
         lines.append(f"| {system} | {' | '.join([*cells, f'{scoring:.2f}'])} |")
     return lines
@@ -236,7 +232,7 @@ def evaluation_table(record: Mapping[str, Any]) -> list[str]:
 def whole_evaluation() -> str:
     """How long the scores of `configs/brats.py:cdm` take, with all that is done beside them."""
     config = brats.get_config("cdm")
-    patients = cohort(config)["test"]
+    patients = cohort(config, SUBJECTS)["test"]
     rows = len(REFERENCE_ROWS) + sum(row_count(config, name) for name in config.evaluate.systems)
     seconds = scoring.median("now", "processor_seconds") / scoring.ROWS
     return (
@@ -246,24 +242,6 @@ def whole_evaluation() -> str:
         "`benchmarks.scoring` on two cores on which other work ran; no machine with more cores has "
         "been measured."
     )
-
-
-def slice_flops(config: Any, system: str, networks: Mapping[tuple[str, str], float]) -> float:
-    """Operations of all that an evaluation asks of a system for one slice."""
-    section, steps, samples = config[system], config.sampler.num_steps, config.evaluate.num_samples
-    if system in ("cunet", "m2"):
-        mdn = section.mdn_stage
-        drawn = networks[mdn, "encoder"] + steps * networks[mdn, "denoiser"]
-        # K samples; again for the mean of the representations, and one of another patient.
-        return (2 * samples + 1) * drawn + (samples + 5) * networks[system, "network"]
-    names = ("network", "generator", "to_target")
-    (one,) = (networks[system, name] for name in names if (system, name) in networks)
-    if system == "diffusion":
-        return section.num_samples * steps * one
-    if system == "rcg":
-        sampled = config.rdm.sampler.num_steps * networks["rdm", "denoiser"]
-        return section.num_samples * (steps * one + sampled)
-    return one
 
 
 def row_count(config: Any, system: str) -> int:

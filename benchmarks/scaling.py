@@ -23,6 +23,7 @@ from benchmarks.records import load_results, save_results
 from cdm_jax import memory, parallel, shapes
 from cdm_jax.writer import console
 from configs import brats
+from experiments.costs import NVLINK, PEAK, SHARE
 from experiments.study import DOCS, write
 
 NAME = "scaling"
@@ -31,10 +32,7 @@ STAGES = ("mrm", "mdn", "cunet", "pix2pix", "diffusion")
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 COLLECTIVE = re.compile(rf"= (?P<shapes>.*?) (?P<kind>{'|'.join(KINDS)})(-start)?\(")
 ARRAY = re.compile(r"(?P<type>[a-z]+)(?P<bits>\d*)(e\d\w*)?\[(?P<lengths>[\d,]*)\]")
-# NVIDIA's data sheet of the A100 80GB SXM: dense TF32, which float32 convolutions use by default;
-# NVLink in one direction. InfiniBand HDR, one port for each GPU.
-PEAK, SHARE = 156e12, 0.3  # of the peak, what convolutions of these widths may reach
-NVLINK, INFINIBAND = 300e9, 25e9  # bytes a second
+INFINIBAND = 25e9  # bytes a second of HDR, one port for each GPU
 
 Row = dict[str, Any]
 

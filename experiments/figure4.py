@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from cdm_jax import inference
+from cdm_jax import checkpoint, inference
 from cdm_jax.data.cache import PreparedSubject
 from cdm_jax.data.dataset import Dataset
 from cdm_jax.data.nifti import read_labels
@@ -27,7 +27,6 @@ from cdm_jax.data.resample import to_frame
 from cdm_jax.methods import base
 from cdm_jax.metrics.regions import ENHANCING_TUMOR
 from cdm_jax.rows import num_samples
-from experiments.records import RESULTS
 from experiments.study import COLORS, PAGE_WIDTH, Study, main
 from experiments.table1 import HEADLINES, ROWS, SYSTEMS
 
@@ -49,13 +48,15 @@ def measure(study: Study) -> None:
         "truth": slices[..., number:] / FULL_SCALE,
         "tumor": np.stack([tumor for *_, tumor in shown]),
     }
-    images |= {stage: painted(study, stage, slices[..., :number]) for stage in STAGES}
+    for stage in STAGES:
+        if checkpoint.finished(study.workdir / stage):
+            images[stage] = painted(study, stage, slices[..., :number])
     content: dict[str, Any] = {name: to_bytes(image) for name, image in images.items()}
     content["subjects"] = np.array([subject.subject_id for subject, *_ in shown])
     content["source_names"] = np.array(shown[0][0].sources)
     content["target_names"] = np.array(shown[0][0].targets)
     content["command"] = np.array(study.command("figure4"))
-    path = RESULTS / study.dataset / "figure4.npz"
+    path = study.record_path("figure4.npz")
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **content)
@@ -107,7 +108,7 @@ def painted(study: Study, stage: str, sources: np.ndarray) -> Float[np.ndarray, 
 
 def show(study: Study) -> None:
     """Draws the figure from the record."""
-    with np.load(RESULTS / study.dataset / "figure4.npz") as content:
+    with np.load(study.record_path("figure4.npz")) as content:
         images = {name: content[name] for name in content.files}
     study.save_figure("figure4", draw(images))
 

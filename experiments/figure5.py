@@ -19,7 +19,6 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from cdm_jax.methods import base
 from cdm_jax.records import AVERAGE, WHOLE, Record, per_patient
 from cdm_jax.shapes import create, example, inference_parameters, start
-from experiments.records import load_results, save_results
 from experiments.study import COLORS, PAGE_WIDTH, Study, main
 from experiments.sweep import STEPS, sweep
 from experiments.table1 import HEADLINES, ROWS, SYSTEMS
@@ -43,15 +42,15 @@ def measure(study: Study) -> None:
             state = start(config, stage, example(config, 1))
             counts[stage] = inference_parameters(method, state, example(config, 1))
     content = {"command": study.command("figure5"), "size": config.data.size, "parameters": counts}
-    save_results(f"{study.dataset}/figure5", content)
+    study.save("figure5", content)
 
 
 def show(study: Study) -> None:
     """Draws the figure from the records."""
     figure = draw(
-        load_results(f"{study.dataset}/sampling"),
-        load_results(f"{study.dataset}/figure5")["parameters"],
-        load_results(f"{study.dataset}/systems")["records"],
+        study.load("sampling"),
+        study.load("figure5")["parameters"],
+        study.load("systems")["records"],
     )
     study.save_figure("figure5", figure)
 

@@ -20,7 +20,7 @@ from cdm_jax import main as command_line
 from cdm_jax.records import Record, per_patient
 from cdm_jax.report.tables import results_table
 from cdm_jax.writer import console
-from experiments.records import load_records, load_results, main_values, save_results
+from experiments.records import load_records, main_values
 from experiments.study import Study, chosen, main
 from experiments.table3 import difference
 
@@ -125,7 +125,7 @@ def measure(study: Study) -> None:
         ]
         explained[title] = _explained(own)
     content = {"command": study.command("literal"), "explained": explained, "records": records}
-    save_results(f"{study.dataset}/literal", content)
+    study.save("literal", content)
 
 
 def _names(title: str) -> dict[str, str]:
@@ -164,7 +164,7 @@ def findings(records: Sequence[Record], explained: dict[str, dict[str, float]]) 
 
 def show(study: Study) -> None:
     """Draws the tables from the record."""
-    content = load_results(f"{study.dataset}/literal")
+    content = study.load("literal")
     records = content["records"]
     tables = {name: results_table(records, name, reference=REFERENCE) for name in CONVENTIONS}
     study.save_tables("literal", tables, findings(records, content["explained"]))

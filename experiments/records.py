@@ -54,9 +54,18 @@ def load_results(name: str) -> dict[str, Any]:
     Raises:
       UserError: it is damaged.
     """
-    content = read_json(RESULTS / f"{name}.json")
+    return read_results(RESULTS / f"{name}.json")
+
+
+def read_results(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a file of results, committed or not.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    content = read_json(path)
     for record in content.get("records", ()):
-        check_record(record, f"{name}.json")
+        check_record(record, path.name)
     return content
 
 

@@ -7,13 +7,13 @@ is drawn from it to `docs/results/<dataset>/`; `--show` draws from the committed
 """
 
 import argparse
-import importlib
 import os
 import pathlib
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from cdm_jax import checkpoint
 from cdm_jax import main as command_line
+from cdm_jax.config import load_config
 from cdm_jax.data.dataset import Dataset, load_dataset
 from cdm_jax.errors import UserError
 from cdm_jax.records import Record
@@ -28,7 +29,8 @@ from cdm_jax.report.tables import ResultsTable
 from cdm_jax.rows import REFERENCE_ROWS, system_of
 from cdm_jax.writer import console
 from configs.common import SYSTEMS
-from experiments.records import load_records, main_values, save_results
+from experiments import records
+from experiments.records import load_records, main_values, read_results, write_rounded
 
 DATASETS = ("phantom", "phantom_upenn", "brats", "upenn_gbm")
 FORMATS = ("png", "pdf", "svg")
@@ -36,6 +38,11 @@ PAGE_WIDTH = 7.2  # inches of two columns of print; text is then as large as fig
 # Okabe and Ito's colors, which the color-blind can tell apart.
 COLORS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 DOCS = pathlib.Path(__file__).parents[1] / "docs" / "results"
+# Tables name rows by the paper's N and eight samples, also of networks that learn nothing.
+SMOKE = (
+    *("--config.sampler.num_steps=30", "--config.evaluate.num_samples=8"),
+    "--config.data.num_workers=1",  # a few patients take less time than processes to start
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,19 +54,22 @@ class Study:
       small: small networks and slices for a CPU, instead of the paper's.
       root: the patients' folder; empty for the phantom.
       workdir: of all systems.
+      smoke: the smallest networks and a few steps, to test the whole; its numbers mean nothing.
+      overrides: of every config, such as "--config.diffusion.optimizer.accumulate=2".
+      output: folder of the records and of what is drawn from them; None: those of the project.
     """
 
     dataset: str
     small: bool
     root: str
     workdir: pathlib.Path
+    smoke: bool = False
+    overrides: tuple[str, ...] = ()
+    output: pathlib.Path | None = None
 
     def config(self, system: str) -> ConfigDict:
         """The config of a system, as the command line makes it."""
-        module = importlib.import_module(f"configs.{self.dataset}")
-        config = module.get_config(self._argument(system))
-        config.data.root = self.root
-        return config
+        return load_config(self._file(system), self._overrides())
 
     def data(self) -> Dataset:
         """The prepared patients."""
@@ -72,17 +82,20 @@ class Study:
           system: of the config.
           rows: of the evaluation, also those of other systems; all of this one where empty.
         """
-        arguments = ["train", f"--config=configs/{self.dataset}.py:{self._argument(system)}"]
-        arguments += [f"--workdir={self.workdir}"]
-        if self.root:
-            arguments.append(f"--config.data.root={self.root}")
+        arguments = ["train", f"--config={self._file(system)}", f"--workdir={self.workdir}"]
+        arguments += self._overrides()
         scored = (*REFERENCE_ROWS, *self.config(system).evaluate.systems)
         if own := tuple(row for row in rows if system_of(row) in scored):
             arguments.append(f"--config.evaluate.rows={own}")
         return arguments
 
-    def _argument(self, system: str) -> str:
-        return f"{system},small,length=study" if self.small else f"{system},small=false"
+    def _file(self, system: str) -> str:
+        scale = "smoke" if self.smoke else "small,length=study" if self.small else "small=false"
+        return f"configs/{self.dataset}.py:{system},{scale}"
+
+    def _overrides(self) -> list[str]:
+        root = [f"--config.data.root={self.root}"] if self.root else []
+        return [*root, *(SMOKE if self.smoke else ()), *self.overrides]
 
     def command(self, name: str) -> str:
         """The command that reproduces a record."""
@@ -118,7 +131,24 @@ class Study:
             "command": self.command(name),
             "records": chosen(found, {row: row for row in rows}),
         }
-        save_results(f"{self.dataset}/{record}", content)
+        self.save(record, content)
+
+    def save(self, record: str, content: Mapping[str, Any]) -> None:
+        """Writes the record of this name."""
+        write_rounded(self.record_path(f"{record}.json"), content)
+
+    def load(self, record: str) -> dict[str, Any]:
+        """Reads the record of this name.
+
+        Raises:
+          UserError: it is damaged.
+        """
+        return read_results(self.record_path(f"{record}.json"))
+
+    def record_path(self, name: str) -> pathlib.Path:
+        """Where a record lies, there or not yet."""
+        folder = self.output / "records" if self.output else records.RESULTS / self.dataset
+        return folder / name
 
     def _is_trained(self, system: str) -> bool:
         return all(checkpoint.finished(self.workdir / stage) for stage in SYSTEMS[system])
@@ -133,7 +163,8 @@ class Study:
           tables: a file's further name, such as the convention's, to the table.
           findings: sentences to put above them.
         """
-        text = "\n\n".join([*findings, *(table.markdown() for table in tables.values())])
+        warning = ["**A trial of the program by networks that learn nothing.**"] * self.smoke
+        text = "\n\n".join([*warning, *findings, *(table.markdown() for table in tables.values())])
         console.print(text, soft_wrap=True)
         write(self._docs(f"{name}.md"), text)
         for part, table in tables.items():
@@ -153,7 +184,7 @@ class Study:
         console.print(f"drawn: {self._docs(name)}.png, .pdf, .svg")
 
     def _docs(self, name: str) -> pathlib.Path:
-        folder = DOCS / self.dataset
+        folder = self.output or DOCS / self.dataset
         folder.mkdir(parents=True, exist_ok=True)
         return folder / name
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from cdm_jax import inference
 from cdm_jax.data.pipeline import SliceSource, plain_plans
@@ -19,9 +20,10 @@ from cdm_jax.evaluate import evaluate_run
 from cdm_jax.records import Record
 from cdm_jax.rows import num_samples, sample_rows
 from cdm_jax.writer import console
-from experiments.records import load_results, main_values, save_results
+from experiments.records import main_values
 from experiments.study import Study, chosen
 
+NAME = "sampling"
 STEPS = (1, 10, 20, 30, 40)
 REPEATS = 7
 BESIDE = ("copy", "brain_mean", "regression", "m1")  # rows without N, kept once
@@ -31,8 +33,7 @@ Sweep = dict[str, Any]
 
 def sweep(study: Study, stages: tuple[str, ...], command: str) -> None:
     """Measures these systems for every N and adds each to the record as it is done."""
-    name = f"{study.dataset}/sampling"
-    content = start(name) | {"command": command}
+    content = start(study) | {"command": command}
     dataset, began, done = study.data(), time.perf_counter(), 0
     for stage in stages:
         known = content["systems"].setdefault(stage, {})
@@ -41,7 +42,7 @@ def sweep(study: Study, stages: tuple[str, ...], command: str) -> None:
             config = study.config("cdm")
             usual = config.sampler.num_steps == steps  # whose records are there already
             config.sampler.num_steps = steps
-            rows = sample_rows(stage, num_samples(config, stage))
+            rows = rows_swept(config, stage)
             config.evaluate.rows = (*BESIDE, *rows) if usual else rows
             config.evaluate.systems = (stage, "m1") if usual else (stage,)
             folder = None if usual else f"{stage}_{steps}_steps"
@@ -53,17 +54,22 @@ def sweep(study: Study, stages: tuple[str, ...], command: str) -> None:
             if row is None or identity(row["records"], stage) != identity(records, stage):
                 row = {"seconds_a_slice": seconds_a_slice(study, stage, steps)}
             known[str(steps)] = row | {"records": records}
-            save_results(name, content)
+            study.save(NAME, content)
             done += steps
             left = (time.perf_counter() - began) * (len(stages) * sum(STEPS) / done - 1)
             console.print(f"about {left / 60:.0f} min left")
 
 
-def start(name: str) -> Sweep:
+def rows_swept(config: ConfigDict, stage: str) -> tuple[str, ...]:
+    """The rows of a system that are scored for every N."""
+    return sample_rows(stage, num_samples(config, stage))
+
+
+def start(study: Study) -> Sweep:
     """What the record holds of this device; nothing where another device made it."""
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     try:
-        content = load_results(name)
+        content = study.load(NAME)
     except FileNotFoundError:
         content = {}
     return content if content.get("device") == device else {"device": device, "systems": {}}

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from cdm_jax.report.tables import ResultsTable, results_table
 from cdm_jax.rows import REFERENCE_ROWS
 from experiments import published
-from experiments.records import load_results
 from experiments.study import Study, chosen, main
 
 SYSTEMS = ("cdm", "pix2pix", "cyclegan", "gcgan", "cut", "reggan", "resvit", "diffusion")
@@ -49,7 +48,7 @@ def tables(
     study: Study, numbers: Mapping[str, Sequence[published.Numbers]], title: str
 ) -> dict[str, ResultsTable]:
     """A table a convention; the paper's numbers stand in that which is nearest to them."""
-    records = chosen(load_results(f"{study.dataset}/systems")["records"], ROWS)
+    records = chosen(study.load("systems")["records"], ROWS)
     found = {name: results_table(records, name, reference=REFERENCE) for name in CONVENTIONS}
     for place, heading in enumerate(published.HEADINGS):
         texts = {system: published.text(row[place]) for system, row in numbers.items()}
@@ -65,7 +64,7 @@ def notes(study: Study, cohort: str) -> list[str]:
         " C-UNet's recipe, its noise factor and the rate of Diffusion were chosen on validation"
         " patients of the first phantom cohort, nothing of the GANs was."
     )
-    measured = load_results(f"{study.dataset}/systems")["records"][0]["rows"]
+    measured = study.load("systems")["records"][0]["rows"]
     missing = ", ".join(name for row, name in ROWS.items() if row not in measured)
     absent = f" Not trained on this cohort: {missing}." if missing else ""
     return [

@@ -8,7 +8,6 @@ from cdm_jax.metrics.aggregate import summarize
 from cdm_jax.records import AVERAGE, WHOLE, Record, per_patient
 from cdm_jax.report.tables import ResultsTable, results_table, with_interval
 from experiments import published
-from experiments.records import load_results
 from experiments.study import Study, chosen, main
 from experiments.sweep import BESIDE, STEPS, sweep
 from experiments.table1 import ROWS
@@ -25,7 +24,7 @@ def measure(study: Study) -> None:
 
 def joined(study: Study) -> list[Record]:
     """One record a subject: rows without N, then for every N one sample and the mean of eight."""
-    content = load_results(f"{study.dataset}/sampling")
+    content = study.load("sampling")
     records = chosen(content["beside"], {row: ROWS[row] for row in BESIDE})
     for steps in map(str, STEPS):
         renamed = chosen(
@@ -39,7 +38,7 @@ def joined(study: Study) -> list[Record]:
 
 def tables(study: Study) -> dict[str, ResultsTable]:
     """A table a convention, with the time that one sample of a slice takes."""
-    content, records = load_results(f"{study.dataset}/sampling"), joined(study)
+    content, records = study.load("sampling"), joined(study)
     times = {
         f"N = {steps}": f"{1000 * row['seconds_a_slice']:.1f}"
         for steps, row in content["systems"]["cunet"].items()
@@ -48,8 +47,9 @@ def tables(study: Study) -> dict[str, ResultsTable]:
     for name in CONVENTIONS:
         found[name] = results_table(records, name, reference=REFERENCE)
         found[name].print_beside("ms a slice", times)
-    texts = {f"N = {steps}": published.text(row) for steps, row in published.TABLE_4.items()}
-    found["paper"].print_beside("Avg printed in Table IV", texts)
+    if study.dataset not in published.TABLE_2_ALONE:
+        texts = {f"N = {steps}": published.text(row) for steps, row in published.TABLE_4.items()}
+        found["paper"].print_beside("Avg printed in Table IV", texts)
     return found
 
 
@@ -66,7 +66,7 @@ def finding(study: Study) -> str:
 
 def show(study: Study) -> None:
     """Draws the table from the record."""
-    device = load_results(f"{study.dataset}/sampling")["device"]
+    device = study.load("sampling")["device"]
     note = f"Times: one sample, in a full batch, compiled and warm, on {device}."
     study.save_tables("table4", tables(study), [note, finding(study)])
 

@@ -40,7 +40,6 @@ from cdm_jax.report.tables import with_interval
 from cdm_jax.sampling import Drawn, SubjectSampler, draw_beside_truth, load_stochastic
 from cdm_jax.scoring import usable_segmentation
 from cdm_jax.writer import console
-from experiments.records import load_results, save_results
 from experiments.study import COLORS, DOCS, PAGE_WIDTH, Study, main, write
 
 NAME = "uncertainty"
@@ -95,7 +94,7 @@ def measure(study: Study) -> None:
         "intervals": {row: dataclasses.asdict(one) for row, one in fitted.items()},
         "records": records,
     }
-    save_results(f"{study.dataset}/{NAME}", content)
+    study.save(NAME, content)
 
 
 def scored(
@@ -336,7 +335,7 @@ def _draw_risk(axis: Axes, patients: pd.DataFrame, target: str) -> None:
 
 def show(study: Study) -> None:
     """Prints the tables and writes them and the figure, from the record."""
-    content = load_results(f"{study.dataset}/{NAME}")
+    content = study.load(NAME)
     text = report(content)
     console.print(text, soft_wrap=True, markup=False)
     study.save_figure(NAME, draw(content))

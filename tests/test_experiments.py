@@ -338,7 +338,7 @@ def test_a_sweep_goes_on_from_its_record_while_the_checkpoints_are_the_same(swep
 
 def test_a_sweep_takes_no_times_of_another_device(swept, monkeypatch):
     monkeypatch.setattr(sweep.jax, "device_count", lambda: 7)
-    assert sweep.start("phantom/sampling")["systems"] == {}
+    assert sweep.start(SMALL)["systems"] == {}
 
 
 @pytest.mark.slow

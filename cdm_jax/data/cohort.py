@@ -5,6 +5,7 @@ import functools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich import get_console
 from rich.progress import track
@@ -76,9 +77,7 @@ def check_room(subjects: Sequence[Subject], settings: PrepareSettings, folder: P
     Raises:
         UserError: there is less free than needed.
     """
-    modalities = len(settings.sources) + len(settings.targets)
-    each = STORED * settings.size**2 * modalities * 2  # bytes a slice
-    needed = sum(_height(subject.images[settings.sources[0]]) for subject in subjects) * each
+    needed = cache_bytes(subjects, settings)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
@@ -90,6 +89,18 @@ def check_room(subjects: Sequence[Subject], settings: PrepareSettings, folder: P
         f"{len(subjects)} subjects: about {needed / GB:.1f} GB in {folder}, where "
         f"{free / GB:.1f} GB are free"
     )
+
+
+def cache_bytes(subjects: Sequence[Subject], settings: Any) -> float:
+    """About how much the cache of these subjects takes, by their headers.
+
+    Args:
+        subjects: Found in a folder.
+        settings: Has `sources`, `targets` and `size`: `PrepareSettings`, or a config's `data`.
+    """
+    modalities = len(settings.sources) + len(settings.targets)
+    each = STORED * settings.size**2 * modalities * 2  # bytes a slice
+    return sum(_height(subject.images[settings.sources[0]]) for subject in subjects) * each
 
 
 def _height(path: Path) -> int:
