@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-from cdm_jax import calibration, checkpoint, inference, shipped
+from cdm_jax import checkpoint, inference, shipped
 from cdm_jax.data.formats import Image, PathLike
 from cdm_jax.data.grids import read_on_one_grid
 from cdm_jax.data.native import NativeImages, scale_volumes
@@ -29,12 +29,14 @@ from cdm_jax.data.nifti import as_image, image_like, read_voxel_size
 from cdm_jax.data.prepare import PrepareSettings, prepare_images
 from cdm_jax.data.subjects import subject_of
 from cdm_jax.errors import UserError, about, nearest
+from cdm_jax.intervals import find_intervals, within
 from cdm_jax.methods import base
 from cdm_jax.outputs import MARK
 from cdm_jax.sampling import SubjectSampler
 
 MAIN_STAGE = "cunet"  # whose images are meant where a run has those of several systems
 NO_NAME = "subject"  # of a patient whose images come from no file
+SAMPLED = ("mean", "deviation")  # predicted ends as trained are no result: they are not calibrated
 Source = PathLike | Image | tuple[ArrayLike, ArrayLike]
 
 
@@ -51,7 +53,8 @@ class Synthesis(Mapping[str, Image]):
       subject: name that the draws depended on.
       mean: over the samples; what the mapping itself gives.
       deviation: standard deviation of the samples; empty where there is one sample.
-      lower: lower ends of the intervals; empty where none are calibrated for so many samples.
+      lower: lower ends of the intervals; empty where none are calibrated for so many samples
+        (`cdm-jax calibrate`). Of a system that predicts them one sample is enough.
       upper: upper ends.
       reference: the source whose grid it is.
       native: the sources on that grid, as the intensity rule scales them.
@@ -98,8 +101,8 @@ class TrainedModel:
         self.any_to_any = inference.is_any_to_any(system)
         self._patterns: dict[tuple[tuple[str, ...], tuple[str, ...]], TrainedModel] = {}
         self._sampler = functools.cache(functools.partial(SubjectSampler, system))
-        intervals = functools.partial(calibration.find_intervals, folder, system)
-        self.intervals = functools.cache(intervals)
+        find = functools.partial(find_intervals, folder, system)
+        self.intervals = functools.cache(find)
 
     def for_pattern(
         self, sources: Iterable[str], targets: Iterable[str] | None = None
@@ -196,9 +199,9 @@ class TrainedModel:
         intervals = self.intervals(samples)
         found: dict[str, dict[str, Image]] = {"deviation": {}, "lower": {}, "upper": {}}
         for target in wanted:
-            volumes = drawn[target]
+            volumes = {name: drawn[target][name] for name in SAMPLED if name in drawn[target]}
             if intervals is not None:
-                volumes |= calibration.within(volumes, native.brain, intervals, target)
+                volumes |= within(drawn[target], native.brain, intervals, target)
             for name, volume in volumes.items():
                 found.setdefault(name, {})[target] = self._image(volume, target, reference)
         return found

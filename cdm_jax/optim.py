@@ -59,9 +59,7 @@ def make_optimizer(config: Any, num_steps: int) -> optax.GradientTransformation:
     return optax.MultiSteps(clipped, config.accumulate).gradient_transformation()
 
 
-def apart(
-    optimizer: optax.GradientTransformation, name: str
-) -> optax.GradientTransformation:
+def apart(optimizer: optax.GradientTransformation, name: str) -> optax.GradientTransformation:
     """The optimizer, used a second time and by itself for the parameters below this name.
 
     What it does to the others, such as clipping by their global norm, does not depend on these.

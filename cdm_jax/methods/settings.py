@@ -48,7 +48,7 @@ def check_removed(stage: str, section: Any, **left: Any) -> None:
 
 
 def check_quantiles(stage: str, section: Any) -> None:
-    """Refuses `quantiles` that are no ends of an interval, by a `UserError`; none at all is fine."""
+    """Refuses `quantiles` that are no ends of an interval, by a `UserError`; () is for none."""
     quantiles = tuple(section.get("quantiles", ()))
     if quantiles and not (len(quantiles) == 2 and 0 < quantiles[0] < quantiles[1] < 1):
         raise UserError(

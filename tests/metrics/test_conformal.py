@@ -14,6 +14,10 @@ from cdm_jax.metrics import conformal
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 
 
+def around(mean, deviation):
+    return conformal.Predicted(mean=mean, below=deviation, above=deviation)
+
+
 def missed(scan, q):
     return fractions.Fraction(int((scan > q).sum()), scan.size)
 
@@ -147,7 +151,7 @@ def test_nothing_to_calibrate_on_is_refused(patients):
 def test_a_score_is_the_multiplier_that_just_covers_its_voxel():
     rng = np.random.default_rng(0)
     truth, mean, deviation = rng.random((3, 500))
-    scores = conformal.scores(truth, mean, 0.1 * deviation, 0.01)
+    scores = conformal.scores(truth, around(mean, 0.1 * deviation), 0.01)
     for factor, covered in ((1.001, True), (0.999, False)):
         half = factor * scores * (0.1 * deviation + 0.01)
         assert (((mean - half <= truth) & (truth <= mean + half)) == covered).all()
@@ -156,7 +160,7 @@ def test_a_score_is_the_multiplier_that_just_covers_its_voxel():
 def test_bounds_enclose_the_mean_within_the_range():
     mean = np.array([0.0, 0.5, 1.0, 0.02], np.float32)
     deviation = np.array([0.0, 0.1, 0.0, 0.0], np.float32)
-    lower, upper = conformal.bounds(mean, deviation, 2.0, 0.05)
+    lower, upper = conformal.bounds(around(mean, deviation), 2.0, 0.05)
     np.testing.assert_allclose(lower, [0, 0.2, 0.9, 0], atol=1e-6)
     np.testing.assert_allclose(upper, [0.1, 0.8, 1, 0.12], atol=1e-6)
 
@@ -167,9 +171,8 @@ def test_regions_have_the_numbers_that_were_built_into_them():
     deviation = np.array([0.0, 0.0, 0.0, 0.0, 0.1, 0.1, 0.0, 0.0])
     left = np.arange(8) < 4
     regions = {"left": left, "right": ~left, "none": np.zeros(8, bool)}
-    found = conformal.coverage_by_region(
-        truth, mean, deviation, regions, multiplier=2.0, floor=0.05
-    )
+    images = around(mean, deviation)
+    found = conformal.coverage_by_region(truth, images, regions, multiplier=2.0, floor=0.05)
     assert found.keys() == {"left", "right"}
     assert found["left"] == pytest.approx(
         {"coverage": 3 / 4, "width": 0.2, "mae": 0.3 / 4, "deviation": 0}
@@ -183,7 +186,7 @@ def test_what_was_calibrated_is_covered_exactly():
     """Rounding at the ends of an interval costs no voxel."""
     rng = np.random.default_rng(0)
     truth, mean, deviation = rng.random((3, 10_000)).astype(np.float32)
-    voxels = (truth, mean, 0.03 * deviation)
+    voxels = (truth, around(mean, np.float32(0.03) * deviation))
     scores = conformal.scores(*voxels, 0.01)
     q = conformal.fit_multiplier([[scores]], 0.9).value
     everywhere = {"brain": np.ones(truth.shape, bool)}
