@@ -9,6 +9,7 @@ which voxels err, and does the samples' deviation; what does the head cost in a 
 """
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -143,9 +144,9 @@ def scored(
         uncertainty = {"width": upper - lower, "predicted": made.width}
         if images.deviation is not None:
             uncertainty["deviation"] = images.deviation
-        rows[f"{system}, {STRATA}"][target] |= {
-            name: detection(wrong, image[brain]) for name, image in uncertainty.items()
-        } | {"wrong": float(wrong.mean())}
+        told = {name: detection(wrong, image[brain]) for name, image in uncertainty.items()}
+        told = {name: area for name, area in told.items() if not math.isnan(area)}
+        rows[f"{system}, {STRATA}"][target] |= told | {"wrong": float(wrong.mean())}
     return {row: {CONVENTION: targets} for row, targets in rows.items()}
 
 
