@@ -174,7 +174,7 @@ def cost(study: Study, stage: str) -> dict[str, float]:
             start = time.perf_counter()
             jax.block_until_ready(program(*arguments[name]))
             seconds[name].append(time.perf_counter() - start)
-    flops = {name: program.cost_analysis()["flops"] for name, program in programs.items()}
+    flops = {name: (one.cost_analysis() or {})["flops"] for name, one in programs.items()}
     return {
         "time": statistics.median(seconds["with"]) / statistics.median(seconds["without"]),
         "best_time": min(seconds["with"]) / min(seconds["without"]),
@@ -190,12 +190,13 @@ def coverage_sentence(patients: pd.DataFrame, row: str, target: str) -> str:
     found = {
         region: summarize(values(patients, row, target, "coverage", region)) for region in JUDGED
     }
-    met = {region: COVERED[0] <= one.mean <= COVERED[1] for region, one in found.items()}
+    least, most = COVERED
+    met = {region: least <= round(one.mean, 3) <= most for region, one in found.items()}
     parts = [
         f"{REGIONS[region]} {with_interval(one, '.3f')}{'' if met[region] else ' (NOT as asked)'}"
         for region, one in found.items()
     ]
-    asked = f"{COVERED[0]:.0%} to {COVERED[1]:.0%}"
+    asked = f"{least:.0%} to {most:.0%}"
     verdict = "all" if all(met.values()) else "NOT all" if any(met.values()) else "NONE"
     return f"{row}, {target}: {verdict} of {asked}: {', '.join(parts)}."
 

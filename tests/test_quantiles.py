@@ -16,6 +16,7 @@ from cdm_jax.metrics.regions import region_masks
 from cdm_jax.scoring import usable_segmentation
 from cdm_jax.synthesize import synthesize_folder
 from cdm_jax.train import train_stage
+from experiments import quantiles, study
 from tests.helpers import copy_run, oblique_patient, smoke_config
 
 QUANTILES = (0.05, 0.95)
@@ -236,3 +237,10 @@ def test_a_distance_is_never_negative_where_resampling_moved_an_end():
     made = sampling.predicted({"mean": image, "lower": image + 0.1, "upper": image + 0.3})
     assert made.below.item() == 0
     assert made.above.item() == pytest.approx(0.3)
+
+
+def test_the_cost_of_the_head_is_that_of_the_same_network_without_it(run):
+    here = study.Study(dataset="phantom", small=True, root="", workdir=run)
+    found = quantiles.cost(here, "m1")
+    assert 1 < found["operations"] < 1.2
+    assert found["time"] > 0 and found["best_time"] > 0
