@@ -22,15 +22,16 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from cdm_jax import checkpoint, inference, shipped
-from cdm_jax.data.formats import Image, PathLike
-from cdm_jax.data.grids import read_on_one_grid
+from cdm_jax.data.formats import Image, PathLike, check_file
+from cdm_jax.data.grids import oriented_like, read_on_one_grid
 from cdm_jax.data.native import NativeImages, scale_volumes
-from cdm_jax.data.nifti import as_image, image_like, read_voxel_size
+from cdm_jax.data.nifti import as_image, image_like, read_labels, read_voxel_size
 from cdm_jax.data.prepare import PrepareSettings, prepare_images
 from cdm_jax.data.subjects import subject_of
 from cdm_jax.errors import UserError, about, nearest
-from cdm_jax.intervals import find_intervals, within
+from cdm_jax.intervals import Masks, find_intervals, within
 from cdm_jax.methods import base
+from cdm_jax.metrics.regions import region_masks
 from cdm_jax.outputs import MARK
 from cdm_jax.sampling import SubjectSampler
 
@@ -127,6 +128,7 @@ class TrainedModel:
         subject: str | None = None,
         resample_to: str | None = None,
         make: Iterable[str] | None = None,
+        segmentation: PathLike | None = None,
     ) -> Synthesis:
         """Makes the target modalities of a patient.
 
@@ -142,15 +144,22 @@ class TrainedModel:
           resample_to: the source onto whose grid the others are resampled; by default they have to
             lie on one grid.
           make: the modalities to make, where not all of them are wanted.
+          segmentation: of the tumor, with BraTS's labels, on the grid of the images. Predicted ends
+            are then widened as calibrated for healthy brain and for the whole tumor; nothing else
+            depends on it.
 
         Raises:
-          UserError: a source is missing, unknown, unreadable or on another grid; or nothing is to
+          UserError: an image is missing, unknown, unreadable or on another grid; or nothing is to
             be made.
         """
         if self.any_to_any:
             model = self.for_pattern(images, make)
             return model.synthesize(
-                images, samples=samples, subject=subject, resample_to=resample_to
+                images,
+                samples=samples,
+                subject=subject,
+                resample_to=resample_to,
+                segmentation=segmentation,
             )
         wanted = self._wanted(make)
         if samples < 1:
@@ -160,9 +169,10 @@ class TrainedModel:
         grid = read_on_one_grid(sources, resample_to=resample_to)
         size = read_voxel_size(grid.reference)
         native = scale_volumes(grid.volumes, self.sources, subject, size)
+        regions = _regions(segmentation, grid.reference, native)
         return Synthesis(
             subject=subject,
-            **self._draw(native, subject, samples, wanted, grid.reference),
+            **self._draw(native, subject, samples, wanted, grid.reference, regions),
             reference=grid.reference,
             native=native,
             resampled=grid.resampled,
@@ -185,6 +195,7 @@ class TrainedModel:
         samples: int,
         wanted: Iterable[str],
         reference: PathLike | Image,
+        regions: Masks | None,
     ) -> dict[str, dict[str, Image]]:
         """The images of a `Synthesis` by kind and target."""
         data = self.system.provenance.config.data
@@ -201,7 +212,7 @@ class TrainedModel:
         for target in wanted:
             volumes = {name: drawn[target][name] for name in SAMPLED if name in drawn[target]}
             if intervals is not None:
-                volumes |= within(drawn[target], native.brain, intervals, target)
+                volumes |= within(drawn[target], native.brain, intervals, target, regions)
             for name, volume in volumes.items():
                 found.setdefault(name, {})[target] = self._image(volume, target, reference)
         return found
@@ -238,6 +249,18 @@ class TrainedModel:
         """A volume of [0, 1] in the units of its modality."""
         scaled = volume * self.system.provenance.scales[target]
         return image_like(scaled, reference, description=f"{MARK} {target} cdm_jax")
+
+
+def _regions(
+    segmentation: PathLike | None, reference: PathLike | Image, native: NativeImages
+) -> Masks | None:
+    """The regions of a brain by a segmentation on the reference's grid, where there is one."""
+    if segmentation is None:
+        return None
+    with about("segmentation"):
+        check_file(segmentation)
+        labels = read_labels(segmentation, oriented_like(segmentation, reference))
+        return region_masks(labels, native.brain)
 
 
 def load(folder: PathLike | None = None, checkpoint: str = "best") -> TrainedModel:

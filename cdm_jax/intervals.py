@@ -165,13 +165,15 @@ def within(
     brain: Bool[np.ndarray, "z y x"],
     intervals: Intervals,
     target: str,
+    regions: Masks | None = None,
 ) -> dict[str, Volume]:
     """Ends of a target's intervals on the native grid in [0, 1], 0 outside the sources' brain.
 
-    From what `SubjectSampler.draw` gives of the target to "lower" and "upper".
+    From what `SubjectSampler.draw` gives of the target to "lower" and "upper"; `regions` as for
+    `Intervals.multiplier`.
     """
     found = predicted(images)
-    multiplier = intervals.multiplier(target, found)
+    multiplier = intervals.multiplier(target, found, regions)
     lower, upper = conformal.bounds(found, multiplier, intervals.floor)
     return {"lower": lower * brain, "upper": upper * brain}
 

@@ -10,7 +10,8 @@ import cdm_jax
 from cdm_jax import calibration, checkpoint, sampling
 from cdm_jax import intervals as calibrated
 from cdm_jax.data.dataset import load_dataset
-from cdm_jax.data.nifti import read_volume
+from cdm_jax.data.nifti import read_labels, read_volume
+from cdm_jax.errors import UserError
 from cdm_jax.metrics import conformal
 from cdm_jax.metrics.regions import region_masks
 from cdm_jax.scoring import usable_segmentation
@@ -151,6 +152,25 @@ def test_what_is_written_is_the_widened_prediction(run, patient, intervals, unca
     first = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     synthesize_folder(patient, tmp_path, run / "m1", samples=1)
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == first
+
+
+def test_with_a_segmentation_the_regions_decide(run, dataset, intervals, tmp_path):
+    subject = dataset.subjects[dataset.validation[0].subject_id]
+    paths = {name: subject.images[name] for name in ("t1", "t2")}
+    model = cdm_jax.load(run / "m1")
+    found = model.synthesize(paths, segmentation=subject.segmentation)
+    tumor = read_labels(subject.segmentation) > 0
+    brain = found.native.brain
+    for target in ("t1c", "t2f"):
+        scale = model.system.provenance.scales[target]
+        raw = model._sampler(1).draw(dataset.validation[0], dataset.validation[0].slices, brain)
+        mean, end = raw[target]["mean"], raw[target]["upper"]
+        factors = {name: one.value for name, one in intervals.regions[target].items()}
+        factor = np.where(tumor, factors["whole_tumor"], factors["healthy"])
+        upper = np.clip(mean + factor * (np.maximum(end - mean, 0) + 0.01), 0, 1) * brain
+        np.testing.assert_allclose(read_volume(found.upper[target]) / scale, upper, atol=1e-4)
+    with pytest.raises(UserError, match="segmentation: "):
+        model.synthesize(paths, segmentation=tmp_path / "nothing.nii.gz")
 
 
 def test_edges_come_from_training_patients_alone(sampler, dataset, monkeypatch):
