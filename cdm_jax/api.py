@@ -21,21 +21,24 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-from cdm_jax import calibration, checkpoint, inference, shipped
+from cdm_jax import checkpoint, inference, shipped
 from cdm_jax.data import ranges
-from cdm_jax.data.formats import Image, PathLike
-from cdm_jax.data.grids import read_on_one_grid
+from cdm_jax.data.formats import Image, PathLike, check_file
+from cdm_jax.data.grids import oriented_like, read_on_one_grid
 from cdm_jax.data.native import NativeImages, scale_volumes
-from cdm_jax.data.nifti import as_image, image_like, read_voxel_size
+from cdm_jax.data.nifti import as_image, image_like, read_labels, read_voxel_size
 from cdm_jax.data.prepare import Prepared, PrepareSettings, prepare_images
 from cdm_jax.data.subjects import subject_of
 from cdm_jax.errors import UserError, about, nearest
+from cdm_jax.intervals import Masks, find_intervals, within
 from cdm_jax.methods import base
+from cdm_jax.metrics.regions import region_masks
 from cdm_jax.outputs import MARK
 from cdm_jax.sampling import SubjectSampler
 
 MAIN_STAGE = "cunet"  # whose images are meant where a run has those of several systems
 NO_NAME = "subject"  # of a patient whose images come from no file
+SAMPLED = ("mean", "deviation")  # predicted ends as trained are no result: they are not calibrated
 Source = PathLike | Image | tuple[ArrayLike, ArrayLike]
 
 
@@ -52,7 +55,8 @@ class Synthesis(Mapping[str, Image]):
       subject: name that the draws depended on.
       mean: over the samples; what the mapping itself gives.
       deviation: standard deviation of the samples; empty where there is one sample.
-      lower: lower ends of the intervals; empty where none are calibrated for so many samples.
+      lower: lower ends of the intervals; empty where none are calibrated for so many samples
+        (`cdm-jax calibrate`). Of a system that predicts them one sample is enough.
       upper: upper ends.
       reference: the source whose grid it is.
       native: the sources on that grid, as the intensity rule scales them.
@@ -99,8 +103,8 @@ class TrainedModel:
         self.any_to_any = inference.is_any_to_any(system)
         self._patterns: dict[tuple[tuple[str, ...], tuple[str, ...]], TrainedModel] = {}
         self._sampler = functools.cache(functools.partial(SubjectSampler, system))
-        intervals = functools.partial(calibration.find_intervals, folder, system)
-        self.intervals = functools.cache(intervals)
+        find = functools.partial(find_intervals, folder, system)
+        self.intervals = functools.cache(find)
 
     def for_pattern(
         self, sources: Iterable[str], targets: Iterable[str] | None = None
@@ -125,6 +129,7 @@ class TrainedModel:
         subject: str | None = None,
         resample_to: str | None = None,
         make: Iterable[str] | None = None,
+        segmentation: PathLike | None = None,
     ) -> Synthesis:
         """Makes the target modalities of a patient.
 
@@ -140,15 +145,22 @@ class TrainedModel:
           resample_to: the source onto whose grid the others are resampled; by default they have to
             lie on one grid.
           make: the modalities to make, where not all of them are wanted.
+          segmentation: of the tumor, with BraTS's labels, on the grid of the images. Predicted ends
+            are then widened as calibrated for healthy brain and for the whole tumor; nothing else
+            depends on it.
 
         Raises:
-          UserError: a source is missing, unknown, unreadable or on another grid; or nothing is to
+          UserError: an image is missing, unknown, unreadable or on another grid; or nothing is to
             be made.
         """
         if self.any_to_any:
             model = self.for_pattern(images, make)
             return model.synthesize(
-                images, samples=samples, subject=subject, resample_to=resample_to
+                images,
+                samples=samples,
+                subject=subject,
+                resample_to=resample_to,
+                segmentation=segmentation,
             )
         wanted = self._wanted(make)
         if samples < 1:
@@ -162,9 +174,10 @@ class TrainedModel:
         shown = prepared.slices[ranges.positions(prepared)]
         known = self.system.provenance.ranges
         unlike = ranges.outside(ranges.statistics(prepared, shown, size), known)
+        regions = _regions(segmentation, grid.reference, native)
         return Synthesis(
             subject=subject,
-            **self._draw(native, prepared, samples, wanted, grid.reference),
+            **self._draw(native, prepared, samples, wanted, grid.reference, regions),
             reference=grid.reference,
             native=native,
             resampled=grid.resampled,
@@ -197,15 +210,16 @@ class TrainedModel:
         samples: int,
         wanted: Iterable[str],
         reference: PathLike | Image,
+        regions: Masks | None,
     ) -> dict[str, dict[str, Image]]:
         """The images of a `Synthesis` by kind and target."""
         drawn = self._sampler(samples).draw(prepared, prepared.slices, native.brain)
         intervals = self.intervals(samples)
         found: dict[str, dict[str, Image]] = {"deviation": {}, "lower": {}, "upper": {}}
         for target in wanted:
-            volumes = drawn[target]
+            volumes = {name: drawn[target][name] for name in SAMPLED if name in drawn[target]}
             if intervals is not None:
-                volumes |= calibration.within(volumes, native.brain, intervals, target)
+                volumes |= within(drawn[target], native.brain, intervals, target, regions)
             for name, volume in volumes.items():
                 found.setdefault(name, {})[target] = self._image(volume, target, reference)
         return found
@@ -242,6 +256,18 @@ class TrainedModel:
         """A volume of [0, 1] in the units of its modality."""
         scaled = volume * self.system.provenance.scales[target]
         return image_like(scaled, reference, description=f"{MARK} {target} cdm_jax")
+
+
+def _regions(
+    segmentation: PathLike | None, reference: PathLike | Image, native: NativeImages
+) -> Masks | None:
+    """The regions of a brain by a segmentation on the reference's grid, where there is one."""
+    if segmentation is None:
+        return None
+    with about("segmentation"):
+        check_file(segmentation)
+        labels = read_labels(segmentation, oriented_like(segmentation, reference))
+        return region_masks(labels, native.brain)
 
 
 def load(folder: PathLike | None = None, checkpoint: str = "best") -> TrainedModel:

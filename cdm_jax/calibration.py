@@ -1,87 +1,97 @@
-"""What the samples of a system are worth: intervals, calibrated on a run's validation patients.
+"""What a system's own uncertainty is worth: intervals, calibrated on a run's validation patients.
 
-Samples of one system agree with each other far more than with the truth, so their deviation alone
-is no error bar. Calibration finds by how much it has to be multiplied (`metrics/conformal.py`); the
-result lies beside the checkpoints in `<workdir>/<stage>/intervals.json`, where `synthesize` finds
-it. Test patients are never looked at.
+Samples of one system agree with each other far more than with the truth, and ends that a network
+predicts are learned from errors on patients that it was trained on: neither is an error bar by
+itself. Calibration finds by how much it has to be multiplied (`metrics/conformal.py`); the result
+lies beside the checkpoints (`intervals.py`). Test patients are never looked at.
+
+Predicted ends are calibrated in strata of their width, so that wide intervals, which lie where the
+network expects to err, have a multiplier of their own (Vovk 2012, "Mondrian" conformal prediction,
+of patients instead of voxels); and for whom a segmentation is known, in healthy brain and in tumor.
 
 The guarantee presupposes that validation patients are to the system what new ones are. They have
 only measured it and never moved a weight, with the one exception that `PREMISE` names (see `finish`
-in `methods/cdm/mdn.py`).
+in `methods/cdm/mdn.py`). The edges between strata are therefore taken from training patients.
 """
 
-import dataclasses
-import json
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from rich.progress import track
 
 from cdm_jax import inference, parallel
+from cdm_jax.data.cache import PreparedSubject
 from cdm_jax.data.dataset import Dataset
+from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import UserError
-from cdm_jax.files import write_json
+from cdm_jax.intervals import METHODS, Intervals, Masks, read_intervals, save_intervals
 from cdm_jax.metrics import conformal
-from cdm_jax.sampling import SubjectSampler, draw_beside_truth, load_stochastic
+from cdm_jax.metrics.conformal import Multiplier
+from cdm_jax.metrics.regions import region_masks
+from cdm_jax.sampling import (
+    Drawn,
+    SubjectSampler,
+    different_samples,
+    draw_beside_truth,
+    load_uncertain,
+)
+from cdm_jax.scoring import usable_segmentation
 from cdm_jax.writer import console
 
-FILE = "intervals.json"
-# Added to the deviation, in units of [0, 1], so that samples that agree have an interval too. It is
-# about what samples of CDM deviate by; half of it made intervals 9 % wider at the same coverage,
-# twice of it 5 % narrower, on patients of the phantom's training part. A constant, since one fitted
-# to the validation patients would void the guarantee that these patients give to q.
+# Added to distances from the mean, in units of [0, 1], so that samples that agree have an interval
+# too. It is about what samples of CDM deviate by; half of it made intervals 9 % wider at the same
+# coverage, twice of it 5 % narrower, on patients of the phantom's training part. A constant, since
+# one fitted to the validation patients would void the guarantee that these patients give to q.
 FLOOR = 0.01
-PREMISE = (
-    "CDM takes the covariance of its training noise from these validation patients, so that for "
-    "CDM a guarantee which presupposes that nothing was fitted to them is an approximation at best"
-)
-METHODS = {
-    True: "conformal risk control over patients (Angelopoulos et al. 2022)",
-    False: "mean over patients, too few for conformal risk control at this level",
-}
+# Shares of a brain whose predicted intervals are narrower than the edges between strata. A tumor
+# is a few hundredths of a brain, an enhancing rim less.
+SHARES = (0.5, 0.8, 0.95, 0.99)
+EDGE_PATIENTS = 16  # training patients from whose predicted widths the edges are taken, at most
+BRAIN, REGIONS = "brain", ("healthy", "whole_tumor")
 
-Scores = dict[str, dict[str, list[conformal.Scan]]]
-"""Target -> patient -> the scores of each of his scans, sorted and thinned."""
+Edges = Mapping[str, Sequence[float]]
+"""Target -> predicted widths between strata."""
+Scores = dict[str, dict[str | int, dict[str, list[conformal.Scan]]]]
+"""Target -> group of voxels -> patient -> the scores of each of his scans, sorted and thinned.
+
+A group is `BRAIN`, one of `REGIONS`, or the number of a stratum.
+"""
+MoreGroups = Callable[[np.ndarray, Masks], dict[str, Bool[np.ndarray, "z y x"]]]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Intervals:
-    """What `intervals.json` says: how wide a stage's intervals have to be.
+def find_edges(sampler: SubjectSampler, dataset: Dataset) -> Edges:
+    """Edges between the strata of predicted widths, from training patients; their truth has no say.
 
-    Attributes:
-      checkpoint: fingerprint of the stage's model.
-      split: hash of the split whose validation patients it was calibrated on.
-      samples: drawn for each patient; other numbers deviate otherwise.
-      level: nominal coverage of the brain.
-      method: how the multipliers were found.
-      guarantee: in words, what holds for a new patient.
-      guaranteed_level: the coverage that a new patient may expect.
-      patients: validation patients.
-      patients_needed: the fewest with which the level can be guaranteed.
-      floor: added to the deviation.
-      multipliers: q of each target.
+    A system without predicted ends has no strata.
     """
-
-    checkpoint: str
-    split: str
-    samples: int
-    level: float
-    method: str
-    guarantee: str
-    guaranteed_level: float
-    patients: int
-    patients_needed: int
-    floor: float
-    multipliers: Mapping[str, float]
+    if not sampler.system.method.quantiles:
+        return {}
+    numbers = np.linspace(0, len(dataset.train) - 1, min(EDGE_PATIENTS, len(dataset.train)))
+    widths: dict[str, list[conformal.Scan]] = {}
+    for subject in (dataset.train[number] for number in np.unique(numbers.astype(int))):
+        brain, drawn = _drawn(sampler, dataset, subject)
+        for target, images in drawn.items():
+            widths.setdefault(target, []).append(images.predicted.width[brain])
+    return {target: conformal.edges_between(ones, SHARES) for target, ones in widths.items()}
 
 
-def calibration_scores(sampler: SubjectSampler, dataset: Dataset, floor: float = FLOOR) -> Scores:
-    """Draws samples of every validation patient; keeps of each scan only its sorted scores.
+def calibration_scores(
+    sampler: SubjectSampler,
+    dataset: Dataset,
+    edges: Edges,
+    floor: float = FLOOR,
+    more: MoreGroups | None = None,
+) -> Scores:
+    """Lets the system make every validation patient; keeps of each scan only its sorted scores.
 
-    The floor is added to the deviation.
+    Args:
+      sampler: the system.
+      dataset: that it was trained on.
+      edges: as `find_edges` gives them.
+      floor: added to the distances from the mean.
+      more: names further groups of a scan's voxels, from its strata's numbers and its regions.
 
     Raises:
       UserError: the system was trained on another split, or nobody was held out for validation.
@@ -98,57 +108,134 @@ def calibration_scores(sampler: SubjectSampler, dataset: Dataset, floor: float =
         )
     scores: Scores = {}
     for subject in track(dataset.validation, "calibrating", console=console):
-        brain, drawn = draw_beside_truth(sampler, subject, dataset.subjects[subject.subject_id])
+        brain, drawn = _drawn(sampler, dataset, subject)
+        files = dataset.subjects[subject.subject_id]
         for target, images in drawn.items():
-            voxels = (images.truth[brain], images.mean[brain], images.deviation[brain])
-            kept = conformal.thinned(conformal.scores(*voxels, floor))
-            scores.setdefault(target, {}).setdefault(subject.patient_id, []).append(kept)
+            values = conformal.scores(images.truth, images.predicted, floor)
+            for group, mask in _groups(images, brain, files, edges.get(target), more).items():
+                if not mask.any():
+                    continue
+                kept = conformal.thinned(values[mask])
+                patients = scores.setdefault(target, {}).setdefault(group, {})
+                patients.setdefault(subject.patient_id, []).append(kept)
     return scores
 
 
-def fit_intervals(
-    scores: Scores, sampler: SubjectSampler, level: float, floor: float = FLOOR
-) -> Intervals:
-    """Calibrates each target for itself, by the `calibration_scores` of this sampler and floor.
+def _drawn(
+    sampler: SubjectSampler, dataset: Dataset, subject: PreparedSubject
+) -> tuple[Bool[np.ndarray, "z y x"], dict[str, Drawn]]:
+    return draw_beside_truth(sampler, subject, dataset.subjects[subject.subject_id])
 
-    The level is the nominal coverage, between 0 and 1.
+
+def _groups(
+    images: Drawn,
+    brain: Bool[np.ndarray, "z y x"],
+    files: Subject,
+    edges: Sequence[float] | None,
+    more: MoreGroups | None,
+) -> dict[str | int, Bool[np.ndarray, "z y x"]]:
+    """The groups of a scan's voxels: the brain, and of predicted ends strata and regions."""
+    if edges is None:
+        return {BRAIN: brain}
+    numbers = conformal.strata(images.predicted.width, edges)
+    regions = region_masks(usable_segmentation(files, brain)[0], brain)
+    groups: dict[str | int, Bool[np.ndarray, "z y x"]] = {BRAIN: brain}
+    groups |= {number: brain & (numbers == number) for number in range(len(edges) + 1)}
+    groups |= {name: regions[name] for name in REGIONS if name in regions}
+    if more is not None:
+        groups |= more(numbers, regions)
+    return groups
+
+
+def fit_intervals(
+    scores: Scores, sampler: SubjectSampler, level: float, edges: Edges, floor: float = FLOOR
+) -> Intervals:
+    """Calibrates each target and group for itself.
+
+    Scores, edges and floor are those of one call of `calibration_scores` by this sampler. The level
+    is the nominal coverage, between 0 and 1.
 
     Raises:
       UserError: the level does not lie between 0 and 1.
     """
     fitted = {
-        target: conformal.fit_multiplier(list(patients.values()), level)
-        for target, patients in scores.items()
+        target: {g: conformal.fit_multiplier(list(p.values()), level) for g, p in groups.items()}
+        for target, groups in scores.items()
     }
-    one = next(iter(fitted.values()))  # all targets have the same patients
+    brains = {target: groups[BRAIN] for target, groups in fitted.items()}
+    one = next(iter(brains.values()))  # all targets have the same patients
+    strata = {
+        target: [
+            fitted[target].get(number, _unseen(brains[target])) for number in range(len(ones) + 1)
+        ]
+        for target, ones in edges.items()
+    }
+    regions = {
+        target: {str(name): groups[name] for name in REGIONS if name in groups}
+        for target, groups in fitted.items()
+    }
+    weakest = min([one, *(s for ones in strata.values() for s in ones)], key=_guaranteed)
     return Intervals(
         checkpoint=sampler.system.fingerprint,
         split=sampler.system.provenance.split,
         samples=sampler.samples,
         level=level,
-        method=METHODS[one.controlled],
-        guarantee=_guarantee(one, level),
-        guaranteed_level=one.guaranteed_level,
+        method=METHODS[weakest.controlled],
+        guarantee=_guarantee(one, strata, level),
+        guaranteed_level=weakest.guaranteed_level,
         patients=one.patients,
         patients_needed=one.patients_needed,
         floor=floor,
-        multipliers={target: multiplier.value for target, multiplier in fitted.items()},
+        multipliers={target: multiplier.value for target, multiplier in brains.items()},
+        quantiles=list(sampler.system.method.quantiles),
+        edges=edges,
+        strata=strata,
+        regions={target: found for target, found in regions.items() if found},
     )
 
 
-def _guarantee(multiplier: conformal.Multiplier, level: float) -> str:
+def _guaranteed(one: Multiplier) -> float:
+    return one.guaranteed_level
+
+
+def _unseen(brain: Multiplier) -> Multiplier:
+    """Of a stratum that no validation patient has voxels in: a multiplier without a promise."""
+    return Multiplier(
+        value=brain.value,
+        controlled=False,
+        guaranteed_level=0.0,
+        patients=0,
+        patients_needed=brain.patients_needed,
+    )
+
+
+def _guarantee(brain: Multiplier, strata: Mapping[str, Sequence[Multiplier]], level: float) -> str:
     """What the intervals promise, in words."""
-    promise = (
-        f"at least {multiplier.guaranteed_level:.1%} of the brain is covered, on average over new "
-        "patients if they are exchangeable with the validation patients and nothing was fitted to "
-        "these, each target for itself; nothing is promised for a single patient or for a region "
-        "such as a tumor"
-    )
-    if multiplier.controlled:
+    groups = [one for ones in strata.values() for one in ones] or [brain]
+    weakest = min(groups, key=_guaranteed)
+    share = f"at least {weakest.guaranteed_level:.1%} of"
+    if strata:
+        promise = (
+            f"in each stratum of predicted width {share} a patient's voxels are covered, on "
+            "average over new patients who have such voxels, if they are exchangeable with the "
+            f"validation patients who have (at least {min(g.patients for g in groups)}) and "
+            "nothing was fitted to these, each target for itself; nothing is promised for a single "
+            "patient, for the brain as a whole, or for a region such as a tumor, unless its "
+            "segmentation is known and its own multiplier is used"
+        )
+    else:
+        promise = (
+            f"{share} the brain is covered, on average over new "
+            "patients if they are exchangeable with the validation patients and nothing was fitted "
+            "to these, each target for itself; nothing is promised for a single patient or for a "
+            "region such as a tumor"
+        )
+    if weakest.controlled:
         return f"guaranteed: {promise}"
     return (
-        f"NO guarantee of {level:.1%}, which takes {multiplier.patients_needed} validation "
-        f"patients: there are {multiplier.patients}; all that is guaranteed: {promise}"
+        f"NO guarantee of {level:.1%}, which takes {weakest.patients_needed} validation patients"
+        f"{' in each stratum' * bool(strata)}: there are {weakest.patients}; all that is "
+        f"guaranteed: {promise}"
     )
 
 
@@ -162,15 +249,16 @@ def calibrate_stage(
     Args:
       stage_folder: of the trained system, such as `runs/brats/cunet`.
       dataset: that it was trained on.
-      samples: drawn for each patient, as many as `synthesize` will draw.
-      level: nominal coverage of the brain, such as 0.9.
+      samples: drawn for each patient, as many as `synthesize` will draw; a deterministic system
+        has one.
+      level: nominal coverage, such as 0.9.
 
     Raises:
-      UserError: nothing to calibrate there or on (see `load_stochastic`, `calibration_scores`), or
+      UserError: nothing to calibrate there or on (see `load_uncertain`, `calibration_scores`), or
         a level that is none.
     """
     conformal.patients_needed(level)  # a wrong level is named before patients are drawn
-    system = load_stochastic(stage_folder, samples)
+    system = load_uncertain(stage_folder, samples)
     if inference.is_any_to_any(system):
         raise UserError(
             f"{stage_folder} takes any modalities, and its error depends on which: intervals are "
@@ -178,82 +266,8 @@ def calibrate_stage(
         )
     with parallel.first_process_first("intervals"):
         if parallel.is_first():
-            sampler = SubjectSampler(system, samples)
-            intervals = fit_intervals(calibration_scores(sampler, dataset), sampler, level)
-            save_intervals(stage_folder, intervals)
-    return _read(stage_folder)
-
-
-def save_intervals(stage_folder: pathlib.Path, intervals: Intervals) -> None:
-    """Writes `<stage folder>/intervals.json` as a whole or not at all."""
-    write_json(stage_folder / FILE, dataclasses.asdict(intervals))
-
-
-def _read(stage_folder: pathlib.Path) -> Intervals:
-    return Intervals(**json.loads((stage_folder / FILE).read_text()))
-
-
-def find_intervals(
-    stage_folder: pathlib.Path, system: inference.System, samples: int
-) -> Intervals | None:
-    """The stage's intervals; None, and a line that says why, where they are of something else.
-
-    Nothing is said where nothing was ever calibrated.
-    """
-    if samples < 2 or not system.method.stochastic or not (stage_folder / FILE).exists():
-        return None
-    try:
-        intervals = _read(stage_folder)
-    except (TypeError, ValueError):  # an unknown form of the file, or no JSON
-        why = f"{FILE} cannot be read"
-    else:
-        if (intervals.checkpoint, intervals.samples) == (system.fingerprint, samples):
-            return intervals
-        why = (
-            f"{FILE} is of checkpoint {intervals.checkpoint} and {intervals.samples} samples, "
-            f"not of {system.fingerprint} and {samples}"
-        )
-    console.print(f"{why}: the command `calibrate` with --samples={samples} would give intervals")
-    return None
-
-
-def within(
-    images: Mapping[str, Float[np.ndarray, "z y x"]],
-    brain: Bool[np.ndarray, "z y x"],
-    intervals: Intervals,
-    target: str,
-) -> dict[str, Float[np.ndarray, "z y x"]]:
-    """Ends of a target's intervals on the native grid in [0, 1], 0 outside the sources' brain.
-
-    From "mean" and "deviation" in [0, 1] to "lower" and "upper".
-    """
-    lower, upper = conformal.bounds(
-        images["mean"], images["deviation"], intervals.multipliers[target], intervals.floor
-    )
-    return {"lower": lower * brain, "upper": upper * brain}
-
-
-def summary(intervals: Intervals) -> list[str]:
-    """Lines for the terminal."""
-    found = ", ".join(f"{target} {q:.3g}" for target, q in intervals.multipliers.items())
-    return [
-        f"mean ± q (deviation + {intervals.floor:g}) of {intervals.samples} samples, nominal level "
-        f"{intervals.level:.1%}: q = {found}",
-        f"{intervals.patients} validation patients, {intervals.method}",
-        f"{intervals.guarantee}; {PREMISE}",
-    ]
-
-
-def sidecar(intervals: Intervals, target: str) -> dict[str, Any]:
-    """What stands of the intervals in the sidecar of a synthetic image."""
-    return {
-        "level": intervals.level,
-        "method": intervals.method,
-        "guarantee": intervals.guarantee,
-        "premise": PREMISE,
-        "patients": intervals.patients,
-        "multiplier": intervals.multipliers[target],
-        "floor": intervals.floor,
-        "rule": "mean ± multiplier (deviation + floor) in units of reference_scale, within [0, 1]; "
-        "calibrated on truths scaled by their own 99.5th percentile, which is unknown here",
-    }
+            sampler = SubjectSampler(system, different_samples(system, samples))
+            edges = find_edges(sampler, dataset)
+            scores = calibration_scores(sampler, dataset, edges)
+            save_intervals(stage_folder, fit_intervals(scores, sampler, level, edges))
+    return read_intervals(stage_folder)

@@ -8,18 +8,19 @@ from ml_collections import ConfigDict
 
 from cdm_jax import checkpoint, memory, parallel
 from cdm_jax.api import find_system
-from cdm_jax.calibration import calibrate_stage, summary
+from cdm_jax.calibration import calibrate_stage
 from cdm_jax.cards import write_card
 from cdm_jax.data import dataset as data
 from cdm_jax.doctor import diagnose, show, write_findings, write_page
 from cdm_jax.errors import UserError
 from cdm_jax.evaluate import evaluate_run
 from cdm_jax.evaluate_patterns import evaluate_patterns
+from cdm_jax.intervals import summary
 from cdm_jax.metrics.conformal import patients_needed
 from cdm_jax.preflight import check_evaluation, check_settings, check_training
 from cdm_jax.publish import check_evaluated, publish_run
 from cdm_jax.report.card import FILE as CARD
-from cdm_jax.sampling import check_stochastic, slices_per_call
+from cdm_jax.sampling import check_uncertain, slices_per_call
 from cdm_jax.score import score_folders
 from cdm_jax.synthesize import synthesize_folder
 from cdm_jax.tasks import task_of
@@ -85,7 +86,7 @@ def calibrate(
     stage = "cunet" if config is None or config.stage == "cdm" else config.stage
     config = config or _saved_config(workdir)
     patients_needed(level)  # a wrong level is named before patients are prepared
-    check_stochastic(workdir / stage, samples)
+    check_uncertain(workdir / stage, samples)
     _cache_compilations(workdir)
     dataset = _dataset(config, workdir)
     with memory.explained("the calibration", _sampling_advice(samples)):

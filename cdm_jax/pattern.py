@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from cdm_jax.errors import UserError
-from cdm_jax.methods.base import Batch, Metrics, Model, State, Translate, Translator
+from cdm_jax.methods.base import Batch, Metrics, Model, Prediction, State, Translate, Translator
 from cdm_jax.tasks import BACKGROUND
 
 
@@ -55,6 +55,23 @@ class Pattern(Translator):
         """As the system does, of the wanted modalities alone."""
         placed = self._placed(sources, self.sources)
         return self._wanted(self.system.translate(model, placed, key, num_samples))
+
+    @property
+    def quantiles(self) -> tuple[float, ...]:
+        """Those of the system."""
+        return self.system.quantiles
+
+    def predict(
+        self,
+        model: Model,
+        sources: Float[Array, "b h w s"],
+        key: Key[Array, "*keys"],
+        num_samples: int,
+    ) -> Prediction:
+        """As the system does, of the wanted modalities alone."""
+        placed = self._placed(sources, self.sources)
+        predicted = self.system.predict(model, placed, key, num_samples)
+        return {name: self._wanted(images) for name, images in predicted.items()}
 
     def audits(self, num_samples: int) -> dict[str, Translate]:
         """Those of the system."""

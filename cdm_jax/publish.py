@@ -22,7 +22,7 @@ from cdm_jax.metrics.regions import ENHANCING_TUMOR
 from cdm_jax.records import Record, read_records
 from cdm_jax.report import patients, rows
 from cdm_jax.report.curves import final_values
-from cdm_jax.report.gallery import DEVIATION_LIMIT, ERROR_LIMIT, Case, Image
+from cdm_jax.report.gallery import DEVIATION_LIMIT, ERROR_LIMIT, INTERVAL_LIMIT, Case, Image
 from cdm_jax.report.page import Pattern, Report, Stage, save_report
 from cdm_jax.report.viewer import overlay_values
 from cdm_jax.synthesize import synthesize_subjects
@@ -290,10 +290,14 @@ def _synthesis(
         "image": _nifti(values * 255, np.uint8, grid),
         "error": _nifti(overlay_values(error, ERROR_LIMIT), np.int16, grid),
     }
-    deviation, file = None, pathlib.Path(f"{files}-deviation.nii.gz")
-    if file.exists():
+    deviation, interval = None, None
+    if (file := pathlib.Path(f"{files}-deviation.nii.gz")).exists():
         deviation = read_volume(file) / scale
         nifti["deviation"] = _nifti(overlay_values(deviation, DEVIATION_LIMIT), np.int16, grid)
+    lower, upper = (pathlib.Path(f"{files}-{end}.nii.gz") for end in ("lower", "upper"))
+    if lower.exists() and upper.exists():
+        interval = (read_volume(upper) - read_volume(lower)) / scale
+        nifti["interval"] = _nifti(overlay_values(interval, INTERVAL_LIMIT), np.int16, grid)
     return Image(
         name=f"{system}-{target}",
         role="synthesis",
@@ -302,6 +306,7 @@ def _synthesis(
         note=note,
         values=values,
         deviation=deviation,
+        interval=interval,
         nifti=nifti,
     )
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from rich.progress import track
 
 import cdm_jax
-from cdm_jax import api, calibration, parallel
+from cdm_jax import api, parallel
 from cdm_jax.data.checks import same_image
 from cdm_jax.data.formats import check_file
 from cdm_jax.data.grids import oriented_like
@@ -20,6 +20,7 @@ from cdm_jax.data.nifti import read_volume, volume_of, write_like
 from cdm_jax.data.subjects import Subject, find_with_faults
 from cdm_jax.errors import UserError, about, collected, report_failures
 from cdm_jax.files import read_json, write_json
+from cdm_jax.intervals import sidecar
 from cdm_jax.outputs import (
     ENDINGS,
     NOTICE,
@@ -61,7 +62,7 @@ def synthesize_folder(
         ships with the package.
       samples: independent samples; with more than one the mean is written, and their standard
         deviation beside it. Where the system's intervals are calibrated for so many samples
-        (`cdm_jax/calibration.py`), their lower and upper ends are written too.
+        (`cdm_jax/intervals.py`), their lower and upper ends are written too.
       checkpoint: "best" or "last".
       make: the modalities to make, if not all; a system for whatever is missing makes those of
         them that a subject lacks.
@@ -227,7 +228,7 @@ class _Job:
             content |= bids_fields(target)
         intervals = model.intervals(self.samples)
         if intervals is not None:
-            content["intervals"] = calibration.sidecar(intervals, target)
+            content["intervals"] = sidecar(intervals, target)
         return content
 
 

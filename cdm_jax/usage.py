@@ -127,7 +127,8 @@ COMMANDS = {
         text="""
             Conformal risk control over the validation patients; synthesize with as many samples
             then writes the lower and upper ends of an interval for each voxel. Needs a run with a
-            trained system whose samples differ: the stage of --config, cunet by default.
+            trained system whose samples differ, or that predicts ends (its config value
+            `quantiles`): the stage of --config, cunet by default.
             """,
         flags=(
             SAVED_CONFIG,
@@ -139,7 +140,7 @@ COMMANDS = {
                 default=8,
                 kind=_at_least_one,
             ),
-            Flag("level", "nominal coverage of the brain, between 0 and 1", "SHARE", 0.9, _number),
+            Flag("level", "nominal coverage, between 0 and 1", "SHARE", 0.9, _number),
             *PROCESSES,
         ),
         examples=(

@@ -67,6 +67,7 @@ def cunet(**changes) -> ConfigDict:
             "residual": True,  # whether features pass by the Condition Embedding; Fig. 3b: no
             "groups": 8,
             "source_skip": True,
+            "quantiles": (),  # of an interval beside the mean, such as (0.05, 0.95); paper: none
             "loss": "mse",
             "training_y": "noised",  # the y that it is trained on; Eq. 4: "encoder"
             "error_scale": 2.0,

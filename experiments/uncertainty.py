@@ -22,14 +22,8 @@ from matplotlib.figure import Figure
 from rich.progress import track
 
 from cdm_jax import checkpoint
-from cdm_jax.calibration import (
-    FLOOR,
-    PREMISE,
-    Intervals,
-    calibration_scores,
-    fit_intervals,
-    save_intervals,
-)
+from cdm_jax.calibration import FLOOR, calibration_scores, fit_intervals
+from cdm_jax.intervals import PREMISE, Intervals, save_intervals
 from cdm_jax.metrics.aggregate import Summary, summarize
 from cdm_jax.metrics.conformal import coverage_by_region, risk_coverage
 from cdm_jax.metrics.regions import region_masks
@@ -37,7 +31,7 @@ from cdm_jax.records import WHOLE, per_patient
 from cdm_jax.report.render import to_markdown
 from cdm_jax.report.rows import MEAN_OF
 from cdm_jax.report.tables import with_interval
-from cdm_jax.sampling import Drawn, SubjectSampler, draw_beside_truth, load_stochastic
+from cdm_jax.sampling import Drawn, SubjectSampler, draw_beside_truth, load_uncertain
 from cdm_jax.scoring import usable_segmentation
 from cdm_jax.writer import console
 from experiments.study import COLORS, DOCS, PAGE_WIDTH, Study, main, write
@@ -69,11 +63,11 @@ def measure(study: Study) -> None:
     if not checkpoint.finished(folder):
         study.run(("cdm",), (f"{STAGE}/{MEAN_OF}{SAMPLES}",))
     dataset = study.data()
-    sampler = SubjectSampler(load_stochastic(folder, SAMPLES), SAMPLES)
+    sampler = SubjectSampler(load_uncertain(folder, SAMPLES), SAMPLES)
     floors = dict.fromkeys(floor for _, floor in ROWS.values())
-    scores = {floor: calibration_scores(sampler, dataset, floor) for floor in floors}
+    scores = {floor: calibration_scores(sampler, dataset, {}, floor) for floor in floors}
     fitted = {
-        row: fit_intervals(scores[floor], sampler, level, floor)
+        row: fit_intervals(scores[floor], sampler, level, {}, floor)
         for row, (level, floor) in ROWS.items()
     }
     save_intervals(folder, fitted[MAIN])
@@ -109,8 +103,7 @@ def scored(
             target: {
                 "regions": coverage_by_region(
                     images.truth,
-                    images.mean,
-                    images.deviation,
+                    images.predicted,
                     regions,
                     multiplier=intervals.multipliers[target],
                     floor=intervals.floor,
@@ -125,9 +118,9 @@ def scored(
 
 def kept(images: Drawn, brain: np.ndarray, order: str) -> dict[str, float]:
     """Mean absolute error of the most certain shares of a brain, and the area under the curve."""
-    errors = np.abs(images.truth - images.mean)[brain]
+    errors = np.abs(images.truth - images.predicted.mean)[brain]
     by = {
-        "deviation": images.deviation[brain],
+        "deviation": images.predicted.above[brain],
         "best possible": errors,
         "random": np.zeros_like(errors),
     }
@@ -268,7 +261,7 @@ def order_table(patients: pd.DataFrame, targets: Sequence[str]) -> pd.DataFrame:
 def report(content: Mapping[str, Any]) -> str:
     """The whole Markdown text, from the record alone."""
     patients = per_patient(content["records"], CONVENTION)
-    fitted = {row: Intervals(**one) for row, one in content["intervals"].items()}
+    fitted = {row: Intervals.from_json(one) for row, one in content["intervals"].items()}
     targets = list(fitted[MAIN].multipliers)
     parts = [
         "# What the samples' deviation is worth",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from cdm_jax import calibration, inference
+from cdm_jax import inference, intervals
 from cdm_jax.data.dataset import Dataset, load_dataset
 from cdm_jax.data.subjects import find_subjects
 from cdm_jax.evaluate import evaluate_run
@@ -67,10 +67,10 @@ def oblique_patient(run: pathlib.Path, root: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def save_wide_intervals(stage_folder: pathlib.Path, samples: int) -> calibration.Intervals:
+def save_wide_intervals(stage_folder: pathlib.Path, samples: int) -> intervals.Intervals:
     """Calibrated intervals of a stage, made up."""
     system = inference.load_system(stage_folder, 8)
-    intervals = calibration.Intervals(
+    made = intervals.Intervals(
         checkpoint=system.fingerprint,
         split=system.provenance.split,
         samples=samples,
@@ -83,8 +83,8 @@ def save_wide_intervals(stage_folder: pathlib.Path, samples: int) -> calibration
         floor=0.01,
         multipliers={"t1c": 3.0, "t2f": 5.0},
     )
-    calibration.save_intervals(stage_folder, intervals)
-    return intervals
+    intervals.save_intervals(stage_folder, made)
+    return made
 
 
 @contextlib.contextmanager

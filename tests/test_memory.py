@@ -116,7 +116,7 @@ def call(tmp_path, monkeypatch, pytestconfig, capsys):
     monkeypatch.chdir(pytestconfig.rootpath)
     monkeypatch.setattr(commands, "_dataset", lambda config, workdir: NOBODY)
     monkeypatch.setattr(commands, "find_system", lambda workdir: workdir / "m1")
-    for check in ("check_evaluation", "check_stochastic"):  # nothing is trained
+    for check in ("check_evaluation", "check_uncertain"):  # nothing is trained
         monkeypatch.setattr(commands, check, lambda *_, **__: None)
 
     def run(*arguments):

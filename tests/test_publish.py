@@ -2,12 +2,13 @@
 
 import json
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from cdm_jax.data.nifti import read_labels, read_volume
 from cdm_jax.errors import UserError
-from cdm_jax.publish import _focus, publish_run
+from cdm_jax.publish import _focus, _synthesis, publish_run
 from cdm_jax.report.patients import targets_of
 from tests import helpers
 
@@ -55,6 +56,25 @@ def test_a_repeated_report_synthesizes_nothing_anew(run, page):
     page.unlink()
     assert publish_run(*run, 1).exists()
     assert [path.stat().st_mtime_ns for path in images] == times
+
+
+def test_the_width_of_an_interval_is_read_from_its_ends(tmp_path):
+    """In units of the reference scale; where there are no ends there is nothing to show."""
+    volume = np.zeros((3, 4, 5), np.float32)
+    for ending, value in {"": 50.0, "-lower": 30.0, "-upper": 80.0}.items():
+        image = nib.Nifti1Image((volume + value).T, np.diag([-1.0, -1, 1, 1]))
+        nib.save(image, tmp_path / f"P-t1c{ending}.nii.gz")
+    (tmp_path / "P-t1c.json").write_text('{"reference_scale": 100.0}')
+
+    def shown():
+        brain, grid = volume == 0, tmp_path / "P-t1c.nii.gz"
+        return _synthesis(str(tmp_path / "P-t1c"), "m1", "", "t1c", volume, brain, grid)
+
+    found = shown()
+    np.testing.assert_allclose(found.interval, 0.5, rtol=1e-6)
+    assert found.nifti.keys() == {"image", "error", "interval"}
+    (tmp_path / "P-t1c-upper.nii.gz").unlink()
+    assert shown().interval is None
 
 
 def test_a_system_whose_checkpoint_is_gone_keeps_its_numbers(run, page, tmp_path):

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cdm_jax import calibration, inference, outputs, synthesize
+from cdm_jax import inference, outputs, synthesize
 from cdm_jax.data.intensity import brain_mask
 from cdm_jax.data.nifti import GRID_FIELDS, read_volume
 from cdm_jax.data.subjects import find_subjects
 from cdm_jax.errors import UserError
+from cdm_jax.intervals import FILE, save_intervals
 from cdm_jax.synthesize import synthesize_folder
 from tests.helpers import compilations, oblique_patient, save_wide_intervals
 
@@ -199,12 +200,10 @@ def test_intervals_are_part_of_what_makes_a_subject_done(calibrated, patient, tm
     first = written()
     assert written() == first
     assert "calibrate" not in capsys.readouterr().out
-    calibration.save_intervals(
-        stage, dataclasses.replace(intervals, multipliers={"t1c": 4.0} | {"t2f": 5.0})
-    )
+    save_intervals(stage, dataclasses.replace(intervals, multipliers={"t1c": 4.0} | {"t2f": 5.0}))
     wider = written()
     assert all(wider[name] > first[name] for name in first)
-    (stage / calibration.FILE).unlink()
+    (stage / FILE).unlink()
     without = written()
     assert not [name for name in without if "lower" in name or "upper" in name]
     assert len(without) == len(first) - 4
@@ -213,7 +212,7 @@ def test_intervals_are_part_of_what_makes_a_subject_done(calibrated, patient, tm
 
 def test_intervals_of_another_checkpoint_are_left_out(calibrated, patient, tmp_path, capsys):
     stage, intervals = calibrated
-    calibration.save_intervals(stage, dataclasses.replace(intervals, checkpoint="another"))
+    save_intervals(stage, dataclasses.replace(intervals, checkpoint="another"))
     (folder,) = synthesize_folder(patient, tmp_path / "out", stage, samples=2)
     assert "`calibrate` with --samples=2 would" in " ".join(capsys.readouterr().out.split())
     assert not list(folder.glob("*lower*"))

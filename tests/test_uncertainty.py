@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from cdm_jax import calibration, commands, inference, sampling
+from cdm_jax import intervals as calibrated
 from cdm_jax import main as command_line
 from cdm_jax.data.dataset import load_dataset
 from cdm_jax.data.intensity import brain_mask
@@ -41,7 +42,7 @@ def intervals(run, dataset):
 
 @pytest.fixture(scope="module")
 def sampler(run):
-    return sampling.SubjectSampler(sampling.load_stochastic(run / "cunet", SAMPLES), SAMPLES)
+    return sampling.SubjectSampler(sampling.load_uncertain(run / "cunet", SAMPLES), SAMPLES)
 
 
 def test_the_file_says_what_was_calibrated_on_whom(run, dataset, intervals, sampler):
@@ -61,19 +62,19 @@ def test_too_few_patients_are_said_to_be(dataset, intervals):
     assert intervals.guarantee.startswith("NO guarantee of 90.0%")
     assert "takes 9 validation patients" in intervals.guarantee
     assert "too few" in intervals.method
-    assert any("NO guarantee" in line for line in calibration.summary(intervals))
+    assert any("NO guarantee" in line for line in calibrated.summary(intervals))
 
 
 def test_enough_patients_give_the_guarantee(sampler):
-    scores = {"t1c": {f"P{n}": [np.linspace(0, 1 + n, 100)] for n in range(20)}}
-    fitted = calibration.fit_intervals(scores, sampler, 0.9)
+    brains = {f"P{n}": [np.linspace(0, 1 + n, 100)] for n in range(20)}
+    fitted = calibration.fit_intervals({"t1c": {"brain": brains}}, sampler, 0.9, {})
     assert fitted.guaranteed_level == 0.9
     assert fitted.guarantee.startswith("guaranteed: at least 90.0%")
     assert "conformal risk control over patients" in fitted.method
-    said = "".join(calibration.summary(fitted))
+    said = "".join(calibrated.summary(fitted))
     assert "NO guarantee" not in said
-    assert calibration.PREMISE in said
-    assert calibration.sidecar(fitted, "t1c")["premise"] == calibration.PREMISE
+    assert calibrated.PREMISE in said
+    assert calibrated.sidecar(fitted, "t1c")["premise"] == calibrated.PREMISE
 
 
 def test_what_synthesize_writes_covers_the_validation_patients_as_asked(
@@ -107,7 +108,7 @@ def test_test_patients_are_never_looked_at(run, dataset, sampler, monkeypatch):
         return original(self, subject, slices, brain)
 
     monkeypatch.setattr(sampling.SubjectSampler, "draw", watched)
-    calibration.calibration_scores(sampler, dataset)
+    calibration.calibration_scores(sampler, dataset, {})
     assert sorted(seen) == sorted(s.subject_id for s in dataset.validation)
 
 
@@ -126,17 +127,17 @@ def test_what_cannot_be_calibrated_is_refused(run, dataset, sampler, tmp_path):
         calibrate("nothing")
     other = dataclasses.replace(dataset, split_hash="0000")
     with pytest.raises(UserError, match=r"trained on split .* not on this data's 0000"):
-        calibration.calibration_scores(sampler, other)
+        calibration.calibration_scores(sampler, other, {})
     with pytest.raises(UserError, match="no validation patients"):
-        calibration.calibration_scores(sampler, dataclasses.replace(dataset, validation=()))
+        calibration.calibration_scores(sampler, dataclasses.replace(dataset, validation=()), {})
 
 
 def test_intervals_of_another_system_or_number_of_samples_do_not_count(
     run, sampler, intervals, tmp_path, capsys
 ):
     def found(samples=SAMPLES, **changes):
-        calibration.save_intervals(tmp_path, dataclasses.replace(intervals, **changes))
-        return calibration.find_intervals(tmp_path, sampler.system, samples)
+        calibrated.save_intervals(tmp_path, dataclasses.replace(intervals, **changes))
+        return calibrated.find_intervals(tmp_path, sampler.system, samples)
 
     assert found() == intervals
     assert not capsys.readouterr().out
@@ -146,19 +147,19 @@ def test_intervals_of_another_system_or_number_of_samples_do_not_count(
     assert "--samples=3 would give intervals" in capsys.readouterr().out
     for text in ("{}", "nonsense"):
         (tmp_path / "intervals.json").write_text(text)
-        assert calibration.find_intervals(tmp_path, sampler.system, SAMPLES) is None
+        assert calibrated.find_intervals(tmp_path, sampler.system, SAMPLES) is None
         assert "cannot be read" in capsys.readouterr().out
     (tmp_path / "intervals.json").unlink()
-    assert calibration.find_intervals(tmp_path, sampler.system, SAMPLES) is None
+    assert calibrated.find_intervals(tmp_path, sampler.system, SAMPLES) is None
     assert not capsys.readouterr().out  # an advice that nobody asked for
 
 
 def test_one_sample_and_deterministic_systems_have_no_intervals(run, sampler, intervals, capsys):
     assert (run / "cunet" / "intervals.json").exists()
-    assert calibration.find_intervals(run / "cunet", sampler.system, 1) is None
+    assert calibrated.find_intervals(run / "cunet", sampler.system, 1) is None
     system = inference.load_system(run / "m1", 4)
-    calibration.save_intervals(run / "m1", intervals)
-    assert calibration.find_intervals(run / "m1", system, SAMPLES) is None
+    calibrated.save_intervals(run / "m1", intervals)
+    assert calibrated.find_intervals(run / "m1", system, SAMPLES) is None
     (run / "m1" / "intervals.json").unlink()
     assert not capsys.readouterr().out
 
@@ -172,7 +173,7 @@ def test_the_command_calibrates_and_says_so(run, intervals, capsys):
     assert "nominal level 70.0%" in capsys.readouterr().out
     assert command_line.main([*arguments, "--level=2"]) == 1
     assert "between 0 and 1" in capsys.readouterr().err
-    calibration.save_intervals(run / "cunet", intervals)
+    calibrated.save_intervals(run / "cunet", intervals)
 
 
 def test_calibrating_draws_eight_samples_unless_told_otherwise(monkeypatch):
@@ -267,10 +268,12 @@ def test_a_coverage_table_has_the_means_of_what_was_built_in():
 def test_a_constructed_patient_is_scored_by_the_intervals(intervals):
     brain = np.ones((1, 2, 2), bool)
     tumor = np.array([[[True, False], [False, False]]])
+    deviation = np.array([[[0.0, 0.0], [0.1, 0.1]]], np.float32)
+    mean = np.full((1, 2, 2), 0.5, np.float32)
     images = sampling.Drawn(
         truth=np.array([[[0.9, 0.5], [0.5, 0.55]]], np.float32),
-        mean=np.full((1, 2, 2), 0.5, np.float32),
-        deviation=np.array([[[0.0, 0.0], [0.1, 0.1]]], np.float32),
+        predicted=sampling.predicted({"mean": mean, "deviation": deviation}),
+        deviation=deviation,
     )
     fitted = {
         row: dataclasses.replace(intervals, multipliers={"t1c": 1.0}, floor=0.1)

@@ -29,6 +29,7 @@ Batches = Callable[[], Iterable[Batch]]  # one pass over slices
 Keys = Key[Array, "*keys"]  # one for all slices of a batch, or one for each
 Sources = Float[Array, "b h w s"]  # in [-1, 1]
 Samples = Float[Array, "k b h w t"]  # k translations of the same sources
+Prediction = dict[str, Samples]  # "mean", and where they are predicted "lower" and "upper" ends
 Metrics = dict[str, Float[Array, "..."]]  # numbers, or one for each target modality
 Values = dict[str, Float[Array, "b *values"]]  # of each slice
 Measured = Mapping[str, Float[np.ndarray, "n ..."]]  # `Values` of all slices
@@ -148,6 +149,19 @@ class Translator(Method):
     def synthesize(self, model: Model, sources: Sources, key: Keys, num_samples: int) -> Samples:
         """As `translate`, in [0, 1]."""
         return to_unit_range(self.translate(model, sources, key, num_samples))
+
+    @property
+    def quantiles(self) -> tuple[float, ...]:
+        """Levels of the two ends that `predict` gives beside the mean, where it gives them."""
+        return ()
+
+    def predict(self, model: Model, sources: Sources, key: Keys, num_samples: int) -> Prediction:
+        """As `synthesize`, under "mean", and the ends of predictive intervals around each sample.
+
+        A system without `quantiles` has no ends. With them, lower <= mean <= upper; they are as
+        trained, not calibrated (`cdm_jax/calibration.py`).
+        """
+        return {"mean": self.synthesize(model, sources, key, num_samples)}
 
     def audits(self, num_samples: int) -> dict[str, Translate]:
         """Further named ways to translate that an evaluation shows beside the honest one."""

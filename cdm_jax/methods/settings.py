@@ -47,6 +47,16 @@ def check_removed(stage: str, section: Any, **left: Any) -> None:
             )
 
 
+def check_quantiles(stage: str, section: Any) -> None:
+    """Refuses `quantiles` that are no ends of an interval, by a `UserError`; () is for none."""
+    quantiles = tuple(section.get("quantiles", ()))
+    if quantiles and not (len(quantiles) == 2 and 0 < quantiles[0] < quantiles[1] < 1):
+        raise UserError(
+            f"{stage}.quantiles {quantiles} are no ends of an interval: give two numbers between 0 "
+            "and 1, the lower one first, such as (0.05, 0.95), or () for none"
+        )
+
+
 def check_least(stage: str, section: Any, **smallest: int) -> None:
     """Refuses settings below the smallest value of their name, by a `UserError`."""
     for name, least in smallest.items():

@@ -1,10 +1,13 @@
 """Intervals around a mean image whose coverage is calibrated on patients, not on voxels.
 
-An interval is mean ± q (deviation + floor) within [0, 1]. The voxels of one brain say the same
-thing many times over, so a patient counts once: his loss is the share of his brain that the
-intervals miss. Conformal risk control (Angelopoulos, Bates, Fisch, Lei and Schuster 2022,
-"Conformal Risk Control", Theorem 1) picks the smallest q for which the expected loss of a new,
-exchangeable patient is at most 1 - level, whatever the images are and however bad the deviations.
+An interval goes from mean - q (below + floor) to mean + q (above + floor) within [0, 1]. Below and
+above are how far a system says that its mean may be off: both the deviation of its samples, or the
+distances to the two ends that it predicts. The voxels of one brain say the same thing many times
+over, so a patient counts once: his loss is the share of his voxels that the intervals miss, in the
+whole brain or in a group such as a tumor. Conformal risk control (Angelopoulos, Bates, Fisch, Lei
+and Schuster 2022, "Conformal Risk Control", Theorem 1) picks the smallest q for which the expected
+loss of a new, exchangeable patient is at most 1 - level, whatever the images are and however bad
+the distances.
 """
 
 import dataclasses
@@ -12,14 +15,17 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float
+import scipy.stats
+from jaxtyping import Bool, Float, Int
 
 from cdm_jax.errors import UserError
 
 KEPT_SCORES = 10_000  # of a scan; fewer raise its loss by less than 1 / KEPT_SCORES
+KEPT_WIDTHS = 1000  # of a patient, from which edges between strata are taken
 TOLERANCE = 1e-9  # of sums of binary fractions that should be exact
 
 Voxels = Float[np.ndarray, " voxel"]
+Multipliers = float | Float[np.ndarray, "*shape"]
 Scan = Float[np.ndarray, "_"]  # scores of one scan, of which each has its own number of voxels
 
 
@@ -41,6 +47,30 @@ class Multiplier:
     guaranteed_level: float
     patients: int
     patients_needed: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Predicted:
+    """A mean image and how far it may be off, in units of [0, 1].
+
+    Attributes:
+      mean: in [0, 1].
+      below: not negative.
+      above: not negative.
+    """
+
+    mean: Float[np.ndarray, "*shape"]
+    below: Float[np.ndarray, "*shape"]
+    above: Float[np.ndarray, "*shape"]
+
+    @property
+    def width(self) -> Float[np.ndarray, "*shape"]:
+        """From end to end, not calibrated."""
+        return self.below + self.above
+
+    def at(self, mask: Bool[np.ndarray, "*shape"]) -> "Predicted":
+        """The voxels of a mask."""
+        return Predicted(mean=self.mean[mask], below=self.below[mask], above=self.above[mask])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,20 +103,38 @@ def _alpha(level: float) -> float:
 
 
 def scores(
-    truth: Float[np.ndarray, "*shape"],
-    mean: Float[np.ndarray, "*shape"],
-    deviation: Float[np.ndarray, "*shape"],
-    floor: float,
+    truth: Float[np.ndarray, "*shape"], predicted: Predicted, floor: float
 ) -> Float[np.ndarray, "*shape"]:
-    """The multiplier that each voxel would need: `|truth - mean| / (deviation + floor)`.
+    """The multiplier that each voxel would need: `|truth - mean| / (below or above + floor)`.
 
     Args:
       truth: in [0, 1].
-      mean: of the samples, in [0, 1].
-      deviation: of the samples.
-      floor: positive, so that voxels on which all samples agree have a width too.
+      predicted: the mean and the distances.
+      floor: positive, so that voxels of no distance, such as those on which all samples agree, have
+        a width too.
     """
-    return np.abs(truth - mean) / (deviation + np.float32(floor))
+    distance = np.where(truth < predicted.mean, predicted.below, predicted.above)
+    return np.abs(truth - predicted.mean) / (distance + np.float32(floor))
+
+
+def strata(
+    widths: Float[np.ndarray, "*shape"], edges: Sequence[float]
+) -> Int[np.ndarray, "*shape"]:
+    """The number of each voxel's stratum by its predicted width, from 0, the narrowest.
+
+    An edge belongs to the stratum above it, so that n edges make n + 1 strata.
+    """
+    return np.digitize(widths, np.asarray(edges, np.float32))
+
+
+def edges_between(patients: Sequence[Scan], shares: Sequence[float]) -> list[float]:
+    """Widths between strata: quantiles at these shares, where every patient counts alike.
+
+    Fewer where two are equal. They are numbers of single precision, as widths are.
+    """
+    places = (np.arange(KEPT_WIDTHS) + 0.5) / KEPT_WIDTHS
+    alike = np.concatenate([np.quantile(widths, places) for widths in patients])
+    return np.unique(np.quantile(alike, shares).astype(np.float32)).astype(float).tolist()
 
 
 def thinned(values: Scan, number: int = KEPT_SCORES) -> Scan:
@@ -137,40 +185,41 @@ def fit_multiplier(patients: Sequence[Sequence[Scan]], level: float) -> Multipli
 
 
 def bounds(
-    mean: Float[np.ndarray, "*shape"],
-    deviation: Float[np.ndarray, "*shape"],
-    multiplier: float,
-    floor: float,
+    predicted: Predicted, multiplier: Multipliers, floor: float
 ) -> tuple[Float[np.ndarray, "*shape"], Float[np.ndarray, "*shape"]]:
-    """Lower and upper ends of the intervals, within [0, 1] as the truth is."""
-    half = np.float32(multiplier) * (deviation + np.float32(floor))
-    return np.clip(mean - half, 0, 1), np.clip(mean + half, 0, 1)
+    """Lower and upper ends of the intervals, within [0, 1] as the truth is.
+
+    The multiplier is one for all voxels, or one for each.
+    """
+    factor, more = np.asarray(multiplier, np.float32), np.float32(floor)
+    lower = predicted.mean - factor * (predicted.below + more)
+    upper = predicted.mean + factor * (predicted.above + more)
+    return np.clip(lower, 0, 1), np.clip(upper, 0, 1)
 
 
 def coverage_by_region(
     truth: Float[np.ndarray, "*shape"],
-    mean: Float[np.ndarray, "*shape"],
-    deviation: Float[np.ndarray, "*shape"],
+    predicted: Predicted,
     regions: Mapping[str, Bool[np.ndarray, "*shape"]],
     *,
-    multiplier: float,
+    multiplier: Multipliers,
     floor: float,
 ) -> dict[str, dict[str, float]]:
     """How the intervals do in each region of one patient; an empty region is left out.
 
-    Images and floor are as for `scores`; `multiplier` is q.
+    Images and floor are as for `scores`; `multiplier` is q, for all voxels or for each.
 
     Returns:
       For each region `coverage` (the share of its voxels whose truth lies within), `width` (upper
-      less lower end, mean), `mae` (of the mean image) and `deviation` (mean).
+      less lower end, mean), `mae` (of the mean image) and `deviation` (mean of below and above).
     """
-    lower, upper = bounds(mean, deviation, multiplier, floor)
+    lower, upper = bounds(predicted, multiplier, floor)
     maps = {
         # By score: rounding at the ends of an interval must not undo what was calibrated.
-        "coverage": scores(truth, mean, deviation, floor) <= multiplier,
+        "coverage": scores(truth, predicted, floor) <= multiplier,
         "width": upper - lower,
-        "mae": np.abs(truth - mean),
-        "deviation": deviation,
+        "mae": np.abs(truth - predicted.mean),
+        "deviation": predicted.width / 2,
     }
     return {
         region: {name: float(values[mask].mean(dtype=np.float64)) for name, values in maps.items()}
@@ -197,3 +246,17 @@ def risk_coverage(
     kept_error = np.cumsum(expected[np.sort(group)]) / np.arange(1, errors.size + 1)
     kept = np.maximum(np.rint(shares * errors.size).astype(int), 1)
     return RiskCoverage(risk=kept_error[kept - 1], area=float(kept_error.mean()))
+
+
+def detection(errors: Bool[np.ndarray, " voxel"], uncertainty: Voxels) -> float:
+    """How well an uncertainty tells voxels that err from others: the area under the ROC curve.
+
+    It is the probability that a voxel that errs is more uncertain than one that does not; a tie
+    counts half (Mann and Whitney 1947). NaN where all err or none does.
+    """
+    wrong = int(errors.sum())
+    right = errors.size - wrong
+    if not wrong or not right:
+        return math.nan
+    ranks = scipy.stats.rankdata(uncertainty)
+    return float((ranks[errors].sum() - wrong * (wrong + 1) / 2) / (wrong * right))

@@ -21,10 +21,12 @@ MOST_PIXELS = 256  # rows or columns of a slice in the gallery
 MARGIN = 2
 ERROR_LIMIT = 0.3  # full color, in units of the truth's 99.5th percentile
 DEVIATION_LIMIT = 0.1
+INTERVAL_LIMIT = 0.5
 # Okabe and Ito's: told apart with any color vision.
 TOO_BRIGHT = (230, 159, 0)
 TOO_DARK = (86, 180, 233)
 DEVIATION = (240, 228, 66)
+INTERVAL = (204, 121, 167)
 
 Volume = Float[np.ndarray, "z y x"]
 Window = tuple[Int[np.ndarray, "shown"], slice, slice]
@@ -43,8 +45,9 @@ class Image:
         note: below the picture.
         values: in [0, 1], on the patient's grid.
         deviation: standard deviation of the samples, in the same unit.
+        interval: width of the calibrated intervals, in the same unit.
         nifti: compressed NIfTI files for the viewer: "image" (0 to 255), and for a synthesis
-            "error" and "deviation" as `viewer.overlay_values` encodes them.
+            "error", "deviation" and "interval" as `viewer.overlay_values` encodes them.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Image:
     note: str = ""
     values: Volume
     deviation: Volume | None = None
+    interval: Volume | None = None
     nifti: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
@@ -114,6 +118,11 @@ class Gallery:
     aspect: float
     rows: Mapping[str, Sequence[Panel]]
 
+    @property
+    def has_intervals(self) -> bool:
+        """Whether there is a width of intervals to show."""
+        return any("interval" in panel.overlays for row in self.rows.values() for panel in row)
+
 
 def save_gallery(site: Site, case: Case) -> Gallery:
     """Writes a case's sprites to `sprites/<subject>`."""
@@ -159,7 +168,9 @@ def _panel(site: Site, case: Case, image: Image, truth: Volume | None, window: W
     if image.role == "synthesis" and truth is not None:
         overlays["error"] = error_colors(values - truth[window], brain)
     if image.deviation is not None:
-        overlays["deviation"] = deviation_colors(image.deviation[window], brain)
+        overlays["deviation"] = one_color(image.deviation[window] / DEVIATION_LIMIT, brain)
+    if image.interval is not None:
+        overlays["interval"] = one_color(image.interval[window] / INTERVAL_LIMIT, brain, INTERVAL)
     stem = f"sprites/{case.subject}/{image.name}"
     return Panel(
         title=image.title,
@@ -190,12 +201,14 @@ def error_colors(
     return _with_opacity(colors, np.abs(error) / ERROR_LIMIT * brain)
 
 
-def deviation_colors(
-    deviation: Float[np.ndarray, "slice h w"], brain: Bool[np.ndarray, "slice h w"]
+def one_color(
+    opacity: Float[np.ndarray, "slice h w"],
+    brain: Bool[np.ndarray, "slice h w"],
+    color: tuple[int, int, int] = DEVIATION,
 ) -> UInt8[np.ndarray, "slice h w 4"]:
-    """Deviations of samples as one color, the more opaque the larger they are."""
-    colors = np.broadcast_to(DEVIATION, (*deviation.shape, 3))
-    return _with_opacity(colors, deviation / DEVIATION_LIMIT * brain)
+    """One color, from transparent at 0 to full from 1 on, within the brain."""
+    colors = np.broadcast_to(color, (*opacity.shape, 3))
+    return _with_opacity(colors, opacity * brain)
 
 
 def _with_opacity(colors: np.ndarray, opacity: np.ndarray) -> UInt8[np.ndarray, "slice h w 4"]:

@@ -25,11 +25,17 @@ from cdm_jax.report.tables import ResultsTable, heading, results_table
 ASSETS = ("report.css", "report.js", "viewer.js")
 OWN_FOLDERS = ("assets", "curves", "patients", "sprites", "viewer", "volumes")
 # Colors and ends of the overlays' scales.
-COLORS = {"bright": gallery.TOO_BRIGHT, "dark": gallery.TOO_DARK, "deviation": gallery.DEVIATION}
+COLORS = {
+    "bright": gallery.TOO_BRIGHT,
+    "dark": gallery.TOO_DARK,
+    "deviation": gallery.DEVIATION,
+    "interval": gallery.INTERVAL,
+}
 LEGEND: Mapping[str, Any] = {
     **{name: f"rgb({r} {g} {b})" for name, (r, g, b) in COLORS.items()},
     "error_limit": gallery.ERROR_LIMIT,
     "deviation_limit": gallery.DEVIATION_LIMIT,
+    "interval_limit": gallery.INTERVAL_LIMIT,
 }
 
 
@@ -247,6 +253,7 @@ def _save_viewer(site: Site, case: Case, common: Mapping[str, Any]) -> None:
         root="../",
         subject=case.subject,
         images=described,
+        has_intervals=any("interval" in image.nifti for image in case.images),
         # As NiiVue counts voxels: from the patient's left, back and bottom.
         focus=(width - 1 - x, height - 1 - y, z),
         colors=COLORS,

@@ -14,6 +14,10 @@ from cdm_jax.metrics import conformal
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 
 
+def around(mean, deviation):
+    return conformal.Predicted(mean=mean, below=deviation, above=deviation)
+
+
 def missed(scan, q):
     return fractions.Fraction(int((scan > q).sum()), scan.size)
 
@@ -147,7 +151,7 @@ def test_nothing_to_calibrate_on_is_refused(patients):
 def test_a_score_is_the_multiplier_that_just_covers_its_voxel():
     rng = np.random.default_rng(0)
     truth, mean, deviation = rng.random((3, 500))
-    scores = conformal.scores(truth, mean, 0.1 * deviation, 0.01)
+    scores = conformal.scores(truth, around(mean, 0.1 * deviation), 0.01)
     for factor, covered in ((1.001, True), (0.999, False)):
         half = factor * scores * (0.1 * deviation + 0.01)
         assert (((mean - half <= truth) & (truth <= mean + half)) == covered).all()
@@ -156,7 +160,7 @@ def test_a_score_is_the_multiplier_that_just_covers_its_voxel():
 def test_bounds_enclose_the_mean_within_the_range():
     mean = np.array([0.0, 0.5, 1.0, 0.02], np.float32)
     deviation = np.array([0.0, 0.1, 0.0, 0.0], np.float32)
-    lower, upper = conformal.bounds(mean, deviation, 2.0, 0.05)
+    lower, upper = conformal.bounds(around(mean, deviation), 2.0, 0.05)
     np.testing.assert_allclose(lower, [0, 0.2, 0.9, 0], atol=1e-6)
     np.testing.assert_allclose(upper, [0.1, 0.8, 1, 0.12], atol=1e-6)
 
@@ -167,9 +171,8 @@ def test_regions_have_the_numbers_that_were_built_into_them():
     deviation = np.array([0.0, 0.0, 0.0, 0.0, 0.1, 0.1, 0.0, 0.0])
     left = np.arange(8) < 4
     regions = {"left": left, "right": ~left, "none": np.zeros(8, bool)}
-    found = conformal.coverage_by_region(
-        truth, mean, deviation, regions, multiplier=2.0, floor=0.05
-    )
+    images = around(mean, deviation)
+    found = conformal.coverage_by_region(truth, images, regions, multiplier=2.0, floor=0.05)
     assert found.keys() == {"left", "right"}
     assert found["left"] == pytest.approx(
         {"coverage": 3 / 4, "width": 0.2, "mae": 0.3 / 4, "deviation": 0}
@@ -183,7 +186,7 @@ def test_what_was_calibrated_is_covered_exactly():
     """Rounding at the ends of an interval costs no voxel."""
     rng = np.random.default_rng(0)
     truth, mean, deviation = rng.random((3, 10_000)).astype(np.float32)
-    voxels = (truth, mean, 0.03 * deviation)
+    voxels = (truth, around(mean, np.float32(0.03) * deviation))
     scores = conformal.scores(*voxels, 0.01)
     q = conformal.fit_multiplier([[scores]], 0.9).value
     everywhere = {"brain": np.ones(truth.shape, bool)}
@@ -223,3 +226,89 @@ def test_a_constant_uncertainty_gives_a_flat_curve_and_a_tiny_share_one_voxel():
     assert flat.area == pytest.approx(errors.mean())
     best = conformal.risk_coverage(errors, errors, np.array([0.0001]))
     assert best.risk == pytest.approx(errors.min())
+
+
+# Intervals whose two sides differ, strata of their width, and the detection of errors.
+
+
+def test_a_score_takes_the_side_on_which_the_truth_lies():
+    mean, below, above = (np.full(3, value) for value in (0.5, 0.1, 0.3))
+    images = conformal.Predicted(mean=mean, below=below, above=above)
+    truth = np.array([0.3, 0.9, 0.5])
+    np.testing.assert_allclose(conformal.scores(truth, images, 0.0), [2, 4 / 3, 0])
+    lower, upper = conformal.bounds(images, np.array([1.0, 2.0, 0.0]), 0.0)
+    np.testing.assert_allclose(lower, [0.4, 0.3, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(upper, [0.8, 1.0, 0.5], rtol=1e-6)
+    assert images.at(truth < 0.4).width == pytest.approx([0.4])
+
+
+def test_an_edge_belongs_to_the_stratum_above_it():
+    widths = np.array([0.0, 0.1, 0.100001, 0.3, 5.0], np.float32)
+    assert conformal.strata(widths, [float(np.float32(0.1)), 0.3]).tolist() == [0, 1, 1, 2, 2]
+
+
+def test_edges_are_quantiles_over_patients_who_count_alike():
+    small, large = np.zeros(100), np.ones(100_000)
+    assert conformal.edges_between([small, large], (0.25, 0.75)) == [0, 1]
+    assert conformal.edges_between([small, small], (0.25, 0.5, 0.75)) == [0]
+    scan = np.random.default_rng(0).permutation(1000) / 1000
+    assert conformal.edges_between([scan], (0.5,)) == pytest.approx([0.4995])
+
+
+def test_strata_cover_what_one_multiplier_misses():
+    """Wide intervals are too narrow by a factor of 4: known noise, new patients, known coverage."""
+    rng = np.random.default_rng(0)
+
+    def patient():
+        wide = rng.random(400) < rng.uniform(0.01, 0.1)
+        width = np.where(wide, 0.4, 0.1).astype(np.float32)
+        error = rng.lognormal(0, 0.2) * np.where(wide, 0.8, 0.05) * rng.standard_normal(400)
+        images = around(np.zeros(400, np.float32), width / 2)
+        return conformal.strata(width, [0.25]), conformal.scores(error, images, 0.01)
+
+    known, new = [patient() for _ in range(100)], [patient() for _ in range(300)]
+    alone = conformal.fit_multiplier([[scores] for _, scores in known], 0.9).value
+    for number in (0, 1):
+        groups = [[scores[s == number]] for s, scores in known if (s == number).any()]
+        own = conformal.fit_multiplier(groups, 0.9).value
+        covered, missed_by_one = [], []
+        for stratum, scores in new:
+            if (stratum == number).any():
+                covered.append((scores[stratum == number] <= own).mean())
+                missed_by_one.append((scores[stratum == number] <= alone).mean())
+        assert np.mean(covered) == pytest.approx(0.9, abs=0.025)
+        assert (np.mean(missed_by_one) < 0.5) == (number == 1)
+
+
+@pytest.mark.parametrize("n", [12, 25])
+def test_a_stratum_that_some_patients_lack_keeps_its_promise_to_those_who_have_it(n):
+    """Simulated: n counts the patients who have voxels there, whatever their number is."""
+    rng = np.random.default_rng(n)
+    covered = []
+    for _ in range(400):
+        sizes = rng.poisson(6, n + 1)  # of voxels in the stratum, of which a patient has few
+        scales = rng.lognormal(0, 0.7, n + 1) * (1 + sizes / 6)
+        scores = [np.abs(rng.normal(0, s, k)) for s, k in zip(scales, sizes, strict=True)]
+        *known, new = scores
+        if not new.size:
+            continue
+        fitted = conformal.fit_multiplier([[one] for one in known if one.size], 0.9)
+        covered.append((new <= fitted.value).mean() if fitted.controlled else 0.9)
+    error = np.std(covered) / math.sqrt(len(covered))
+    assert np.mean(covered) >= 0.9 - 3 * error
+
+
+def test_detection_is_the_share_of_pairs_in_the_right_order():
+    rng = np.random.default_rng(0)
+    errors = rng.random(60) < 0.3
+    uncertainty = np.round(rng.random(60) + 0.3 * errors, 1)  # with ties
+    pairs = [
+        1.0 if wrong > right else 0.5 if wrong == right else 0.0
+        for wrong in uncertainty[errors]
+        for right in uncertainty[~errors]
+    ]
+    assert conformal.detection(errors, uncertainty) == pytest.approx(np.mean(pairs))
+    assert conformal.detection(errors, errors.astype(float)) == 1
+    assert conformal.detection(errors, np.zeros(60)) == 0.5
+    assert math.isnan(conformal.detection(np.zeros(60, bool), uncertainty))
+    assert math.isnan(conformal.detection(np.ones(60, bool), uncertainty))

@@ -49,7 +49,7 @@ def _image(name, role, modality, values, **more):
     )
 
 
-def case(subject, systems=("cunet", "m1")):
+def case(subject, systems=("cunet", "m1"), calibrated=("cunet",)):
     """A case whose truths have a bright spot at the focus that no system shows."""
     inside = brain()
     plain = (0.5 * inside).astype(np.float32)
@@ -58,6 +58,7 @@ def case(subject, systems=("cunet", "m1")):
     deviation = (0.05 * inside).astype(np.float32)
     error = viewer.overlay_values((plain - truth) * inside, gallery.ERROR_LIMIT)
     spread = viewer.overlay_values(deviation, gallery.DEVIATION_LIMIT)
+    wide = viewer.overlay_values(5 * deviation, gallery.INTERVAL_LIMIT)
     images = [_image(f"input-{name}", "input", name, plain) for name in ("t1", "t2")]
     for target in ("t1c", "t2f"):
         images.append(_image(f"truth-{target}", "truth", target, truth))
@@ -66,6 +67,8 @@ def case(subject, systems=("cunet", "m1")):
             files = {"error": nifti(error, np.int16)}
             if stochastic:
                 files["deviation"] = nifti(spread, np.int16)
+            if system in calibrated:
+                files["interval"] = nifti(wide, np.int16)
             images.append(
                 _image(
                     f"{system}-{target}",
@@ -75,6 +78,7 @@ def case(subject, systems=("cunet", "m1")):
                     system=system,
                     note="PSNR 24.00",
                     deviation=deviation if stochastic else None,
+                    interval=5 * deviation if system in calibrated else None,
                     nifti=files,
                 )
             )

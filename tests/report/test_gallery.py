@@ -83,6 +83,23 @@ def test_only_systems_with_samples_have_a_deviation(saved):
     assert middle.tolist() == [*gallery.DEVIATION, 128]  # 0.05 of a limit of 0.1
 
 
+def test_only_calibrated_systems_have_an_interval(saved):
+    folder, shown = saved
+    assert shown.has_intervals
+    *others, cunet, m1 = shown.rows["t1c"]
+    assert not any("interval" in panel.overlays for panel in (*others, m1))
+    colors = pixels(folder / cunet.overlays["interval"])
+    height = colors.shape[0] // len(shown.slices)
+    middle = colors[height * 5 + height // 2, colors.shape[1] // 2]
+    assert middle.tolist() == [*gallery.INTERVAL, 128]  # 0.25 of a limit of 0.5
+    outside = colors[:height][
+        ~samples.brain()[shown.slices[0]][gallery._window(samples.brain())[1:]]
+    ]
+    assert not outside[:, 3].any()
+    none = gallery.save_gallery(Site(folder / "none"), samples.case("P0-000", calibrated=()))
+    assert not none.has_intervals
+
+
 def test_a_png_is_the_slices_below_one_another():
     slices = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
     np.testing.assert_array_equal(pixels(io.BytesIO(gallery.sprite(slices))), slices.reshape(6, 4))

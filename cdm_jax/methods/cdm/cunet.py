@@ -1,7 +1,8 @@
 """C-UNet, the cross-conditioned UNet (section II-B, Fig. 3b), and its ablation M1.
 
 A UNet from source to target modalities whose encoder takes the representation y of the targets at
-every scale through a Condition Embedding. Without the condition it is the plain UNet M1.
+every scale through a Condition Embedding. Without the condition it is the plain UNet M1. Either may
+have a head for the ends of a predictive interval beside its mean (not in the paper).
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from cdm_jax.methods.base import (
     Keys,
     Metrics,
     Model,
+    Prediction,
     Samples,
     Sources,
     State,
@@ -28,12 +30,16 @@ from cdm_jax.methods.base import (
     Translator,
     apply,
     gradient_step,
+    in_brain,
     new_state,
+    to_unit_range,
+    weight_of,
 )
-from cdm_jax.methods.cdm.cunet_network import CUNet
+from cdm_jax.methods.cdm.cunet_network import HEAD, CUNet
 from cdm_jax.methods.cdm.mdn import MDN
 from cdm_jax.methods.cdm.mdn import create as create_mdn
-from cdm_jax.methods.settings import build, check_choice, check_removed
+from cdm_jax.methods.settings import build, check_choice, check_quantiles, check_removed
+from cdm_jax.optim import apart, make_optimizer
 from cdm_jax.tasks import given_in, task_of, with_pattern
 
 OPTIONS = {
@@ -53,7 +59,7 @@ class CrossConditioned(Translator):
       network: the UNet.
       mdn: the MDN stage that makes representations, or None without a condition.
       mdn_stage: its name in the config, such as "mdn".
-      optimizer: of all parameters.
+      optimizer: of all parameters, those of the head apart.
       average_decay: decay of the moving average of parameters, 0 for none.
       loss: "mse" (the text), "l2norm" (the unsquared norm that Eq. 4 prints, of each slice's
         targets) or "l1".
@@ -90,6 +96,11 @@ class CrossConditioned(Translator):
         """Whether two keys give two results."""
         return self.mdn is not None
 
+    @property
+    def quantiles(self) -> tuple[float, ...]:
+        """Levels of the two ends that `predict` gives beside the mean, where it gives them."""
+        return self.network.quantiles
+
     def init(self, key: Key[Array, ""], batch: Batch, frozen: Model) -> State:
         """Fresh parameters beside the frozen MRM and MDN."""
         params, y = {}, None
@@ -122,17 +133,30 @@ class CrossConditioned(Translator):
         return jnp.where(dropped, params["null"][None], y)
 
     def update(self, state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
-        """One step of regression of the targets (Eq. 4)."""
+        """One step of regression of the targets (Eq. 4), and of the head's ends in the brain.
+
+        With a head, the loss and the norm of the gradient that are logged are those of both.
+        """
+        truth, weight = batch["target"], batch.get("weight")
 
         def loss(params: Any) -> tuple[Array, Metrics]:
             y = self._training_y(state.frozen, params, batch, key)
-            painted = self._paint({"params": params}, batch["source"], y)
-            return synthesis_loss(painted, batch["target"], self.loss, batch.get("weight")), {}
+            painted = self._paint({"params": params}, batch["source"], y, bool(self.quantiles))
+            if not self.quantiles:
+                return synthesis_loss(painted, truth, self.loss, weight), {}
+            # The background, where every end is the mean, would outweigh what there is to learn.
+            counted = in_brain(batch["source"]) * weight_of(batch)[:, None, None]
+            pinball = pinball_loss(painted[1:], truth, self.quantiles, counted)
+            return synthesis_loss(painted[0], truth, self.loss, weight) + pinball, {}
 
         return gradient_step(state, loss, self.optimizer, self.average_decay)
 
-    def _paint(self, model: Model, sources: Array, y: Array | None) -> Float[Array, "b h w t"]:
-        return apply(self.network, model["params"]["network"], self._inputs(sources), y)
+    def _paint(
+        self, model: Model, sources: Array, y: Array | None, with_ends: bool = False
+    ) -> Float[Array, "*three b h w t"]:
+        """Target images; with ends the mean, the lower and the upper ones."""
+        params = model["params"]["network"]
+        return apply(self.network, params, self._inputs(sources), y, with_ends)
 
     def _inputs(self, sources: Array) -> Array:
         """What the network sees of the sources: in an any-to-any task also which are given."""
@@ -143,10 +167,22 @@ class CrossConditioned(Translator):
 
         Without a condition there is one translation (k = 1).
         """
+        return self._samples(model, sources, key, num_samples)
+
+    def predict(self, model: Model, sources: Sources, key: Keys, num_samples: int) -> Prediction:
+        """As the base class says; each sampled representation has ends of its own."""
+        if not self.quantiles:
+            return super().predict(model, sources, key, num_samples)
+        drawn = to_unit_range(self._samples(model, sources, key, num_samples, with_ends=True))
+        return {name: drawn[:, place] for place, name in enumerate(("mean", "lower", "upper"))}
+
+    def _samples(
+        self, model: Model, sources: Array, key: Keys, num_samples: int, with_ends: bool = False
+    ) -> Float[Array, "k *three b h w t"]:
         if self.mdn is None:
-            return self._paint(model, sources, None)[None]
+            return self._paint(model, sources, None, with_ends)[None]
         y = self.mdn.samples(model["frozen"][self.mdn_stage], sources, key, num_samples)
-        return jax.lax.map(lambda one: self._paint(model, sources, one), y)
+        return jax.lax.map(lambda one: self._paint(model, sources, one, with_ends), y)
 
     def audits(self, num_samples: int) -> dict[str, Translate]:
         """The condition audit: what C-UNet does when it is given another representation.
@@ -187,8 +223,11 @@ class CrossConditioned(Translator):
         return {name: given(represent) for name, represent in representations.items()}
 
     def facts(self) -> dict[str, str]:
-        """How representations are sampled."""
-        return {"sampler": str(self.mdn.sampler)} if self.mdn else {}
+        """How representations are sampled, and which quantiles are given."""
+        facts = {"sampler": str(self.mdn.sampler)} if self.mdn else {}
+        if self.quantiles:
+            facts["quantiles"] = ", ".join(f"{level:g}" for level in self.quantiles)
+        return facts
 
     def limits(self) -> list[str]:
         """That an audit is no result."""
@@ -223,6 +262,24 @@ def synthesis_loss(
     return jnp.mean(difference**2)
 
 
+def pinball_loss(
+    ends: Float[Array, "q b h w t"],
+    truth: Float[Array, "b h w t"],
+    quantiles: tuple[float, ...],
+    weight: Float[Array, "b h w t"],
+) -> Float[Array, ""]:
+    """The loss that the quantiles of the truth minimize (Koenker and Bassett 1978), a level an end.
+
+    An end e of level q costs q (truth - e) where the truth is above it, and (1 - q) (e - truth)
+    where it is below. `weight` is how much each pixel counts: of what counts it is the mean.
+    """
+    above = truth[None] - ends
+    levels = jnp.array(quantiles)[:, None, None, None, None]
+    costs = jnp.maximum(levels * above, (levels - 1) * above) * weight[None]
+    total = parallel.mean(weight.sum()) * len(quantiles)
+    return costs.sum() / jnp.maximum(total, 1e-6)
+
+
 def create(config: Any) -> CrossConditioned:
     """The stage described by `config[config.stage]`: a C-UNet or one of its ablations.
 
@@ -234,6 +291,7 @@ def create(config: Any) -> CrossConditioned:
     for name, allowed in OPTIONS.items():
         check_choice(config.stage, section, name, allowed)
     check_removed(config.stage, section, condition_decoder=False)
+    check_quantiles(config.stage, section)
     halvings = len(section.features) - 2
     if halvings < 1:
         raise UserError(
@@ -250,10 +308,13 @@ def create(config: Any) -> CrossConditioned:
             f"{config.stage}.groups {section.groups} do not divide all of {config.stage}.features "
             f"{tuple(section.features)}: use a common divisor of them"
         )
+    network = build(CUNet, section, num_targets=len(config.data.targets))
+    optimizer = make_optimizer(section.optimizer, section.train.num_steps)
     return build(
         CrossConditioned,
         section,
-        network=build(CUNet, section, num_targets=len(config.data.targets)),
+        network=network,
+        optimizer=apart(optimizer, HEAD) if network.quantiles else optimizer,
         mdn=create_mdn(config, section.mdn_stage) if section.condition == "on" else None,
         any_to_any=task_of(config.data).is_any,
     )

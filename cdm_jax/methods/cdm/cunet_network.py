@@ -1,10 +1,13 @@
 """The network of C-UNet (Fig. 3b): a UNet that takes y at every scale of its encoder."""
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 NEGATIVE_SLOPE = 0.1
+HEAD = "interval_head"  # its name among the parameters
+FIRST_DISTANCE = -2.0  # of an end to the mean, before softplus: 0.13 where training begins
 
 
 class ConvBlock(nn.Module):
@@ -81,6 +84,35 @@ class ConditionEmbedding(nn.Module):
         return nn.Conv(features, (1, 1))(h) + code
 
 
+class IntervalHead(nn.Module):
+    """The ends of an interval around the mean of every pixel, by two 1x1 convolutions.
+
+    An end is the mean less, or plus, a softplus: lower <= mean <= upper whatever the parameters
+    are, so that neither do ends cross nor does an image lie outside its own interval. Where a
+    quantile lies beyond the mean (a rare, large value draws the mean with it), the best end that is
+    left is the mean itself, which makes the interval wider than it need be and never narrower.
+
+    No gradient reaches features or mean: these learn as they do without this head.
+
+    Attributes:
+      features: channels between the two convolutions.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w _"], mean: Float[Array, "b h w t"]
+    ) -> Float[Array, "3 b h w t"]:
+        """Features of the output layer and the mean, to mean, lower and upper end."""
+        x, center = jax.lax.stop_gradient((x, mean))
+        x = nn.leaky_relu(nn.Conv(self.features, (1, 1))(x), NEGATIVE_SLOPE)
+        first = nn.initializers.constant(FIRST_DISTANCE)
+        distances = nn.softplus(nn.Conv(2 * mean.shape[-1], (1, 1), bias_init=first)(x))
+        below, above = jnp.split(distances, 2, axis=-1)
+        return jnp.stack([mean, center - below, center + above])
+
+
 class CUNet(nn.Module):
     """The UNet.
 
@@ -96,6 +128,8 @@ class CUNet(nn.Module):
       source_skip: whether the output layer sees the sources beside the last features. GroupNorm
         hides a slice's absolute intensity from the body; a pixel's own intensity says most of
         what its target is.
+      quantiles: shares of the truth that are to lie below the lower and below the upper end of a
+        predictive interval beside the mean, such as (0.05, 0.95); empty for the mean alone.
     """
 
     features: tuple[int, ...]
@@ -106,6 +140,7 @@ class CUNet(nn.Module):
     residual: bool
     groups: int
     source_skip: bool
+    quantiles: tuple[float, ...] = ()
 
     def _embed(self, x: Array, y: Array | None) -> Array:
         if self.condition == "none":
@@ -116,9 +151,15 @@ class CUNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, sources: Float[Array, "b h w s"], y: Float[Array, "b d"] | None
-    ) -> Float[Array, "b h w {self.num_targets}"]:
-        """Source images in [-1, 1] and the representation, to target images in about [-1, 1]."""
+        self,
+        sources: Float[Array, "b h w s"],
+        y: Float[Array, "b d"] | None,
+        with_ends: bool = False,
+    ) -> Float[Array, "*three b h w {self.num_targets}"]:
+        """Source images in [-1, 1] and the representation, to target images in about [-1, 1].
+
+        With ends, which a network with `quantiles` has, these are three: mean, lower and upper end.
+        """
         *scales, last = self.features
         x, skips = sources, []
         for level, channels in enumerate(scales):
@@ -132,7 +173,11 @@ class CUNet(nn.Module):
         if self.source_skip:
             h = nn.Conv(last, (1, 1))(jnp.concatenate([x, sources], axis=-1))
             x = jnp.concatenate([nn.leaky_relu(h, NEGATIVE_SLOPE), sources], axis=-1)
-        return nn.Conv(self.num_targets, (1, 1))(x)
+        mean = nn.Conv(self.num_targets, (1, 1))(x)
+        if not self.quantiles:
+            return mean
+        all_three = IntervalHead(last, name=HEAD)(x, mean)
+        return all_three if with_ends else mean
 
     def _down(self, x: Array, channels: int, *, first: bool) -> Array:
         """The part of an encoder scale before its Condition Embedding."""

@@ -54,7 +54,7 @@ async function volumesOf(role) {
   if (role === "synthesis" && overlay && image.files[overlay]) {
     const url = await load(image.files[overlay]);
     const colors = overlay === "error"
-      ? { colormap: "cdm-bright", colormapNegative: "cdm-dark" } : { colormap: "cdm-deviation" };
+      ? { colormap: "cdm-bright", colormapNegative: "cdm-dark" } : { colormap: `cdm-${overlay}` };
     volumes.push({ url, name: `${overlay}.nii.gz`, cal_min: FULL, cal_max: FULL + 1, ...colors });
   }
   return volumes;
@@ -76,7 +76,9 @@ function titles() {
   for (const legend of document.querySelectorAll(".legend")) {
     legend.hidden = missing || legend.dataset.kind !== overlay;
   }
-  say(missing ? "This system draws one image only: there is no uncertainty to show." : "");
+  const none = overlay === "interval" ? "This system has no calibrated intervals to show."
+    : "This system draws one image only: there is no uncertainty to show.";
+  say(missing ? none : "");
 }
 
 // Zero is transparent and gray: NiiVue mixes neighbors' colors without regard to their opacity.
@@ -96,6 +98,7 @@ async function makeViewer(role) {
   colormap(viewer, "cdm-bright", data.colors.bright);
   colormap(viewer, "cdm-dark", data.colors.dark);
   colormap(viewer, "cdm-deviation", data.colors.deviation);
+  colormap(viewer, "cdm-interval", data.colors.interval);
   return viewer;
 }
 

@@ -1,0 +1,266 @@
+"""A stage with predicted ends: trained, calibrated by strata and regions, and used."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import cdm_jax
+from cdm_jax import calibration, checkpoint, sampling
+from cdm_jax import intervals as calibrated
+from cdm_jax.data.dataset import load_dataset
+from cdm_jax.data.nifti import read_labels, read_volume
+from cdm_jax.errors import UserError
+from cdm_jax.metrics import conformal
+from cdm_jax.metrics.regions import region_masks
+from cdm_jax.scoring import usable_segmentation
+from cdm_jax.synthesize import synthesize_folder
+from cdm_jax.train import train_stage
+from experiments import quantiles, study
+from tests.helpers import copy_run, oblique_patient, smoke_config
+
+QUANTILES = (0.05, 0.95)
+LEVEL = 0.9
+
+
+@pytest.fixture(scope="module")
+def config():
+    config = smoke_config("m1")
+    config.m1.quantiles = QUANTILES
+    return config
+
+
+@pytest.fixture(scope="module")
+def run(finished_run, tmp_path_factory, config):
+    """A run whose M1 predicts ends; its training was interrupted once."""
+    folder = copy_run(finished_run, tmp_path_factory.mktemp("quantiles") / "run")
+    dataset = load_dataset(config, folder)
+    half = config.copy_and_resolve_references()
+    half.m1.train.num_steps = 2
+    for part in (half, config):
+        assert train_stage(part, folder, dataset)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(run, config):
+    return load_dataset(config, run)
+
+
+@pytest.fixture(scope="module")
+def sampler(run):
+    return sampling.SubjectSampler(sampling.load_uncertain(run / "m1", 1), 1)
+
+
+@pytest.fixture(scope="module")
+def patient(finished_run, tmp_path_factory):
+    return oblique_patient(finished_run, tmp_path_factory.mktemp("input"))
+
+
+@pytest.fixture(scope="module")
+def uncalibrated(run, patient):
+    """What the API gives before anything was calibrated."""
+    paths = {"t1": next(patient.glob("*-t1n*")), "t2": next(patient.glob("*-t2w*"))}
+    return paths, cdm_jax.load(run / "m1").synthesize(paths)
+
+
+@pytest.fixture(scope="module")
+def intervals(run, dataset, uncalibrated):
+    return calibration.calibrate_stage(run / "m1", dataset, samples=8, level=LEVEL)
+
+
+@pytest.fixture(scope="module")
+def drawn(sampler, dataset, intervals):
+    """Of each validation patient the regions of the brain, and what is made of each target."""
+    found = []
+    for subject in dataset.validation:
+        files = dataset.subjects[subject.subject_id]
+        brain, images = sampling.draw_beside_truth(sampler, subject, files)
+        found.append((region_masks(usable_segmentation(files, brain)[0], brain), images))
+    return found
+
+
+def test_the_file_says_what_is_widened_and_by_how_much(run, dataset, intervals, sampler):
+    saved = json.loads((run / "m1" / "intervals.json").read_text())
+    assert saved == json.loads(json.dumps(dataclasses.asdict(intervals)))
+    assert saved["samples"] == 1  # M1 is deterministic, whatever was asked for
+    assert saved["quantiles"] == list(QUANTILES)
+    assert checkpoint.provenance(run / "m1").config.m1.quantiles == QUANTILES
+    for target in ("t1c", "t2f"):
+        edges = saved["edges"][target]
+        assert edges == sorted(set(edges)) and edges
+        assert len(saved["strata"][target]) == len(edges) + 1
+        assert saved["regions"][target].keys() == {"healthy", "whole_tumor"}
+    n = len({s.patient_id for s in dataset.validation})
+    assert intervals.guarantee.startswith("NO guarantee of 90.0%")
+    assert "in each stratum: there are" in intervals.guarantee
+    assert max(one.patients for ones in intervals.strata.values() for one in ones) == n
+    lines = calibrated.summary(intervals)
+    assert any(line.startswith("t1c by predicted width: from 0 q = ") for line in lines)
+    assert any("t2f by region, where a segmentation is known: healthy" in line for line in lines)
+
+
+def test_in_every_stratum_and_region_the_validation_patients_are_covered_as_asked(intervals, drawn):
+    """By hand: voxels are sorted into strata, widened and counted without the package's help."""
+    for target, edges in intervals.edges.items():
+        ends = [0.0, *edges, np.inf]
+        groups = [
+            (one.value, lambda r, w, low=low, high=high: r["brain"] & (low <= w) & (w < high))
+            for one, low, high in zip(intervals.strata[target], ends[:-1], ends[1:], strict=True)
+            if one.patients
+        ]
+        groups += [
+            (one.value, lambda r, _, name=name: r[name])
+            for name, one in intervals.regions[target].items()
+        ]
+        for q, mask_of in groups:
+            covered, sizes = [], []
+            for regions, images in drawn:
+                made, truth = images[target].predicted, images[target].truth
+                mask = mask_of(regions, made.below + made.above)
+                lower = made.mean - q * (made.below + 0.01)
+                upper = made.mean + q * (made.above + 0.01)
+                inside = (lower - 1e-6 <= truth) & (truth <= upper + 1e-6)
+                if mask.any():
+                    covered.append(inside[mask].mean())
+                    sizes.append(mask.sum())
+            assert LEVEL - 1e-3 <= np.mean(covered) <= LEVEL + 1e-3 + 1 / min(sizes)
+
+
+def test_what_is_written_is_the_widened_prediction(run, patient, intervals, uncalibrated, tmp_path):
+    paths, before = uncalibrated
+    assert not before.lower and not before.upper  # as trained, ends promise nothing
+    result = cdm_jax.load(run / "m1").synthesize(paths)
+    (folder,) = synthesize_folder(patient, tmp_path, run / "m1", samples=1)
+    assert result.deviation == {}
+    for target in ("t1c", "t2f"):
+        stem = f"{folder / folder.name}-{target}"
+        sidecar = json.loads((folder / f"{folder.name}-{target}.json").read_text())
+        scale = sidecar["reference_scale"]
+        found = {"mean": read_volume(f"{stem}.nii.gz")}
+        for end in ("lower", "upper"):
+            found[end] = read_volume(f"{stem}-{end}.nii.gz")
+            np.testing.assert_array_equal(found[end], read_volume(getattr(result, end)[target]))
+        np.testing.assert_array_equal(found["mean"], read_volume(before[target]))
+        assert (found["lower"] <= found["mean"]).all() and (found["mean"] <= found["upper"]).all()
+        assert found["upper"].max() <= scale * (1 + 1e-6)
+        assert (found["upper"] > found["lower"]).any()
+        assert sidecar["intervals"]["quantiles"] == list(QUANTILES)
+        assert len(sidecar["intervals"]["strata"]) == len(sidecar["intervals"]["edges"]) + 1
+        assert "upper being the ends that the network predicts" in sidecar["intervals"]["rule"]
+    first = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    synthesize_folder(patient, tmp_path, run / "m1", samples=1)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == first
+
+
+def test_with_a_segmentation_the_regions_decide(run, dataset, intervals, tmp_path):
+    subject = dataset.subjects[dataset.validation[0].subject_id]
+    paths = {name: subject.images[name] for name in ("t1", "t2")}
+    model = cdm_jax.load(run / "m1")
+    found = model.synthesize(paths, segmentation=subject.segmentation)
+    tumor = read_labels(subject.segmentation) > 0
+    brain = found.native.brain
+    for target in ("t1c", "t2f"):
+        scale = model.system.provenance.scales[target]
+        raw = model._sampler(1).draw(dataset.validation[0], dataset.validation[0].slices, brain)
+        mean, end = raw[target]["mean"], raw[target]["upper"]
+        factors = {name: one.value for name, one in intervals.regions[target].items()}
+        factor = np.where(tumor, factors["whole_tumor"], factors["healthy"])
+        upper = np.clip(mean + factor * (np.maximum(end - mean, 0) + 0.01), 0, 1) * brain
+        np.testing.assert_allclose(read_volume(found.upper[target]) / scale, upper, atol=1e-4)
+    with pytest.raises(UserError, match="segmentation: "):
+        model.synthesize(paths, segmentation=tmp_path / "nothing.nii.gz")
+
+
+def test_edges_come_from_training_patients_alone(sampler, dataset, monkeypatch):
+    seen = []
+    original = sampling.SubjectSampler.draw
+
+    def watched(self, subject, slices, brain):
+        seen.append(subject.subject_id)
+        return original(self, subject, slices, brain)
+
+    monkeypatch.setattr(sampling.SubjectSampler, "draw", watched)
+    edges = calibration.find_edges(sampler, dataset)
+    assert edges.keys() == {"t1c", "t2f"}
+    assert seen and set(seen) <= {s.subject_id for s in dataset.train}
+
+
+def groups(strata, patients=20):
+    """Scores of a brain and of so many strata, each with patients of its own number."""
+    brain = {f"P{n}": [np.linspace(0, 1 + n, 50)] for n in range(patients)}
+    found = {"brain": brain}
+    for number, count in enumerate(strata):
+        if count:
+            found[number] = {name: brain[name] for name in list(brain)[:count]}
+    return {"t1c": found}
+
+
+def test_a_stratum_that_nobody_has_takes_the_brains_multiplier_and_no_promise(sampler):
+    scores = groups((20, 20, 0))
+    fitted = calibration.fit_intervals(scores, sampler, LEVEL, {"t1c": [0.1, 0.2]})
+    last = fitted.strata["t1c"][-1]
+    assert (last.value, last.patients) == (fitted.multipliers["t1c"], 0)
+    assert fitted.guaranteed_level == 0
+    assert fitted.guarantee.startswith("NO guarantee of 90.0%, which takes 9 validation patients")
+    assert "in each stratum: there are 0" in fitted.guarantee
+
+
+def test_with_enough_patients_in_each_stratum_there_is_a_guarantee_that_states_them(sampler):
+    fitted = calibration.fit_intervals(groups((20, 12)), sampler, LEVEL, {"t1c": [0.1]})
+    assert fitted.guarantee.startswith(
+        "guaranteed: in each stratum of predicted width at least 90.0% of a patient's voxels"
+    )
+    assert "who have (at least 12)" in fitted.guarantee
+    assert "nothing is promised for a single patient, for the brain as a whole" in fitted.guarantee
+    assert fitted.guaranteed_level == LEVEL
+    assert [one.patients for one in fitted.strata["t1c"]] == [20, 12]
+
+
+def test_the_multiplier_of_a_voxel_is_that_of_its_stratum_or_of_its_region(sampler):
+    fitted = calibration.fit_intervals(groups((20, 12)), sampler, LEVEL, {"t1c": [0.25]})
+    narrow, wide = (one.value for one in fitted.strata["t1c"])
+    assert narrow != wide
+    halves = np.array([[[0.0, 0.1, 0.125, 0.2]]], np.float32)
+    images = conformal.Predicted(mean=0 * halves, below=halves, above=halves)
+    found = fitted.multiplier("t1c", images)
+    np.testing.assert_allclose(found[0, 0], [narrow, narrow, wide, wide], rtol=1e-6)
+    one = fitted.strata["t1c"][0]
+    known = dataclasses.replace(
+        fitted,
+        regions={
+            "t1c": {
+                "healthy": dataclasses.replace(one, value=2.0),
+                "whole_tumor": dataclasses.replace(one, value=5.0),
+            }
+        },
+    )
+    tumor = np.array([[[True, False, True, False]]])
+    regions = {"healthy": ~tumor, "whole_tumor": tumor}
+    assert known.multiplier("t1c", images, regions)[0, 0].tolist() == [5, 2, 5, 2]
+    np.testing.assert_array_equal(known.multiplier("t1c", images, {"brain": tumor}), found)
+
+
+def test_samples_deviation_has_one_multiplier_and_no_strata(sampler):
+    deviation = np.full((1, 1, 2), 0.1, np.float32)
+    made = sampling.predicted({"mean": 3 * deviation, "deviation": deviation})
+    np.testing.assert_array_equal(made.below, deviation)
+    np.testing.assert_array_equal(made.above, deviation)
+    fitted = calibration.fit_intervals(groups(()), sampler, LEVEL, {})
+    assert fitted.multiplier("t1c", made) == fitted.multipliers["t1c"]
+    assert fitted.strata == fitted.regions == fitted.edges == {}
+
+
+def test_a_distance_is_never_negative_where_resampling_moved_an_end():
+    image = np.full((1, 1, 1), 0.5, np.float32)
+    made = sampling.predicted({"mean": image, "lower": image + 0.1, "upper": image + 0.3})
+    assert made.below.item() == 0
+    assert made.above.item() == pytest.approx(0.3)
+
+
+def test_the_cost_of_the_head_is_that_of_the_same_network_without_it(run):
+    here = study.Study(dataset="phantom", small=True, root="", workdir=run)
+    found = quantiles.cost(here, "m1")
+    assert 1 < found["operations"] < 1.2
+    assert found["time"] > 0 and found["best_time"] > 0
