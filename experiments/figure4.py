@@ -4,7 +4,8 @@
   python -m experiments.figure4 --dataset=brats --root=<folder>
 
 Shown are the two test patients with the most enhancing tumor (without segmentations: the first
-two), each in the slice with the most of it. Stochastic systems show the mean of their samples.
+two), each in the slice with the most of it: where none enhances with the most tumor, where there is
+no tumor the middle one. Stochastic systems show the mean of their samples.
 """
 
 import io
@@ -77,15 +78,14 @@ def patients_to_show(
     found = []
     for subject in dataset.test:
         path = dataset.subjects[subject.subject_id].segmentation
-        size = subject.size
+        size, middle = subject.size, len(subject.slice_indices) // 2
         if path is None:
-            middle = len(subject.slice_indices) // 2
             found.append((0, subject, middle, np.zeros((size, size), bool)))
             continue
         labels = read_labels(path)[list(subject.slice_indices)]
         enhancing = np.isin(labels, ENHANCING_TUMOR)
-        place = int(enhancing.sum(axis=(1, 2)).argmax())
         shown = enhancing if enhancing.any() else labels > 0
+        place = int(shown.sum(axis=(1, 2)).argmax()) if shown.any() else middle
         tumor = to_frame(shown[place : place + 1].astype(np.float32), size)[0] > 0.5
         found.append((int(enhancing.sum()), subject, place, tumor))
     found.sort(key=lambda entry: -entry[0])

@@ -8,6 +8,7 @@ import json
 import math
 import runpy
 import sys
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -147,6 +148,22 @@ def test_a_zoom_holds_the_whole_tumor_and_only_what_is_near():
     assert tumor[rows, columns].sum() == tumor.sum()
     assert rows.stop - rows.start == columns.stop - columns.start < 24
     assert figure4.zoom_box(np.zeros((64, 64), bool)) is None
+
+
+@pytest.mark.parametrize(("label", "place"), [(3, 4), (2, 4), (0, 3)])
+def test_figure_4_shows_the_slice_with_the_most_tumor_or_the_middle_one(
+    label, place, tmp_path, monkeypatch
+):
+    labels = np.zeros((6, 8, 8), np.int32)
+    labels[4, 2:5, 2:5] = label
+    labels[1, 2, 2] = label
+    monkeypatch.setattr(figure4, "read_labels", lambda _: labels)
+    subject = SimpleNamespace(subject_id="s", size=8, slice_indices=range(6))
+    files = {"s": SimpleNamespace(segmentation=tmp_path)}
+    ((_, chosen, tumor),) = figure4.patients_to_show(
+        SimpleNamespace(test=[subject], subjects=files)
+    )
+    assert (chosen, tumor.sum()) == (place, 9 if label else 0)
 
 
 def test_figure_4_shows_each_system_and_the_error_that_it_makes():
