@@ -15,7 +15,7 @@ in `methods/cdm/mdn.py`). The edges between strata are therefore taken from trai
 """
 
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool
@@ -26,7 +26,7 @@ from cdm_jax.data.cache import PreparedSubject
 from cdm_jax.data.dataset import Dataset
 from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import UserError
-from cdm_jax.intervals import METHODS, Intervals, read_intervals, save_intervals
+from cdm_jax.intervals import METHODS, Intervals, Masks, read_intervals, save_intervals
 from cdm_jax.metrics import conformal
 from cdm_jax.metrics.conformal import Multiplier
 from cdm_jax.metrics.regions import region_masks
@@ -58,6 +58,7 @@ Scores = dict[str, dict[str | int, dict[str, list[conformal.Scan]]]]
 
 A group is `BRAIN`, one of `REGIONS`, or the number of a stratum.
 """
+MoreGroups = Callable[[np.ndarray, Masks], dict[str, Bool[np.ndarray, "z y x"]]]
 
 
 def find_edges(sampler: SubjectSampler, dataset: Dataset) -> Edges:
@@ -77,7 +78,11 @@ def find_edges(sampler: SubjectSampler, dataset: Dataset) -> Edges:
 
 
 def calibration_scores(
-    sampler: SubjectSampler, dataset: Dataset, edges: Edges, floor: float = FLOOR
+    sampler: SubjectSampler,
+    dataset: Dataset,
+    edges: Edges,
+    floor: float = FLOOR,
+    more: MoreGroups | None = None,
 ) -> Scores:
     """Lets the system make every validation patient; keeps of each scan only its sorted scores.
 
@@ -86,6 +91,7 @@ def calibration_scores(
       dataset: that it was trained on.
       edges: as `find_edges` gives them.
       floor: added to the distances from the mean.
+      more: names further groups of a scan's voxels, from its strata's numbers and its regions.
 
     Raises:
       UserError: the system was trained on another split, or nobody was held out for validation.
@@ -106,7 +112,9 @@ def calibration_scores(
         files = dataset.subjects[subject.subject_id]
         for target, images in drawn.items():
             values = conformal.scores(images.truth, images.predicted, floor)
-            for group, mask in _groups(images, brain, files, edges.get(target)):
+            for group, mask in _groups(images, brain, files, edges.get(target), more).items():
+                if not mask.any():
+                    continue
                 kept = conformal.thinned(values[mask])
                 patients = scores.setdefault(target, {}).setdefault(group, {})
                 patients.setdefault(subject.patient_id, []).append(kept)
@@ -120,19 +128,23 @@ def _drawn(
 
 
 def _groups(
-    images: Drawn, brain: Bool[np.ndarray, "z y x"], files: Subject, edges: Sequence[float] | None
-) -> Iterator[tuple[str | int, Bool[np.ndarray, "z y x"]]]:
-    """The groups that a scan has voxels of: the brain, and of predicted ends strata and regions."""
-    yield BRAIN, brain
+    images: Drawn,
+    brain: Bool[np.ndarray, "z y x"],
+    files: Subject,
+    edges: Sequence[float] | None,
+    more: MoreGroups | None,
+) -> dict[str | int, Bool[np.ndarray, "z y x"]]:
+    """The groups of a scan's voxels: the brain, and of predicted ends strata and regions."""
     if edges is None:
-        return
+        return {BRAIN: brain}
     numbers = conformal.strata(images.predicted.width, edges)
     regions = region_masks(usable_segmentation(files, brain)[0], brain)
-    groups: dict[str | int, Bool[np.ndarray, "z y x"]] = {
-        **{number: brain & (numbers == number) for number in range(len(edges) + 1)},
-        **{name: regions[name] for name in REGIONS if name in regions},
-    }
-    yield from ((group, mask) for group, mask in groups.items() if mask.any())
+    groups: dict[str | int, Bool[np.ndarray, "z y x"]] = {BRAIN: brain}
+    groups |= {number: brain & (numbers == number) for number in range(len(edges) + 1)}
+    groups |= {name: regions[name] for name in REGIONS if name in regions}
+    if more is not None:
+        groups.update(more(numbers, regions).items())
+    return groups
 
 
 def fit_intervals(

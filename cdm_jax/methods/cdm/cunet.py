@@ -133,7 +133,10 @@ class CrossConditioned(Translator):
         return jnp.where(dropped, params["null"][None], y)
 
     def update(self, state: State, batch: Batch, key: Key[Array, ""]) -> tuple[State, Metrics]:
-        """One step of regression of the targets (Eq. 4), and of the head's ends in the brain."""
+        """One step of regression of the targets (Eq. 4), and of the head's ends in the brain.
+
+        With a head, the loss and the norm of the gradient that are logged are those of both.
+        """
         truth, weight = batch["target"], batch.get("weight")
 
         def loss(params: Any) -> tuple[Array, Metrics]:
