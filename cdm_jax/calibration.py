@@ -141,9 +141,13 @@ def _groups(
     regions = region_masks(usable_segmentation(files, brain)[0], brain)
     groups: dict[str | int, Bool[np.ndarray, "z y x"]] = {BRAIN: brain}
     groups |= {number: brain & (numbers == number) for number in range(len(edges) + 1)}
-    groups |= {name: regions[name] for name in REGIONS if name in regions}
+    groups.update((name, regions[name]) for name in REGIONS if name in regions)
     if more is not None:
+<<<<<<< HEAD
         groups |= more(numbers, regions)
+=======
+        groups.update(more(numbers, regions).items())
+>>>>>>> quantile
     return groups
 
 

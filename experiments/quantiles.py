@@ -94,7 +94,8 @@ def measure(study: Study) -> None:
     for stage in STAGES:
         if not checkpoint.finished(study.workdir / stage):
             console.rule(f"{stage} ({STAGES.index(stage) + 1} of {len(STAGES)})")
-            if command_line.main(["cdm_jax.main", *study.arguments(stage), *OVERRIDES]):
+            alone = "--config.pipeline=()"  # no evaluation, which `m1` as a system would end with
+            if command_line.main(["cdm_jax.main", *study.arguments(stage), *OVERRIDES, alone]):
                 raise SystemExit(1)
     _, config, *_ = study.arguments("cdm")
     dataset = load_dataset(load_config(config.partition("=")[2], OVERRIDES), study.workdir)
