@@ -143,11 +143,7 @@ def _groups(
     groups |= {number: brain & (numbers == number) for number in range(len(edges) + 1)}
     groups.update((name, regions[name]) for name in REGIONS if name in regions)
     if more is not None:
-<<<<<<< HEAD
-        groups |= more(numbers, regions)
-=======
         groups.update(more(numbers, regions).items())
->>>>>>> quantile
     return groups
 
 
