@@ -10,13 +10,13 @@ import jax
 import numpy as np
 import pytest
 
-from cdm_jax import checkpoint, seals
+from cdm_jax import checkpoint, parallel, seals
 from cdm_jax.config import differences, plain, to_config
 from cdm_jax.data import ranges
 from cdm_jax.data.dataset import load_dataset
 from cdm_jax.errors import UserError
 from cdm_jax.methods import base
-from cdm_jax.run import Run
+from cdm_jax.run import Run, stage_keys
 from cdm_jax.train import train_stage
 from configs import phantom
 from tests.helpers import copy_run, smoke_config
@@ -81,8 +81,14 @@ def test_loading_gives_numpy_arrays_and_where_they_come_from(finished_run):
 def test_a_run_says_the_ranges_of_its_training_patients(finished_run, monkeypatch):
     config = checkpoint.load_model(finished_run / "cunet")[1].config
     monkeypatch.setattr(ranges, "FEWEST", 1)
-    known = {"dataset": load_dataset(config, finished_run), "folder": finished_run / "cunet"}
-    run = Run(config=config, method=None, devices=None, keys=None, **known)
+    run = Run(
+        config=config,
+        folder=finished_run / "cunet",
+        dataset=load_dataset(config, finished_run),
+        method=base.create(config),
+        devices=parallel.all_devices(config.parallel),
+        keys=stage_keys(config),
+    )
     said = run.provenance()
     assert {"mean brightness of t1", "correlation of t1 and t2"} <= said.ranges.keys()
     assert not any("t1c" in name or "t2f" in name for name in said.ranges)  # it makes those
