@@ -26,7 +26,7 @@ def device(session: Session) -> Iterator[Row]:
     yield {"what": "devices", "value": jax.device_count()}
     if "bytes_limit" in stats:
         yield {"what": "memory that JAX may take, GiB", "value": stats["bytes_limit"] / 2**30}
-    yield {"what": "Python", "value": platform.pythonversion()}
+    yield {"what": "Python", "value": platform.python_version()}
     for name in PACKAGES:
         yield {"what": name, "value": version(name)}
     if shutil.which("nvidia-smi"):

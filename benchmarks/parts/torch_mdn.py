@@ -6,6 +6,7 @@ holds network and samples to ours with the same parameters.
 
 import math
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -53,10 +54,10 @@ class Denoiser(nn.Module):
         rates = torch.exp(-math.log(10_000.0) * torch.arange(half, device=y.device) / half)
         angles = t[:, None].to(y.dtype) * rates
         time = self.time(torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1))
-        streams = []
-        for enter, tower in zip(self.decouple, self.towers, strict=True):
+        streams, towers = [], cast(Any, self.towers)
+        for enter, tower in zip(self.decouple, towers, strict=True):
             x = enter(y)
-            for block in tower:  # type: ignore[attr-defined]
+            for block in tower:
                 x = block(x, time, context)
             streams.append(x)
         return self.out(torch.cat(streams, dim=-1))

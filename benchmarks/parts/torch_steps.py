@@ -98,11 +98,12 @@ def stepping(
       context: in which the loss is computed, again and again.
     """
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = model.to(DEVICE, memory_format=layout)  # type: ignore[call-overload]
+    held: Any = model
+    held = held.to(DEVICE, memory_format=layout)
     placed = [_placed(x, layout) for x in (*inputs, targets)]
     # Adam as the configs have it: the decay is added to the gradient.
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, weight_decay=1e-5, fused=CUDA)
-    forward: Any = torch.compile(model) if compiled else model
+    optimizer = torch.optim.Adam(held.parameters(), lr=1e-4, weight_decay=1e-5, fused=CUDA)
+    forward: Any = torch.compile(held) if compiled else held
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)

@@ -18,7 +18,7 @@ from cdm_jax.metrics.mae import mae
 from cdm_jax.metrics.psnr import psnr
 from cdm_jax.metrics.ssim import TORCHMETRICS, ssim, ssim_with_border
 
-Values = Mapping[str, float]
+Values = Mapping[str, Any]  # numbers, in the library's own type
 Measures = Mapping[str, Callable[[], Values]]
 PERCENTILE = 99.5
 GAUSSIAN = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
@@ -67,8 +67,8 @@ def _skimage(case: Case) -> Measures:
     from skimage import metrics
 
     prediction, truth, brain = case.prediction, case.truth, case.brain
-    ratio = functools.partial(metrics.peak_signal_noise_ratio, data_range=1)
-    similarity = functools.partial(metrics.structural_similarity, data_range=1, **GAUSSIAN)
+    ratio: Any = functools.partial(metrics.peak_signal_noise_ratio, data_range=1)
+    similarity: Any = functools.partial(metrics.structural_similarity, data_range=1, **GAUSSIAN)
 
     def volume() -> Values:
         _, similar = similarity(prediction, truth, full=True)

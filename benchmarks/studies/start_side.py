@@ -63,9 +63,9 @@ def compiled_functions() -> Iterator[dict[str, list[float]]]:
     """What is compiled within: a function's name -> seconds of each time, as they come."""
     found: dict[str, list[float]] = collections.defaultdict(list)
 
-    def note(event: str, duration: float, **about: Any) -> None:
+    def note(event: str, duration_secs: float, **about: Any) -> None:
         if event == COMPILED:
-            found[str(about.get("fun_name", ""))].append(duration)
+            found[str(about.get("fun_name", ""))].append(duration_secs)
 
     monitoring.register_event_duration_secs_listener(note)
     try:

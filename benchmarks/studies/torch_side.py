@@ -27,6 +27,7 @@ def training(given: dict[str, Any], stage: str, mode: str, smoke: bool) -> Prepa
     model = _model(given, stage)
     sources = torch.randn(batch, options["sources"], size, size)
     width = options["representation"]
+    inputs: tuple[torch.Tensor | None, ...]
     if stage == "mdn":
         inputs = sources, torch.randn(batch, width), torch.randint(0, 1000, (batch,))
         targets = torch.randn(batch, width)
