@@ -20,7 +20,7 @@ from cdm_jax.metrics.ssim import TORCHMETRICS, ssim, ssim_with_border
 
 Values = Mapping[str, Any]  # numbers, in the library's own type
 Measures = Mapping[str, Callable[[], Values]]
-PERCENTILE = 99.5
+PERCENTILE = 99  # that becomes 1: below the convention's, whose own scale then changes nothing
 GAUSSIAN = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 WINDOW = 11  # taps of that Gaussian along each axis
 
