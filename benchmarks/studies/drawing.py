@@ -7,14 +7,14 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from benchmarks.parts.rows import Row
 from benchmarks.studies.limits import PRODUCT, READING, highest
 from experiments.study import COLORS, PAGE_WIDTH
 
 TEXT = 7  # points, legible in print
-HEIGHT = 2.6  # inches of a row of panels
+HEIGHT = 3.1  # inches of a row of panels
 COLUMNS = 2
 MARKERS = "osD^v"
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo")  # for print in gray
@@ -66,8 +66,22 @@ def _grouped(
         )
     axis.set_yticks(range(len(groups)), groups)
     axis.invert_yaxis()
+    _logarithmic(axis)
+    _legend_below(axis)
+
+
+def _logarithmic(axis: Axes) -> None:
+    """A horizontal axis with a number at every 1 and 3."""
     axis.set_xscale("log")
-    axis.legend(fontsize=TEXT - 1.5, framealpha=0.7)
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _legend_below(axis: Axes) -> None:
+    """A legend that hides nothing."""
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}
+    axis.legend(fontsize=TEXT - 1, ncols=2, frameon=False, **place)
 
 
 def _case(row: Row) -> str:
@@ -93,12 +107,13 @@ def _roofline(axis: Axes, rows: Sequence[Row]) -> None:
     for row, color, marker in looks:
         label = f"{row['what']}, {row['scale']}, {row['batch']}"
         place = row["intensity"], row["gflop_per_second"]
-        axis.scatter(*place, color=color, marker=marker, s=22, label=label, zorder=3)
+        edge: dict[str, Any] = {"edgecolors": "black", "linewidths": 0.4, "zorder": 3}
+        axis.scatter(*place, color=color, marker=marker, s=22, label=label, **edge)
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.set_xlabel("operations a byte", fontsize=TEXT)
     axis.set_ylabel("Gflop/s", fontsize=TEXT)
-    axis.legend(fontsize=TEXT - 2, framealpha=0.7)
+    _legend_below(axis)
 
 
 def _metrics(axis: Axes, rows: Sequence[Row]) -> None:
@@ -112,7 +127,7 @@ def _loading(axis: Axes, rows: Sequence[Row]) -> None:
     rates = [row["slices_per_second"] for row in rows]
     axis.barh(names, rates, color=colors, edgecolor="black", linewidth=0.4)
     axis.invert_yaxis()
-    axis.set_xscale("log")
+    _logarithmic(axis)
     axis.set_xlabel("slices a second", fontsize=TEXT)
 
 
@@ -137,7 +152,7 @@ def _start(axis: Axes, rows: Sequence[Row]) -> None:
         left += seconds
     axis.invert_yaxis()
     axis.set_xlabel("seconds to the end of the first step", fontsize=TEXT)
-    axis.legend(fontsize=TEXT - 1)
+    _legend_below(axis)
 
 
 def _growth(axis: Axes, rows: Sequence[Row]) -> None:
@@ -155,7 +170,7 @@ def _growth(axis: Axes, rows: Sequence[Row]) -> None:
     axis.set_xscale("log", base=2)
     axis.set_yscale("log", base=2)
     for side in (axis.xaxis, axis.yaxis):
-        side.set_major_formatter(ScalarFormatter())
+        side.set_major_formatter(StrMethodFormatter("{x:g}"))
         side.set_minor_formatter(NullFormatter())
     axis.set_xlabel("size / smallest", fontsize=TEXT)
     axis.set_ylabel("time / shortest", fontsize=TEXT)
