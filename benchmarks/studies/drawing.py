@@ -80,7 +80,7 @@ def _logarithmic(axis: Axes) -> None:
 
 def _legend_below(axis: Axes) -> None:
     """A legend that hides nothing."""
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}
     axis.legend(fontsize=TEXT - 1, ncols=2, frameon=False, **place)
 
 
