@@ -78,10 +78,11 @@ def _logarithmic(axis: Axes) -> None:
     axis.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _legend_below(axis: Axes) -> None:
+def _legend_below(axis: Axes, **options: Any) -> None:
     """A legend that hides nothing."""
     place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}
-    axis.legend(fontsize=TEXT - 1, ncols=2, frameon=False, **place)
+    look: dict[str, Any] = {"fontsize": TEXT - 1, "ncols": 2, "frameon": False}
+    axis.legend(handlelength=1.5, columnspacing=0.8, **look, **place, **options)
 
 
 def _case(row: Row) -> str:
@@ -122,7 +123,7 @@ def _metrics(axis: Axes, rows: Sequence[Row]) -> None:
 
 
 def _loading(axis: Axes, rows: Sequence[Row]) -> None:
-    names = [f"{row['library']}: {row['loader'].replace(', ', chr(10))}" for row in rows]
+    names = ["\n".join([row["library"], *row["loader"].split(", ")]) for row in rows]
     colors = [COLORS[3] if row["library"] == "cdm_jax" else COLORS[1] for row in rows]
     rates = [row["slices_per_second"] for row in rows]
     axis.barh(names, rates, color=colors, edgecolor="black", linewidth=0.4)
@@ -174,7 +175,7 @@ def _growth(axis: Axes, rows: Sequence[Row]) -> None:
         side.set_minor_formatter(NullFormatter())
     axis.set_xlabel("size / smallest", fontsize=TEXT)
     axis.set_ylabel("time / shortest", fontsize=TEXT)
-    axis.legend(fontsize=TEXT, title="exponent of time", title_fontsize=TEXT)
+    _legend_below(axis, title="exponent of time", title_fontsize=TEXT - 1)
 
 
 PANELS: Mapping[str, tuple[str, Callable[[Axes, Sequence[Row]], None]]] = {
