@@ -123,7 +123,7 @@ def _metrics(axis: Axes, rows: Sequence[Row]) -> None:
 
 
 def _loading(axis: Axes, rows: Sequence[Row]) -> None:
-    names = ["\n".join([row["library"], *row["loader"].split(", ")]) for row in rows]
+    names = [row["loader"].replace(", ", "\n") for row in rows]
     colors = [COLORS[3] if row["library"] == "cdm_jax" else COLORS[1] for row in rows]
     rates = [row["slices_per_second"] for row in rows]
     axis.barh(names, rates, color=colors, edgecolor="black", linewidth=0.4)
@@ -183,7 +183,7 @@ PANELS: Mapping[str, tuple[str, Callable[[Axes, Sequence[Row]], None]]] = {
     "sampling": ("sampling", _libraries),
     "roofline": ("against the machine's limits", _roofline),
     "metrics": ("scores of a volume", _metrics),
-    "loading": ("training input", _loading),
+    "loading": ("training input; CacheDataset is MONAI's", _loading),
     "frames": ("CDM and Diffusion, 64 channels", _frames),
     "start": ("start-up", _start),
     "growth": ("growth", _growth),
