@@ -274,6 +274,8 @@ def test_the_smoke_form_makes_every_study(tmp_path, monkeypatch):
         assert study["rows"], name
     assert {row["library"] for row in studies["training"]["rows"]} == {"JAX", "PyTorch"}
     compared = [row for row in studies["metrics"]["rows"] if "millionths" in row]
-    assert max(row["millionths"] for row in compared) < 10
+    for row in compared:  # PyTorch's libraries compute a volume's SSIM in single precision
+        exact = row["library"] in ("cdm_jax", "scikit-image")
+        assert row["millionths"] < (10 if exact else 1000), row
     efficiency.main(["--show", f"--record={path}"])
     assert (tmp_path / "efficiency.png").exists()
