@@ -14,6 +14,7 @@ the tables of the GPU's record, and writes them to `docs/results/accelerator.md`
 import argparse
 import concurrent.futures
 import dataclasses
+import functools
 import pathlib
 import tempfile
 import time
@@ -28,8 +29,9 @@ from benchmarks.parts.checks import checks
 from benchmarks.parts.machine import device, peaks
 from benchmarks.parts.patients import patient, simulate, training
 from benchmarks.parts.pytorch import pytorch
+from benchmarks.parts.rows import Row, SkippedError
 from benchmarks.parts.samplers import samplers
-from benchmarks.parts.session import NO_TIME, Row, Session, SkippedError, say, told
+from benchmarks.parts.session import NO_TIME, Session, collect
 from benchmarks.parts.steps import steps
 from benchmarks.parts.tables import markdown
 from benchmarks.parts.tracing import tracing
@@ -74,26 +76,15 @@ def run(
         console.rule(name)
         found = session.parts[name] = {"rows": []}
         own = dataclasses.replace(session, deadline=start + seconds * spent / whole)
-        _collect(part, own, found, save)
+        collect(functools.partial(_in_time, part, own), found, save)
         save()
 
 
-def _collect(part: Part, session: Session, found: Row, save: Callable[[], None]) -> None:
-    """The rows of a part, and how it ended."""
-    begin = time.monotonic()
-    try:
-        if session.left() <= 0:
-            raise SkippedError(NO_TIME)
-        for row in part(session):
-            found["rows"].append(row)
-            say(row)
-            save()
-    except SkippedError as reason:
-        found["skipped"] = str(reason)
-    except Exception as error:  # the other parts may be fine
-        found["error"] = told(error)
-    say({name: value for name, value in found.items() if name != "rows"})
-    found["seconds"] = time.monotonic() - begin
+def _in_time(part: Part, session: Session) -> Iterator[Row]:
+    """The rows of a part, if there is any time for it."""
+    if session.left() <= 0:
+        raise SkippedError(NO_TIME)
+    yield from part(session)
 
 
 def _header(options: argparse.Namespace) -> dict[str, Any]:

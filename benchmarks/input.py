@@ -12,20 +12,18 @@ what eight A100s are estimated to take (`benchmarks/scaling.py`).
 
 import argparse
 import contextlib
-import json
 import os
 import pathlib
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 
 from benchmarks import input_worker, scaling
 from benchmarks.input_worker import SIZE, Row
+from benchmarks.parts.asking import Ask, asked
 from benchmarks.records import load_results, save_results
 from cdm_jax.writer import console
 
@@ -39,22 +37,11 @@ NEEDED = ("cunet", "mdn")  # the slowest and the fastest stage of CDM
 HERE = pathlib.Path(__file__).parents[1]
 
 
-@contextlib.contextmanager
-def asked(checkout: pathlib.Path, folder: pathlib.Path) -> Iterator[Callable[..., Row]]:
+def _asked(checkout: pathlib.Path, folder: pathlib.Path) -> contextlib.AbstractContextManager[Ask]:
     """A process with the package of a checkout, as a function that asks it."""
     folder.mkdir()
     command = [sys.executable, "-P", input_worker.__file__, str(folder)]
-    environment = os.environ | {"PYTHONPATH": str(checkout)}
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as process:
-        lines, answers = process.stdin, process.stdout
-        assert lines and answers
-
-        def ask(*question: Any) -> Row:
-            print(json.dumps(question), file=lines, flush=True)
-            return json.loads(answers.readline())
-
-        yield ask
+    return asked(command, os.environ | {"PYTHONPATH": str(checkout)})
 
 
 def measure(before: pathlib.Path | None) -> None:
@@ -63,14 +50,14 @@ def measure(before: pathlib.Path | None) -> None:
     found: dict[tuple, list[Row]] = {}
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         workers = {
-            code: stack.enter_context(asked(checkout, pathlib.Path(name, code)))
+            code: stack.enter_context(_asked(checkout, pathlib.Path(name, code)))
             for code, checkout in checkouts.items()
         }
         for number in range(ROUNDS):
             console.print(f"round {number + 1} of {ROUNDS}")
             for question in QUESTIONS:
                 for code, ask in workers.items():
-                    found.setdefault((code, *question), []).append(ask(*question))
+                    found.setdefault((code, *question), []).append(ask(question))
     medians = {key: _medians(several) for key, several in found.items()}
     commits = {code: _commit(checkout) for code, checkout in checkouts.items()}
     content = {

@@ -60,6 +60,12 @@ def flops_of(program: jax.stages.Lowered) -> float:
     return analysis["flops"]
 
 
+def bytes_of(program: jax.stages.Compiled) -> float:
+    """Bytes that the operations of a compiled program read and write."""
+    analysis: Any = program.cost_analysis()
+    return analysis["bytes accessed"]
+
+
 def size_of(tree: PyTree) -> int:
     """Numbers in all arrays of a tree."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.networks import flops_of, key
+from benchmarks.networks import bytes_of, flops_of, key
 from benchmarks.records import load_results, save_results
 from benchmarks.traces import by_kind, operations
 from cdm_jax import checkpoint, inference, parallel
@@ -139,11 +139,20 @@ def programs(config: ConfigDict, stages: Sequence[str]) -> Iterator[Program]:
 
 def executed_flops(program: Program) -> float:
     """Operations of a call: XLA's analysis, which counts the body of a loop once, and the rest."""
+    return _executed(program, flops_of)
+
+
+def executed_bytes(program: Program) -> float:
+    """Bytes that the operations of a call read and write, as XLA counts them once it has fused."""
+    return _executed(program, lambda lowered: bytes_of(lowered.compile()))
+
+
+def _executed(program: Program, count: Callable[[jax.stages.Lowered], float]) -> float:
     shapes = jax.tree.map(_shape, program.arguments)
-    total = flops_of(program.function.lower(*shapes))
+    total = count(program.function.lower(*shapes))
     for body, times in _repeated(jax.make_jaxpr(program.function)(*shapes).jaxpr, 1):
         arguments = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in body.in_avals]
-        total += times * flops_of(jax.jit(core.jaxpr_as_fun(body)).lower(*arguments))
+        total += times * count(jax.jit(core.jaxpr_as_fun(body)).lower(*arguments))
     return total
 
 

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.networks import key
-from benchmarks.parts.session import Row, Session, SkippedError, in_time, products, survive
+from benchmarks.parts.rows import Row, SkippedError, survive
+from benchmarks.parts.session import Session, in_time, products
 from benchmarks.profile import fresh_state, random_batch
 from cdm_jax import parallel
 from cdm_jax.methods import base

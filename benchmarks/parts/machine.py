@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.networks import key
-from benchmarks.parts.session import PRECISIONS, Row, Session, in_time, median_seconds, products
+from benchmarks.parts.rows import Row
+from benchmarks.parts.session import PRECISIONS, Session, in_time, median_seconds, products
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
 DRIVER = ("name", "driver_version", "memory.total", "power.limit", "clocks.max.sm")
@@ -27,7 +28,7 @@ def device(session: Session) -> Iterator[Row]:
         yield {"what": "memory that JAX may take, GiB", "value": stats["bytes_limit"] / 2**30}
     yield {"what": "Python", "value": platform.python_version()}
     for name in PACKAGES:
-        yield {"what": name, "value": _version(name)}
+        yield {"what": name, "value": version(name)}
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", f"--query-gpu={','.join(DRIVER)}", "--format=csv,noheader"]
         found = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
@@ -35,7 +36,8 @@ def device(session: Session) -> Iterator[Row]:
             yield {"what": f"nvidia-smi {name}", "value": value}
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
+    """The installed version of a package, or that there is none."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

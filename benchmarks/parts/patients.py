@@ -10,16 +10,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import cdm_jax
-from benchmarks.parts.session import (
-    NO_TIME,
-    Row,
-    Session,
-    SkippedError,
-    in_time,
-    products,
-    survive,
-    with_precision,
-)
+from benchmarks.parts.rows import Row, SkippedError, survive
+from benchmarks.parts.session import NO_TIME, Session, in_time, products, with_precision
 from benchmarks.profile import fresh_state
 from cdm_jax import checkpoint, parallel
 from cdm_jax.data.dataset import Dataset, load_dataset

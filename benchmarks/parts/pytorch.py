@@ -9,9 +9,12 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from benchmarks.networks import networks
 from benchmarks.parts.checks import ROOT
-from benchmarks.parts.session import NO_TIME, Row, Session, SkippedError
+from benchmarks.parts.rows import Row, SkippedError
+from benchmarks.parts.session import NO_TIME, Session
 from cdm_jax.shapes import create
 
 NETWORKS = ("cunet", "m1")
@@ -48,19 +51,21 @@ def pytorch(session: Session) -> Iterator[Row]:
 
 def given(session: Session) -> dict[str, Any]:
     """What that process needs to know: networks, parameters of ours, sizes."""
-    config, found = session.config("float32"), {}
-    data = config.data
-    for stage in NETWORKS:
-        section, method = config[stage], create(config, stage)
-        mdn = method.mdn  # type: ignore[attr-defined]
-        (network,) = networks(config, stage)
-        found[stage] = {
-            "features": list(section.features),
-            "sources": len(data.sources),
-            "targets": len(data.targets),
-            "groups": section.groups,
-            "representation": mdn.representation.representation_width if mdn else 0,
-            "parameters": network.parameters(),
-        }
+    config = session.config("float32")
+    found = {stage: cunet_options(config, stage) for stage in NETWORKS}
     batch = config.cunet.train.batch_size_per_device
-    return {"networks": found, "size": data.size, "batch": batch, "smoke": session.smoke}
+    return {"networks": found, "size": config.data.size, "batch": batch, "smoke": session.smoke}
+
+
+def cunet_options(config: ConfigDict, stage: str) -> dict[str, Any]:
+    """The arguments of PyTorch's `CUNet`, and the "parameters" that it should have."""
+    section, mdn = config[stage], create(config, stage).mdn  # type: ignore[attr-defined]
+    (network,) = networks(config, stage)
+    return {
+        "features": list(section.features),
+        "sources": len(config.data.sources),
+        "targets": len(config.data.targets),
+        "groups": section.groups,
+        "representation": mdn.representation.representation_width if mdn else 0,
+        "parameters": network.parameters(),
+    }

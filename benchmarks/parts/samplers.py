@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from benchmarks.networks import key
-from benchmarks.parts.session import Row, Session, in_time, median_seconds, products
+from benchmarks.parts.rows import Row
+from benchmarks.parts.session import Session, in_time, median_seconds, products
 from benchmarks.parts.steps import Repeated
 from benchmarks.profile import Program, fresh_state, random_batch
 from benchmarks.profile import sampler as slice_sampler
@@ -52,7 +53,7 @@ def _measure(session: Session, stage: str, precision: str, slices: int) -> Row:
     config = session.config(precision)
     config.evaluate.batch_size = slices
     with products(precision):
-        program = _codes(config, slices) if stage == "mdn" else slice_sampler(config, stage)
+        program = codes(config, slices) if stage == "mdn" else slice_sampler(config, stage)
         begin = perf_counter()
         compiled = program.function.lower(*program.arguments).compile()
         compile_seconds = perf_counter() - begin
@@ -65,7 +66,7 @@ def _measure(session: Session, stage: str, precision: str, slices: int) -> Row:
     }
 
 
-def _codes(config: ConfigDict, slices: int) -> Program:
+def codes(config: ConfigDict, slices: int) -> Program:
     """MDN's sampling of representations, one a slice."""
     method: Any = create(config, "mdn")
     model = base.model_of(fresh_state(config, "mdn", parallel.all_devices("jit")))

@@ -11,24 +11,17 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from benchmarks.parts.rows import GROUPS, Row, SkippedError, survive, told
 from cdm_jax.writer import console
 from configs import brats
 
 NO_TIME = "no time left"
-GROUPS = 5  # of calls, over which a time's median is taken
-LENGTH = 500  # of the text of an error that is kept
 # Column -> JAX's default precision of matrix products, and the config's `precision`.
 PRECISIONS = {
     "float32": ("float32", "float32"),
     "tf32": ("tensorfloat32", "float32"),
     "bf16": ("tensorfloat32", "bfloat16"),
 }
-
-Row = dict[str, Any]
-
-
-class SkippedError(Exception):
-    """Something cannot be measured here; its text says why."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,19 +78,26 @@ def products(precision: str) -> Any:
     return jax.default_matmul_precision(PRECISIONS[precision][0])
 
 
-def survive(job: Callable[[], Row]) -> Row:
-    """What a job finds; or the text of its error, or why it was skipped."""
+def collect(rows: Callable[[], Iterator[Row]], found: Row, save: Callable[[], None]) -> None:
+    """Gathers what a part yields, saving it row by row, and how the part ended.
+
+    Args:
+      rows: makes the rows; what it raises ends this part alone.
+      found: its "rows" grow; "skipped" or "error", and "seconds" are added.
+      save: called after every row.
+    """
+    begin = time.monotonic()
     try:
-        return job()
+        for row in rows():
+            found["rows"].append(row)
+            say(row)
+            save()
     except SkippedError as reason:
-        return {"skipped": str(reason)}
-    except Exception as error:  # whatever it is, the next row is worth as much
-        return {"error": told(error)}
-
-
-def told(error: Exception) -> str:
-    """An error in a line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:LENGTH]
+        found["skipped"] = str(reason)
+    except Exception as error:  # the other parts may be fine
+        found["error"] = told(error)
+    say({name: value for name, value in found.items() if name != "rows"})
+    found["seconds"] = time.monotonic() - begin
 
 
 def in_time(session: Session, jobs: Iterable[tuple[Row, Callable[[], Row]]]) -> Iterator[Row]:

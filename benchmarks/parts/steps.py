@@ -11,15 +11,8 @@ import jax
 from ml_collections import ConfigDict
 
 from benchmarks.networks import flops_of, key
-from benchmarks.parts.session import (
-    NO_TIME,
-    PRECISIONS,
-    Row,
-    Session,
-    median_seconds,
-    products,
-    survive,
-)
+from benchmarks.parts.rows import Row, survive
+from benchmarks.parts.session import NO_TIME, PRECISIONS, Session, median_seconds, products
 from benchmarks.profile import Program, training_step
 from cdm_jax import memory, parallel
 from configs.common import SYSTEMS

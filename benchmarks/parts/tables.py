@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.parts.session import Row
+from benchmarks.parts.rows import Row
 
 TOLD = {
     "device": "What it ran on.",

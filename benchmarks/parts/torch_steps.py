@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from benchmarks.parts.session import GROUPS, survive
+from benchmarks.parts.rows import GROUPS, survive
 from benchmarks.parts.torch_cunet import CUNet
 
 CUDA = torch.cuda.is_available()
@@ -55,29 +56,67 @@ def _step(
     """A training step on one batch of noise."""
     options, batch, size = dict(given["networks"][network]), given["batch"], given["size"]
     expected = options.pop("parameters")
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    model: Any = CUNet(**options).to(DEVICE, memory_format=layout)
-    found = sum(parameter.numel() for parameter in model.parameters())
-    if found != expected:
-        raise ValueError(f"{network} has {found} parameters in PyTorch, and {expected} in JAX")
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, weight_decay=1e-5, fused=CUDA)
+    model = CUNet(**options)
+    check_parameters(network, model, expected)
     sources, targets = (
-        torch.randn(batch, options[name], size, size, device=DEVICE).to(memory_format=layout)
+        torch.randn(batch, options[name], size, size, device=DEVICE)
         for name in ("sources", "targets")
     )
     representation = options["representation"]
     y = torch.randn(batch, representation, device=DEVICE) if representation else None
-    forward = torch.compile(model) if compiled else model
     context = torch.autocast(DEVICE, torch.bfloat16) if autocast else contextlib.nullcontext()
+    return stepping(model, (sources, y), targets, channels_last, compiled, context)
+
+
+def check_parameters(network: str, model: nn.Module, expected: int) -> None:
+    """Refuses a network that is not of our size.
+
+    Raises:
+      ValueError: the numbers of parameters differ.
+    """
+    found = sum(parameter.numel() for parameter in model.parameters())
+    if found != expected:
+        raise ValueError(f"{network} has {found} parameters in PyTorch, and {expected} in JAX")
+
+
+def stepping(
+    model: nn.Module,
+    inputs: tuple[torch.Tensor | None, ...],
+    targets: torch.Tensor,
+    channels_last: bool,
+    compiled: bool,
+    context: contextlib.AbstractContextManager | None = None,
+) -> Callable[[], None]:
+    """A step of Adam on the squared error.
+
+    Args:
+      model: from `inputs` to what should be `targets`.
+      inputs: the same for every step.
+      targets: the same for every step.
+      channels_last: whether images lie in memory channel by channel of a pixel.
+      compiled: whether by `torch.compile`.
+      context: in which the loss is computed, again and again.
+    """
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    held: Any = model
+    held = held.to(DEVICE, memory_format=layout)
+    placed = [_placed(x, layout) for x in (*inputs, targets)]
+    # Adam as the configs have it: the decay is added to the gradient.
+    optimizer = torch.optim.Adam(held.parameters(), lr=1e-4, weight_decay=1e-5, fused=CUDA)
+    forward: Any = torch.compile(held) if compiled else held
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with context:
-            loss = torch.nn.functional.mse_loss(forward(sources, y), targets)
+        with context or contextlib.nullcontext():
+            loss = nn.functional.mse_loss(forward(*placed[:-1]), placed[-1])
         loss.backward()
         optimizer.step()
 
     return step
+
+
+def _placed(x: torch.Tensor | None, layout: torch.memory_format) -> Any:
+    return x.to(memory_format=layout) if x is not None and x.dim() == 4 else x
 
 
 def _median_seconds(step: Callable[[], None], smoke: bool) -> float:

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from benchmarks import profile, traces
-from benchmarks.parts.session import NO_TIME, Row, Session, SkippedError, products, told
+from benchmarks.parts.rows import Row, SkippedError, told
+from benchmarks.parts.session import NO_TIME, Session, products
 
 KEPT = 12  # operations and kernels of each program
 STEPS = 5
