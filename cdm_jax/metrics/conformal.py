@@ -59,9 +59,9 @@ class Predicted:
       above: not negative.
     """
 
-    mean: Float[np.ndarray, "*shape"]
-    below: Float[np.ndarray, "*shape"]
-    above: Float[np.ndarray, "*shape"]
+    mean: Float[np.ndarray, "..."]
+    below: Float[np.ndarray, "..."]
+    above: Float[np.ndarray, "..."]
 
     @property
     def width(self) -> Float[np.ndarray, "*shape"]:
