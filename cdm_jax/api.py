@@ -171,9 +171,6 @@ class TrainedModel:
         size = read_voxel_size(grid.reference)
         native = scale_volumes(grid.volumes, self.sources, subject, size)
         prepared = self._prepare(native, subject)
-        shown = prepared.slices[ranges.positions(prepared)]
-        known = self.system.provenance.ranges
-        unlike = ranges.outside(ranges.statistics(prepared, shown, size), known)
         regions = _regions(segmentation, grid.reference, native)
         return Synthesis(
             subject=subject,
@@ -181,7 +178,7 @@ class TrainedModel:
             reference=grid.reference,
             native=native,
             resampled=grid.resampled,
-            notes=grid.notes + native.notes + ((unlike,) if unlike else ()),
+            notes=grid.notes + native.notes + self._unlike(prepared, size),
         )
 
     def _wanted(self, make: Iterable[str] | None) -> tuple[str, ...]:
@@ -202,6 +199,13 @@ class TrainedModel:
             minimum_brain=data.minimum_brain,
         )
         return prepare_images(native, settings, subject, subject)
+
+    def _unlike(self, prepared: Prepared, size: tuple[float, float, float]) -> tuple[str, ...]:
+        """What of a patient lies outside the ranges of the training patients; voxel size in mm."""
+        shown = prepared.slices[ranges.positions(prepared)]
+        found = ranges.statistics(prepared, shown, size)
+        sentence = ranges.outside(found, self.system.provenance.ranges)
+        return (sentence,) if sentence else ()
 
     def _draw(
         self,

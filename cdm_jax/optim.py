@@ -66,6 +66,8 @@ def apart(optimizer: optax.GradientTransformation, name: str) -> optax.GradientT
     """
 
     def labels(params: PyTree) -> PyTree:
+        """Which of the two optimizers each leaf has."""
+
         def label(path: tuple[Any, ...], _: Any) -> str:
             inside = any(getattr(part, "key", None) == name for part in path)
             return name if inside else OTHERS

@@ -51,7 +51,7 @@ from cdm_jax.scoring import usable_segmentation
 from cdm_jax.writer import console
 from experiments.records import load_results, save_results
 from experiments.study import DOCS, Study, main, write
-from experiments.uncertainty import REGIONS, values
+from experiments.uncertainty import REGIONS, coverage_table, values
 
 NAME = "quantiles"
 STAGES = ("mrm", "mdn", "cunet", "m1")
@@ -269,17 +269,6 @@ def cost_sentence(stage: str, found: Mapping[str, float]) -> str:
     )
 
 
-def coverage_table(patients: pd.DataFrame, row: str, target: str) -> pd.DataFrame:
-    """Texts: a region each, means over patients with 95 % intervals."""
-    lines = []
-    for region in REGIONS:
-        found = {m: summarize(values(patients, row, target, m, region)) for m in METRICS}
-        texts = {metric: with_interval(found[metric], form) for metric, form in METRICS.items()}
-        lines.append(texts | {"patients": str(found["coverage"].n)})
-    table = pd.DataFrame(lines, index=pd.Index(REGIONS.values(), name=f"{target}, {row}"))
-    return table.rename(columns={"mae": "error (MAE)"})
-
-
 def report(content: Mapping[str, Any]) -> str:
     """The whole Markdown text, from the record alone."""
     patients = per_patient(content["records"], CONVENTION)
@@ -298,7 +287,7 @@ def report(content: Mapping[str, Any]) -> str:
         "## What does it cost?",
         *(cost_sentence(stage, found) for stage, found in content["cost"].items()),
         "## All numbers",
-        *(to_markdown(coverage_table(patients, row, t)) for row in rows for t in targets),
+        *(to_markdown(coverage_table(patients, row, t, METRICS)) for row in rows for t in targets),
         f"Means over {len(content['records'])} unseen patients, 95 % bootstrap intervals over "
         "patients in brackets. Units of [0, 1], where a truth's own 99.5th percentile is 1.",
     ]

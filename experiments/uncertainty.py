@@ -233,12 +233,14 @@ def coverage_sentence(patients: pd.DataFrame, row: str, intervals: Intervals) ->
 # How it is shown
 
 
-def coverage_table(patients: pd.DataFrame, row: str, target: str) -> pd.DataFrame:
-    """Texts: a region each, means over patients with 95 % intervals."""
+def coverage_table(
+    patients: pd.DataFrame, row: str, target: str, metrics: Mapping[str, str] = METRICS
+) -> pd.DataFrame:
+    """Texts: a region each, means over patients with 95 % intervals, each metric in its format."""
     lines = []
     for region in REGIONS:
-        found = {m: summarize(values(patients, row, target, m, region)) for m in METRICS}
-        texts = {metric: with_interval(found[metric], form) for metric, form in METRICS.items()}
+        found = {m: summarize(values(patients, row, target, m, region)) for m in metrics}
+        texts = {metric: with_interval(found[metric], form) for metric, form in metrics.items()}
         lines.append(texts | {"patients": str(found["coverage"].n)})
     table = pd.DataFrame(lines, index=pd.Index(REGIONS.values(), name=f"{target}, {row}"))
     return table.rename(columns={"mae": "error (MAE)"})

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from cdm_jax import inference, intervals
+from cdm_jax import inference, intervals, sampling
 from cdm_jax.data.dataset import Dataset, load_dataset
 from cdm_jax.data.subjects import find_subjects
 from cdm_jax.evaluate import evaluate_run
@@ -85,6 +85,18 @@ def save_wide_intervals(stage_folder: pathlib.Path, samples: int) -> intervals.I
     )
     intervals.save_intervals(stage_folder, made)
     return made
+
+
+def drawn_subjects(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The subjects whom samplers draw from now on, as they are drawn."""
+    seen, original = [], sampling.SubjectSampler.draw
+
+    def watched(self, subject, slices, brain):
+        seen.append(subject.subject_id)
+        return original(self, subject, slices, brain)
+
+    monkeypatch.setattr(sampling.SubjectSampler, "draw", watched)
+    return seen
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from cdm_jax.scoring import usable_segmentation
 from cdm_jax.synthesize import synthesize_folder
 from cdm_jax.train import train_stage
 from experiments import quantiles, study
-from tests.helpers import copy_run, oblique_patient, smoke_config
+from tests.helpers import copy_run, drawn_subjects, oblique_patient, smoke_config
 
 QUANTILES = (0.05, 0.95)
 LEVEL = 0.9
@@ -174,14 +174,7 @@ def test_with_a_segmentation_the_regions_decide(run, dataset, intervals, tmp_pat
 
 
 def test_edges_come_from_training_patients_alone(sampler, dataset, monkeypatch):
-    seen = []
-    original = sampling.SubjectSampler.draw
-
-    def watched(self, subject, slices, brain):
-        seen.append(subject.subject_id)
-        return original(self, subject, slices, brain)
-
-    monkeypatch.setattr(sampling.SubjectSampler, "draw", watched)
+    seen = drawn_subjects(monkeypatch)
     edges = calibration.find_edges(sampler, dataset)
     assert edges.keys() == {"t1c", "t2f"}
     assert seen and set(seen) <= {s.subject_id for s in dataset.train}

@@ -1,5 +1,6 @@
 """The loop: exact resuming, one compilation, refusals, what it leaves on disk."""
 
+import collections
 import json
 import logging
 import signal
@@ -16,6 +17,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from cdm_jax import checkpoint, commands, memory, parallel, run, train
 from cdm_jax.data.dataset import load_dataset
 from cdm_jax.errors import UserError
+from cdm_jax.methods.cdm.cunet import CrossConditioned
 from cdm_jax.tasks import Task
 from cdm_jax.writer import Writer
 from configs.common import SYSTEMS
@@ -165,6 +167,24 @@ def test_what_the_check_of_memory_compiles_is_what_training_runs(
         train.train_stage(config, workdir, dataset)
     said = [r.getMessage().lower() for r in caplog.records if "'jit_step'" in r.getMessage()]
     assert [text.partition(" for ")[0] for text in said] == ["persistent compilation cache hit"]
+
+
+def test_a_start_traces_initialization_and_update_once(finished_run, tmp_path, monkeypatch):
+    counted = collections.Counter()
+
+    def count(name):
+        original = getattr(CrossConditioned, name)
+
+        def traced(self, *arguments):
+            counted[name] += 1
+            return original(self, *arguments)
+
+        monkeypatch.setattr(CrossConditioned, name, traced)
+
+    count("init")
+    count("update")
+    helpers.train("m1", copy_run(finished_run, tmp_path / "run"))
+    assert counted == {"init": 1, "update": 1}
 
 
 def test_a_finished_stage_is_left_alone(finished_run, capsys):

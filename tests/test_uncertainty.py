@@ -18,7 +18,7 @@ from cdm_jax.synthesize import synthesize_subjects
 from experiments import uncertainty as study
 from experiments.records import load_results
 from experiments.study import DOCS
-from tests.helpers import STAGES, copy_run, smoke_config
+from tests.helpers import STAGES, copy_run, drawn_subjects, smoke_config
 
 SAMPLES = 2
 LEVEL = 0.9
@@ -100,14 +100,7 @@ def test_what_synthesize_writes_covers_the_validation_patients_as_asked(
 
 
 def test_test_patients_are_never_looked_at(run, dataset, sampler, monkeypatch):
-    seen = []
-    original = sampling.SubjectSampler.draw
-
-    def watched(self, subject, slices, brain):
-        seen.append(subject.subject_id)
-        return original(self, subject, slices, brain)
-
-    monkeypatch.setattr(sampling.SubjectSampler, "draw", watched)
+    seen = drawn_subjects(monkeypatch)
     calibration.calibration_scores(sampler, dataset, {})
     assert sorted(seen) == sorted(s.subject_id for s in dataset.validation)
 
