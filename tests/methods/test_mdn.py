@@ -107,7 +107,7 @@ def _restored(method, model, batch, timestep=300):
         ("streams", "x0"),
         *(
             pytest.param(*variant, marks=pytest.mark.slow)
-            for variant in (("merged", "noise"), ("none", "x0"))
+            for variant in (("merged", "x0"), ("streams", "noise"), ("none", "x0"))
         ),
     ],
 )
@@ -122,7 +122,7 @@ def test_samples_learn_to_explain_their_own_patient(settle, toy, train, same, de
     wrong = explained_variance(*_restored(method, model, batch | {"source": others}))
     assert right > 0.4
     assert right > wrong + 0.01
-    if decouple in ("streams", "merged"):
+    if prediction == "x0":  # so short a training's errors in the noise grow 150 times at the first step
         validate, keys = jax.jit(method.validate), jax.random.split(jax.random.key(2), len(others))
 
         def explained(batch):
