@@ -14,9 +14,10 @@ from cdm_jax.phantom.scan import Body, scan
 from cdm_jax.phantom.templates import Templates, load_templates
 
 # Of what is simulated from given settings, by protocol. 1 had T1 noise of 8.5 % of the mean, chosen
-# without a measurement, and a blurred cortex; random protocols of 2 bent intensities by gammas
-# whose logarithms varied by .3: an image's level varied twice as much as in real patients.
-VERSIONS = {"fixed": 2, "random": 3}
+# without a measurement, and a blurred cortex. Random protocols of 2 bent intensities by gammas
+# whose logarithms varied by .3: an image's level varied twice as much as in real patients. Those of
+# 3 had as many spin echoes after contrast agent as before it, and vessels darker than real ones.
+VERSIONS = {"fixed": 2, "random": 4}
 LAYOUTS = ("brats2023", "upenn_gbm")
 
 

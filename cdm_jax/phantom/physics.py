@@ -70,6 +70,8 @@ class Sequence:
             the readout trains of 3D sequences leave less.
         transfer: Part of the signal of all but fluids that is lost to magnetization transfer, as
             where a turbo spin echo excites many slices (Melki and Mulkern 1992).
+        inflow: Signal of blood over that of blood at rest; in 3D gradient echoes, fresh blood that
+            no pulse has reached yet is brighter.
     """
 
     repetition_ms: float
@@ -77,6 +79,7 @@ class Sequence:
     inversion_ms: float | None = None
     inverted: float = 1.0
     transfer: float = 0.0
+    inflow: float = 1.0
 
 
 def is_fluid(tissue: Tissue) -> bool:

@@ -102,10 +102,12 @@ def draw(rng: np.random.Generator) -> Protocol:
     intensity normalization) is among what they stand for; docs/results/realism.md says what they
     cover.
     """
-    first = _draw_t1(rng)
+    # BraTS has T1 mostly in 2D and T1c mostly in 3D (Menze et al. 2015).
+    enhanced = _draw_prepared(rng) if rng.random() < 0.8 else _draw_spin_echo(rng)
+    native = _draw_spin_echo(rng) if rng.random() < 0.5 else _draw_prepared(rng)
     sequences = {
-        "t1": first,
-        "t1c": first if rng.random() < 0.6 else _draw_t1(rng),
+        "t1": enhanced if rng.random() < 0.5 else native,
+        "t1c": enhanced,
         "t2": Sequence(
             repetition_ms=rng.uniform(3000, 9000),
             echo_ms=rng.uniform(75, 130),
@@ -126,15 +128,19 @@ def draw(rng: np.random.Generator) -> Protocol:
     )
 
 
-def _draw_t1(rng: np.random.Generator) -> Sequence:
-    """A spin echo, or a 3D sequence after an inversion."""
-    if rng.random() < 0.4:
-        return Sequence(repetition_ms=rng.uniform(400, 800), echo_ms=rng.uniform(7, 18))
+def _draw_spin_echo(rng: np.random.Generator) -> Sequence:
+    """A T1-weighted spin echo, scanned slice by slice."""
+    return Sequence(repetition_ms=rng.uniform(400, 800), echo_ms=rng.uniform(7, 18))
+
+
+def _draw_prepared(rng: np.random.Generator) -> Sequence:
+    """A T1-weighted 3D sequence after an inversion."""
     return Sequence(
         repetition_ms=rng.uniform(1500, 2500),
         echo_ms=rng.uniform(2, 5),
         inversion_ms=rng.uniform(650, 1000),
         inverted=rng.uniform(0.85, 1.0),
+        inflow=rng.uniform(1.0, 1.5),
     )
 
 
@@ -152,7 +158,8 @@ def _draw_flair(rng: np.random.Generator) -> Sequence:
 def _draw(rng: np.random.Generator, name: str, sequence: Sequence, left: float) -> Acquisition:
     """What is not perfect about one image, its own bias field times `left`."""
     blur = rng.uniform(0.0, 0.4, 3)
-    if rng.random() < 0.4:  # a 2D scan of thick slices, mostly axial
+    in_3d = name in ("t1", "t1c") and sequence.inversion_ms is not None
+    if rng.random() < (0.15 if in_3d else 0.5):  # thick slices, mostly axial
         blur[rng.choice(3, p=[0.1, 0.1, 0.8])] = 0.42 * rng.uniform(2, 9)
     return Acquisition(
         sequence=sequence,

@@ -110,6 +110,8 @@ def _clean_signal(
         part = physics.signal(sequence, t1, t2, tissue.density)
         if not physics.is_fluid(tissue):
             part = part * (1 - sequence.transfer)
+        if tissue_name == "blood":
+            part = part * sequence.inflow
         if not local:
             part = np.interp(deviation, _TABLE, part)
         if name == "t2f" and tissue_name in _VARYING_FLAIR:
