@@ -45,7 +45,8 @@ class Acquisition:
         blur_mm: Standard deviation of the point spread along x, y and z; a slice of thickness d
             has .42 d.
         ghost: Part of the signal that motion puts half a field of view away, along y.
-        black: Part of the mean signal that is cut off below, as windows do.
+        black: Part of the mean signal that is cut off below, as windows do, or, where negative, that
+            lies below everything, as rescaling leaves it.
         gamma: Power by which later processing bends intensities.
         gain: Scanner units of a signal of 1.
     """
@@ -104,9 +105,9 @@ def draw(rng: np.random.Generator) -> Protocol:
     """
     # BraTS has T1 mostly in 2D and T1c mostly in 3D (Menze et al. 2015).
     enhanced = _draw_prepared(rng) if rng.random() < 0.8 else _draw_spin_echo(rng)
-    native = _draw_spin_echo(rng) if rng.random() < 0.5 else _draw_prepared(rng)
+    native = _draw_spin_echo(rng) if rng.random() < 0.7 else _draw_prepared(rng)
     sequences = {
-        "t1": enhanced if rng.random() < 0.5 else native,
+        "t1": enhanced if rng.random() < 0.4 else native,
         "t1c": enhanced,
         "t2": Sequence(
             repetition_ms=rng.uniform(3000, 9000),
@@ -115,7 +116,7 @@ def draw(rng: np.random.Generator) -> Protocol:
         ),
         "t2f": _draw_flair(rng),
     }
-    left = 0.0 if rng.random() < 0.7 else 1.0  # of the bias, where it has been corrected
+    left = 0.0 if rng.random() < 0.5 else 1.0  # of the bias, where it has been corrected
     return Protocol(
         acquisitions={
             name: _draw(rng, name, sequence, left) for name, sequence in sequences.items()
@@ -130,7 +131,7 @@ def draw(rng: np.random.Generator) -> Protocol:
 
 def _draw_spin_echo(rng: np.random.Generator) -> Sequence:
     """A T1-weighted spin echo, scanned slice by slice."""
-    return Sequence(repetition_ms=rng.uniform(400, 800), echo_ms=rng.uniform(7, 18))
+    return Sequence(repetition_ms=rng.uniform(400, 1000), echo_ms=rng.uniform(7, 18))
 
 
 def _draw_prepared(rng: np.random.Generator) -> Sequence:
@@ -167,7 +168,7 @@ def _draw(rng: np.random.Generator, name: str, sequence: Sequence, left: float) 
         bias=left * rng.uniform(0.02, 0.26),
         blur_mm=(float(blur[0]), float(blur[1]), float(blur[2])),
         ghost=max(0.0, rng.uniform(-0.03, 0.03)),
-        black=max(0.0, rng.uniform(-0.9, 0.35)),
+        black=rng.uniform(-0.2, 0.35) if rng.random() < 0.5 else 0.0,
         gamma=float(np.exp(0.2 * rng.standard_normal())),
         gain=_SCANNER_UNITS * float(np.exp(0.5 * rng.standard_normal())),
     )
