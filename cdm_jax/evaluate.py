@@ -34,7 +34,7 @@ from cdm_jax.report.render import TextTable
 from cdm_jax.report.rows import CEILING, NON_LEARNED
 from cdm_jax.report.tables import FURTHER, results_table
 from cdm_jax.rows import asked_rows, images_of, num_samples, system_of
-from cdm_jax.writer import console, say
+from cdm_jax.writer import console, say, say_once
 
 _Future: TypeAlias = "Future[tuple[scoring.Scores, str]]"
 
@@ -166,7 +166,7 @@ class _Scoring:
         with collected(self._failures, pending.subject.subject_id):
             found = [future.result() for future in futures]
         for remark in dict.fromkeys(remark for _, remark in found if remark):
-            say(remark)
+            say_once(remark)
         if found:
             rows = pending.record["rows"] | {r: s for scores, _ in found for r, s in scores.items()}
             write_record(pending.path, {**pending.record, "rows": rows})

@@ -25,7 +25,7 @@ from cdm_jax.files import read_json
 from cdm_jax.metrics.conventions import CONVENTIONS, fingerprint, get_convention
 from cdm_jax.records import Record, read_record, write_record
 from cdm_jax.scoring import native_case, usable_segmentation
-from cdm_jax.writer import console, say
+from cdm_jax.writer import console, say, say_once
 
 MODALITIES = tuple(
     dict.fromkeys(n for names in LAYOUTS.values() for n in names if n != SEGMENTATION)
@@ -136,7 +136,7 @@ def _record(predicted: Subject, real: Subject) -> Record:
     native = read_native(real, inputs, [*inputs, *(t for t in targets if t not in inputs)])
     segmentation, remark = usable_segmentation(real, native.brain)
     if remark:
-        say(remark)
+        say_once(remark)
     scores: dict[str, Any] = {name: {} for name in CONVENTIONS}
     scales = {}
     for target in targets:

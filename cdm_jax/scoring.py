@@ -29,6 +29,11 @@ Images = Mapping[str, Float[np.ndarray, "slice h w t"]]
 Scores = dict[str, dict[str, dict[str, Any]]]
 """Row -> convention -> target -> metrics."""
 
+# BraTS numbers its pediatric tumors and those after treatment in other ways.
+LABEL_4 = (
+    "label 4 of the segmentations is read as enhancing tumor, as in BraTS until 2021: where it "
+    "means something else (edema of BraTS-PEDs, a cavity after treatment), relabel them"
+)
 ROWS_A_JOB = 4  # at least: a job reads the subject's own files, which takes as long as one image
 
 
@@ -136,11 +141,15 @@ def native_case(
 def usable_segmentation(
     files: Subject, brain: Bool[np.ndarray, "z y x"]
 ) -> tuple[Int[np.ndarray, "z y x"] | None, str]:
-    """The subject's labels; or None and why: none, of unknown meaning, or on another grid."""
+    """The subject's labels; or None where they are none, of unknown meaning or on another grid.
+
+    With them, what is to be told of them: why they are not usable, or what they were taken for.
+    """
     if files.segmentation is None:
         return None, ""
     try:
-        return check_segmentation(files, brain), ""
+        labels = check_segmentation(files, brain)
+        return labels, LABEL_4 if (labels == 4).any() else ""
     except UserError as error:
         return None, f"{files.subject_id}: no tumor regions are scored: {error}"
 

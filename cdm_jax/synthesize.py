@@ -1,6 +1,7 @@
 """Patients' folders in, missing modalities out: NIfTI on the input's grid, with provenance."""
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from cdm_jax.data.formats import check_file
 from cdm_jax.data.grids import oriented_like
 from cdm_jax.data.intensity import measure
 from cdm_jax.data.nifti import read_volume, volume_of, write_like
-from cdm_jax.data.subjects import Subject, find_with_faults
+from cdm_jax.data.subjects import LackingError, NoSubjectError, Subject, find_with_faults
 from cdm_jax.errors import UserError, about, collected, report_failures
 from cdm_jax.files import read_json, write_json
 from cdm_jax.intervals import sidecar
@@ -38,6 +39,11 @@ SCALE_RULE = (
     "The scale of a modality that was never acquired is unknown. Values are the network's [0, 1] "
     "times `reference_scale`, the median over the training subjects of the modality's 99.5th "
     "percentile in the brain."
+)
+
+_TAKES_ANY = (
+    "the model that ships takes any of T1, T1c, T2 and T2-FLAIR (leave out --workdir), and so does "
+    "one of configs/<data set>.py:any"
 )
 
 
@@ -80,16 +86,31 @@ def synthesize_folder(
     _check_asked(model, make, replace)
     if not source.is_dir():
         raise UserError(f"--input={source} is not a folder: give a patient's, or one of many")
-    subjects, faults = find_with_faults(
+    subjects, faults = _find(model, source)
+    asked = tuple(make) or model.targets
+    job = _Job(model, output, samples, asked, replace, resample_to, bids)
+    return job.run(subjects, faults)
+
+
+def _find(
+    model: api.TrainedModel, source: pathlib.Path
+) -> tuple[list[Subject], dict[str, UserError]]:
+    """The subjects below a folder, and those that cannot be used, with what is wrong."""
+    find = functools.partial(
+        find_with_faults,
         source,
         modalities=model.sources,
         optional=model.targets,
         patterns=model.system.provenance.config.data.patterns.to_dict() or None,
-        require_all=not model.any_to_any,
     )
-    asked = tuple(make) or model.targets
-    job = _Job(model, output, samples, asked, replace, resample_to, bids)
-    return job.run(subjects, faults)
+    try:
+        subjects, faults = find(require_all=not model.any_to_any)
+    except NoSubjectError as error:
+        find(require_all=False)  # goes on where somebody is there who lacks a source
+        raise UserError(f"{error}; {_TAKES_ANY}") from error
+    if any(isinstance(fault, LackingError) for fault in faults.values()):
+        say(_TAKES_ANY)
+    return subjects, faults
 
 
 def _check_asked(model: api.TrainedModel, make: Sequence[str], replace: bool) -> None:

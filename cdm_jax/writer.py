@@ -1,5 +1,6 @@
 """What a run leaves to look at: a progress bar, JSON lines, TensorBoard, pictures, a profile."""
 
+import functools
 import json
 import pathlib
 import signal
@@ -26,6 +27,12 @@ console = Console(width=None if sys.stdout.isatty() else 120)
 def say(text: str) -> None:
     """Prints one line as it is: paths may have brackets, and are not broken."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """Prints a line that this process has not printed yet."""
+    say(text)
 
 
 class Writer:

@@ -11,7 +11,7 @@ SMALL = {
     "small": {"mrm": (400, 16), "mdn": (500, 32), IMAGES: (1300, 8)},
     "study": {"mrm": (400, 16), "mdn": (500, 32), IMAGES: (1000, 8)},
     "demo": {"mrm": (400, 8), "mdn": (500, 16), IMAGES: (1400, 2)},
-    "shipped": {"mrm": (400, 8), "mdn": (400, 16), IMAGES: (6000, 2)},
+    "shipped": {"mrm": (400, 8), "mdn": (400, 16), IMAGES: (10000, 2)},
     "finetune": {"mrm": (100, 16), "mdn": (100, 32), IMAGES: (500, 8)},
     "real": {"mrm": (200, 16), "mdn": (150, 32), IMAGES: (400, 8)},
 }

@@ -22,6 +22,7 @@ from cdm_jax.errors import UserError
 from cdm_jax.files import is_full
 from cdm_jax.score import score_folders
 from cdm_jax.scoring import usable_segmentation
+from cdm_jax.writer import say_once
 from tests.odd_inputs import AFFINE, IDS, NAMES, head, patient, save
 
 
@@ -58,6 +59,15 @@ class TestScore:
                 save(path, low + (high - low) * values / values.max())
         for record in score_folders(*folders):
             assert record["rows"]["prediction"]["volume"]["t1c"]["mae"] == pytest.approx(0)
+
+    def test_what_label_4_is_taken_for_is_told_once(self, folders, capsys):
+        say_once.cache_clear()
+        for subject in IDS[:2]:
+            labels = np.where(head("t1") > 800, 4, np.where(head("t1") > 600, 2, 0))
+            patient(folders[1], subject, ("segmentation",), segmentation=labels.astype(np.uint8))
+        records = score_folders(*folders)
+        assert "enhancing_tumor" in records[0]["rows"]["prediction"]["volume"]["t1c"]["regions"]
+        assert capsys.readouterr().out.count("label 4 of the segmentations is read as enh") == 1
 
     def test_labels_of_another_shape_or_place_are_left_out_and_said(self, tmp_path):
         labels = np.where(head("t1") > 800, 3, np.where(head("t1") > 600, 2, 0)).astype(np.uint8)
@@ -98,6 +108,18 @@ class TestSynthesize:
         assert f"{IDS[1]}: t2: {bad} cannot be read" in said
         assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [IDS[0], IDS[2]]
         assert not list(tmp_path.rglob("*.partial"))
+
+    def test_a_patient_who_lacks_a_source_is_told_of_a_model_that_would_do(self, call, tmp_path):
+        patient(tmp_path / "in", modalities=("t1",))
+        status, _, error = call(tmp_path / "in")
+        assert status == 1 and f"{IDS[0]} has no t2" in error
+        assert error.rstrip().endswith("and so does one of configs/<data set>.py:any")
+        patient(tmp_path / "in", IDS[1])
+        status, said, error = call(tmp_path / "in")
+        assert status == 1 and f"1 of 2 subjects failed ({IDS[0]})" in error
+        assert said.count("the model that ships takes any of T1") == 1
+        (tmp_path / "nobody").mkdir()
+        assert "the model that ships" not in call(tmp_path / "nobody")[2]
 
     def test_what_is_found_stands_in_the_sidecar(self, call, tmp_path):
         patient(tmp_path / "in", t1=head("t2"), t2=head("t1"))

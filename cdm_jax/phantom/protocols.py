@@ -45,8 +45,8 @@ class Acquisition:
         blur_mm: Standard deviation of the point spread along x, y and z; a slice of thickness d
             has .42 d.
         ghost: Part of the signal that motion puts half a field of view away, along y.
-        black: Part of the mean signal that is cut off below, as windows do, or, where negative, that
-            lies below everything, as rescaling leaves it.
+        black: Part of the mean signal that is cut off below, as windows do; where negative, that is
+            added to everything, as rescaling may.
         gamma: Power by which later processing bends intensities.
         gain: Scanner units of a signal of 1.
     """

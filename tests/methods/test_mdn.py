@@ -122,7 +122,7 @@ def test_samples_learn_to_explain_their_own_patient(settle, toy, train, same, de
     wrong = explained_variance(*_restored(method, model, batch | {"source": others}))
     assert right > 0.4
     assert right > wrong + 0.01
-    if prediction == "x0":  # so short a training's errors in the noise grow 150 times at the first step
+    if prediction == "x0":  # errors in the noise grow 150 times in the first step of a sample
         validate, keys = jax.jit(method.validate), jax.random.split(jax.random.key(2), len(others))
 
         def explained(batch):
