@@ -30,7 +30,8 @@ from ml_collections import ConfigDict
 
 from configs import baselines, cdm, lengths
 
-PARTS = ("mrm", "mdn", "mdn_joint", "cunet", "resvit_cnn", "rdm", "segmenter")  # stages that are not systems
+# Stages that are not systems.
+PARTS = ("mrm", "mdn", "mdn_joint", "cunet", "resvit_cnn", "rdm", "segmenter")
 SYSTEMS = {
     "cdm": ("mrm", "mdn", "cunet", "m1"),
     "any": ("mrm", "mdn", "cunet", "m1"),

@@ -51,7 +51,8 @@ def depth_to_frame(
     A pixel is in a region where half of it is, if it is in the regions around that one too.
     """
     inside = np.rint(depth * len(REGIONS))
-    framed = [to_frame(inside > level, size) >= 0.5 for level in range(len(REGIONS))]
+    masks = [(inside > level).astype(np.float32) for level in range(len(REGIONS))]
+    framed = [to_frame(mask, size) >= 0.5 for mask in masks]
     return _depth(np.cumprod(framed, axis=0))
 
 

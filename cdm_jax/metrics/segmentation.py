@@ -3,8 +3,7 @@
 The program of BraTS 2023 (github.com/rachitsaluja/BraTS-2023-Metrics, its "Legacy" columns, which
 score a region as a whole and not lesion by lesion) takes distances from DeepMind's
 `surface-distance`: surfaces run between voxels, and each of their elements counts by its area. This
-restates it. Other programs (MedPy, MONAI) take the outermost voxels as the surface, all alike, and
-join both directions before the percentile is taken; their HD95 differs by up to a voxel or so.
+restates it. MedPy and MONAI take the outermost voxels as the surface, all alike, and give others.
 """
 
 import math
@@ -21,11 +20,11 @@ PERCENT = 95
 # it was 373.13, the diagonal of the frame of 240 x 240 x 155 mm.
 MISSED_MM = 374.0
 
-# Area, in faces of a voxel, of the surface that marching cubes lay through eight voxels (2 x 2 x 2).
-# It follows from those that are fewer, the ones inside or the ones outside: their number, how many
+# Area, in faces of a voxel, of the surface that marching cubes lay through eight voxels (2x2x2). It
+# follows from those that are fewer, the ones inside or the ones outside: their number, how many
 # pairs of them share a face, and with how many one of them shares one at most.
 _CORNER, _WEDGE, _HALF = math.sqrt(3) / 8, math.sqrt(2) / 2, 0.5
-_AREAS = {
+_AREAS: dict[tuple[int, ...], float] = {
     (0, 0, 0): 0.0,
     (1, 0, 0): _CORNER,
     (2, 0, 0): 2 * _CORNER,
