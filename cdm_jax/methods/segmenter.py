@@ -149,18 +149,16 @@ def nested(logits: Regions) -> Regions:
 
 
 def segmentation_loss(logits: Regions, truth: Regions) -> Float[Array, ""]:
-    """Cross entropy of all pixels, and 1 - soft Dice of each region in the slices that show it.
+    """Cross entropy of all pixels, and for each region 1 - soft Dice over the whole batch.
 
-    A slice without a region has no Dice to gain; the cross entropy alone keeps it empty.
+    Over the batch and not slice by slice, so that what is found in slices without a tumor counts
+    (nnU-Net's `batch_dice`). One pixel is added to all counts, for batches that have none.
     """
     entropy = optax.sigmoid_binary_cross_entropy(logits, truth).mean()
     probability = jax.nn.sigmoid(logits)
-    true = truth.sum(axis=(1, 2))
-    common = (probability * truth).sum(axis=(1, 2))
-    dice = 2 * common / jnp.maximum(probability.sum(axis=(1, 2)) + true, 1)
-    shown = (true > 0).astype(jnp.float32)
-    number = parallel.mean(shown.sum())  # of the global batch, so that each slice counts alike
-    return entropy + ((1 - dice) * shown).sum() / jnp.maximum(number, 1)
+    counts = (probability * truth, probability + truth)
+    common, both = parallel.mean([count.sum(axis=(0, 1, 2)) for count in counts])
+    return entropy + (1 - (2 * common + 1) / (both + 1)).mean()
 
 
 def create(config: Any) -> Segmenter:

@@ -57,11 +57,11 @@ def test_no_region_is_more_probable_than_the_one_around_it():
 
 
 def test_the_loss_of_known_probabilities():
-    """Half sure everywhere: log 2, and 1 - Dice of the one region that a slice shows."""
+    """Half sure everywhere: log 2, and 1 - Dice of one region that is there and two that are not."""
     truth = jnp.zeros((2, 4, 4, 3)).at[0, :2, :2, 0].set(1)
     loss = segmentation_loss(jnp.zeros_like(truth), truth)
-    dice = 2 * (0.5 * 4) / (0.5 * 16 + 4)
-    assert float(loss) == pytest.approx(np.log(2) + 1 - dice, abs=1e-6)
+    dice = [(2 * 0.5 * 4 + 1) / (0.5 * 32 + 4 + 1), 1 / (0.5 * 32 + 1), 1 / (0.5 * 32 + 1)]
+    assert float(loss) == pytest.approx(np.log(2) + 1 - np.mean(dice), abs=1e-6)
     sure = 30 * (2 * truth - 1)
     assert float(segmentation_loss(sure, truth)) == pytest.approx(0, abs=1e-5)
 
