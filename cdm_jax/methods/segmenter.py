@@ -157,7 +157,8 @@ def segmentation_loss(logits: Regions, truth: Regions) -> Float[Array, ""]:
     entropy = optax.sigmoid_binary_cross_entropy(logits, truth).mean()
     probability = jax.nn.sigmoid(logits)
     counts = (probability * truth, probability + truth)
-    common, both = parallel.mean([count.sum(axis=(0, 1, 2)) for count in counts])
+    sums = parallel.mean([count.sum(axis=(0, 1, 2)) for count in counts])
+    common, both = (parallel.num_parts() * own for own in sums)  # of the global batch
     return entropy + (1 - (2 * common + 1) / (both + 1)).mean()
 
 

@@ -57,7 +57,7 @@ def test_no_region_is_more_probable_than_the_one_around_it():
 
 
 def test_the_loss_of_known_probabilities():
-    """Half sure everywhere: log 2, and 1 - Dice of one region that is there and two that are not."""
+    """Half sure everywhere: log 2, and 1 - Dice of a region that is there and two that are not."""
     truth = jnp.zeros((2, 4, 4, 3)).at[0, :2, :2, 0].set(1)
     loss = segmentation_loss(jnp.zeros_like(truth), truth)
     dice = [(2 * 0.5 * 4 + 1) / (0.5 * 32 + 4 + 1), 1 / (0.5 * 32 + 1), 1 / (0.5 * 32 + 1)]
