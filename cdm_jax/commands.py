@@ -11,6 +11,7 @@ from cdm_jax.api import find_system
 from cdm_jax.calibration import calibrate_stage
 from cdm_jax.cards import write_card
 from cdm_jax.data import dataset as data
+from cdm_jax.data.layouts import SEGMENTATION
 from cdm_jax.doctor import diagnose, show, write_findings, write_page
 from cdm_jax.errors import UserError
 from cdm_jax.evaluate import evaluate_run
@@ -164,7 +165,7 @@ def doctor(
     settings: dict[str, Any] = {}
     if config is not None:
         names = dict.fromkeys((*config.data.sources, *config.data.targets))
-        settings["modalities"] = tuple(names)
+        settings["modalities"] = tuple(name for name in names if name != SEGMENTATION)
         settings["patterns"] = config.data.patterns.to_dict() or None
         settings["num_workers"] = config.data.num_workers
     found = diagnose(input, against=against, **settings)

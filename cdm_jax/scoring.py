@@ -13,10 +13,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from cdm_jax.data.cache import PreparedSubject
-from cdm_jax.data.formats import check_file
-from cdm_jax.data.grids import oriented_like
+from cdm_jax.data.labels import read_segmentation
 from cdm_jax.data.native import NativeImages, read_native
-from cdm_jax.data.nifti import read_labels, read_voxel_size
+from cdm_jax.data.nifti import read_voxel_size
 from cdm_jax.data.prepare import FULL_SCALE, to_native
 from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import UserError
@@ -162,10 +161,6 @@ def check_segmentation(
     Raises:
         UserError: They cannot be read, lie on another grid or are of unknown meaning.
     """
-    if files.segmentation is None:
-        raise UserError(f"{files.subject_id} has no segmentation: add its file")
-    check_file(files.segmentation)
-    image = oriented_like(files.segmentation, next(iter(files.images.values())))
-    labels = read_labels(files.segmentation, image)
+    labels = read_segmentation(files)
     region_masks(labels, brain)
     return labels

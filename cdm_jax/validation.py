@@ -21,7 +21,7 @@ from cdm_jax.run import Run
 from cdm_jax.tasks import PATTERNS, task_of
 
 STEP_PASSES = 3  # of a network in a training step: forward, and twice as much backward
-RISING = ("psnr", "explained")  # how metrics begin of which more is better
+RISING = ("psnr", "explained", "dice")  # how metrics begin of which more is better
 
 Numbers = dict[str, Float[np.ndarray, "..."]]
 

@@ -8,6 +8,9 @@ from configs.lengths import optimizer, training
 ALL = ("t1", "t1c", "t2", "t2f")
 ANY = {"sources": ALL, "targets": ALL, "favored": ("t1", "t2"), "favored_share": 0.25}
 
+# What the segmenter learns from and to.
+LABELED = {"sources": ALL, "targets": ("segmentation",)}
+
 # What the paper's patients have, all but one modality, and T1 alone.
 PATTERNS = ("t1+t2", "t1+t1c+t2", "t1+t1c+t2f", "t1+t2+t2f", "t1c+t2+t2f", "t1")
 
@@ -78,4 +81,19 @@ def cunet(**changes) -> ConfigDict:
             "optimizer": optimizer(),
         }
         | changes
+    )
+
+
+def segmenter() -> ConfigDict:
+    """The judge of syntheses, not in the paper: M1's network, to the regions of a tumor."""
+    return ConfigDict(
+        {
+            "method": "segmenter",
+            "features": (32, 32, 64, 128, 256, 32),
+            "groups": 8,
+            "modality_dropout": 0.3,
+            "average_decay": 0.999,
+            "train": training(best_by="dice"),
+            "optimizer": optimizer(learning_rate=1e-3, schedule="cosine"),
+        }
     )

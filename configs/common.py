@@ -8,6 +8,7 @@ Stages of CDM:
   mdn        the diffusion over representations
   cunet      the synthesis conditioned on them
   mdn_joint  M2's diffusion: no decoupling, as many parameters (Table III)
+  segmenter  the judge of syntheses: all modalities to a tumor's regions (not in the paper)
 
 Systems, each trained with all its stages in order and then evaluated:
   cdm        mrm, mdn, cunet, and m1 to compare with
@@ -29,7 +30,8 @@ from ml_collections import ConfigDict
 
 from configs import baselines, cdm, lengths
 
-PARTS = ("mrm", "mdn", "mdn_joint", "cunet", "resvit_cnn", "rdm")  # stages that are not systems
+# Stages that are not systems.
+PARTS = ("mrm", "mdn", "mdn_joint", "cunet", "resvit_cnn", "rdm", "segmenter")
 SYSTEMS = {
     "cdm": ("mrm", "mdn", "cunet", "m1"),
     "any": ("mrm", "mdn", "cunet", "m1"),
@@ -131,6 +133,7 @@ def base(stage: str) -> ConfigDict:
             "m1": cdm.cunet(condition="none"),
             "m1_1x1": cdm.cunet(condition="keep_1x1"),
             "m2": cdm.cunet(mdn_stage="mdn_joint"),
+            "segmenter": cdm.segmenter(),
             **{name: section() for name, section in baselines.SECTIONS.items()},
             "sampler": {
                 "num_steps": 30,  # N of DDIM
@@ -181,6 +184,8 @@ def shrink(config: ConfigDict, length: str = "small") -> ConfigDict:
         config[name].update({"features": (32, 32, 64, 128, 32), "average_decay": 0.99})
         _lengthen(config[name], lengths.small(length, name), 4e-3)
     _lengthen(config.mrm, lengths.small(length, "mrm"), 1e-3)
+    config.segmenter.update({"features": (16, 16, 32, 64, 16), "average_decay": 0.99})
+    _lengthen(config.segmenter, lengths.small(length, "segmenter"), 4e-3)
     for name in baselines.SECTIONS:
         section = config[name]
         section.update(baselines.SMALL.get(name, {}))
@@ -239,11 +244,11 @@ def smoke(config: ConfigDict) -> ConfigDict:
         config[name].encoder.update({"features": (8, 8), "width": 16})
     config.sampler.num_steps = 4
     config.evaluate.num_samples = 2
-    for name in CUNETS:
+    for name in (*CUNETS, "segmenter"):
         config[name].update({"features": (8, 8, 16, 8)})
     for name, changes in baselines.SMOKE.items():
         config[name].update(changes)
-    for name in SYSTEMS["all"]:
+    for name in (*SYSTEMS["all"], "segmenter"):
         changes = {"num_steps": 4, "batch_size_per_device": 4, "log_every": 2}
         config[name].train.update(changes | {"validate_every": 2, "checkpoint_every": 2})
     return config
@@ -262,6 +267,8 @@ def finish(config: ConfigDict, values: Values) -> ConfigDict:
     if values.get("any") or values.get("finetune") or config.stage == "any":
         config.data.update(cdm.ANY)
         config.evaluate.patterns = cdm.PATTERNS
+    if config.stage == "segmenter":
+        config.data.update(cdm.LABELED)
     config.data.size = values.get("size", config.data.size)
     config.seed = values.get("seed", config.seed)
     return config

@@ -24,7 +24,7 @@ from cdm_jax.phantom import PhantomSettings
 from configs import baselines, brats, phantom
 from configs.common import SYSTEMS
 
-STAGES = SYSTEMS["all"]
+STAGES = (*SYSTEMS["all"], "segmenter")
 PARTS = {"train": "training", "optimizer": "optimizer"}  # of every stage, and who makes them
 SHARED = "The defaults of `cunet`; what other stages have instead stands in their own tables."
 HEAD = "| value | default | small | meaning |\n| --- | --- | --- | --- |"
@@ -80,7 +80,9 @@ def _makers(stage: str) -> str:
     """The functions of `configs/` that make a stage's section, as a pattern."""
     if stage in baselines.SECTIONS:
         return f"{stage}|_resvit|_unet"
-    return "mdn" if stage.startswith("mdn") else "mrm" if stage == "mrm" else "cunet"
+    if stage in ("mrm", "segmenter"):
+        return stage
+    return "mdn" if stage.startswith("mdn") else "cunet"
 
 
 def _table(

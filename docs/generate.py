@@ -33,7 +33,8 @@ def write_pages(docs: pathlib.Path) -> None:
     _write(docs / "generated/command_line.md", help_pages())
     _write(docs / "generated/configs.md", config_reference.page())
     _write(docs / "generated/findings.md", findings())
-    _write(docs / "generated/table2.md", second_cohort(docs))
+    _write(docs / "generated/table2.md", result(docs, "phantom_upenn/table2.md"))
+    _write(docs / "generated/segmenter.md", result(docs, "phantom/segmenter.md"))
     for room, text in api_pages().items():
         _write(docs / f"reference/api/{room}.md", text)
 
@@ -45,10 +46,10 @@ def findings() -> str:
     return "\n".join(lines) + "\n"
 
 
-def second_cohort(docs: pathlib.Path) -> str:
-    """Table II of the second simulated cohort, where its record is committed."""
-    table = docs / "results/phantom_upenn/table2.md"
-    return table.read_text() if table.exists() else "The record of this cohort is not there yet.\n"
+def result(docs: pathlib.Path, name: str) -> str:
+    """What is drawn from a record, where that is committed."""
+    page = docs / "results" / name
+    return page.read_text() if page.exists() else "Its record is not there yet.\n"
 
 
 def _write(path: pathlib.Path, text: str) -> None:

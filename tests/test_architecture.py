@@ -14,7 +14,7 @@ ALLOWED = {
     "errors": set(),
     "workers": {"errors"},
     "phantom": {"errors", "workers"},
-    "data": {"errors", "files", "phantom", "workers"},
+    "data": {"errors", "files", "metrics", "phantom", "workers"},
     "metrics": {"errors"},
     "parallel": {"errors"},
     "draws": {"errors", "parallel"},

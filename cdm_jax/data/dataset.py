@@ -114,7 +114,7 @@ def load_dataset(config: Any, workdir: pathlib.Path) -> Dataset:
     root = make_phantom(config, workdir) if "phantom" in config else data_root(config, workdir)
     subjects = find_subjects(
         root,
-        modalities=settings.sources + settings.targets,
+        modalities=settings.images,
         patterns=data.patterns.to_dict() or None,
         require_all=not any_to_any,
     )
@@ -160,8 +160,7 @@ def _simulated(
         return []
     root = workdir / "simulated"
     write_cohort(root, random_protocols(settings.size, number), num_workers(config))
-    names = settings.sources + settings.targets
-    subjects = find_subjects(root, modalities=names, require_all=True)
+    subjects = find_subjects(root, modalities=settings.images, require_all=True)
     return prepare(subjects, settings, cache, num_workers=num_workers(config))
 
 

@@ -1,13 +1,15 @@
 """A subject prepared: its slices at the model's size by the intensity rule, in memory."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt16
 
 from cdm_jax.data.intensity import Intensity
+from cdm_jax.data.labels import depth_to_frame, read_segmentation, tumor_depth
+from cdm_jax.data.layouts import SEGMENTATION
 from cdm_jax.data.native import NativeImages, read_native
 from cdm_jax.data.resample import from_frame, to_frame
 from cdm_jax.data.subjects import Subject
@@ -23,7 +25,7 @@ class PrepareSettings:
     Attributes:
         sources: the input modalities.
         targets: the modalities to synthesize; none where any of the sources may be missing, and be
-            what is to be synthesized.
+            what is to be synthesized; or "segmentation", which is stored as `labels` say.
         size: rows and columns of a slice in the model's frame.
         minimum_brain: a slice is trained on if brain covers at least this part of its square.
     """
@@ -41,6 +43,11 @@ class PrepareSettings:
                 "needed, and no modality may be named twice"
             )
 
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The modalities among sources and targets, without a segmentation."""
+        return tuple(name for name in self.sources + self.targets if name != SEGMENTATION)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
@@ -55,7 +62,7 @@ class Description:
         native_shape: the volume's (z, y, x) before slices were left out and resized.
         slice_indices: the z index of each stored slice: every slice with any brain in the sources.
         training: the positions, among the stored slices, of those to train on.
-        intensities: each stored modality's way to [0, 1] and back.
+        intensities: each stored modality's way to [0, 1] and back; a segmentation has none.
     """
 
     subject_id: str
@@ -79,10 +86,15 @@ def prepare_subject(subject: Subject, settings: PrepareSettings) -> Prepared:
     """Reads and prepares one subject, in memory; targets are left out if it lacks any of them.
 
     Raises:
-        UserError: a source is missing, a file is unreadable, or the files' grids differ.
+        UserError: a source is missing, a file is unreadable, the files' grids differ, or a
+            segmentation to store has other labels than BraTS.
     """
-    files = tuple(files_of(subject, settings))
-    native = read_native(subject, [name for name in settings.sources if name in files], files)
+    files = files_of(subject, settings)
+    images = [name for name in settings.images if name in files]
+    native = read_native(subject, [name for name in settings.sources if name in files], images)
+    if SEGMENTATION in files:
+        depth = tumor_depth(read_segmentation(subject))
+        native = replace(native, images={**native.images, SEGMENTATION: depth})
     return prepare_images(native, settings, subject.subject_id, subject.patient_id)
 
 
@@ -98,7 +110,8 @@ def prepare_images(
     slices = np.zeros((len(kept), settings.size, settings.size, len(names)), np.uint16)
     for channel, name in enumerate(names):
         if name in native.images:
-            slices[..., channel] = quantize(to_frame(native.images[name][kept], settings.size))
+            frame = depth_to_frame if name == SEGMENTATION else to_frame
+            slices[..., channel] = quantize(frame(native.images[name][kept], settings.size))
     return Prepared(
         subject_id=subject_id,
         patient_id=patient_id,
@@ -149,13 +162,16 @@ def median_scales(prepared: Sequence[Description]) -> dict[str, float]:
 
 def files_of(subject: Subject, settings: PrepareSettings) -> dict[str, Path]:
     """Returns the files to prepare by modality: the sources', then the targets' if all exist."""
-    found = [name for name in settings.sources if name in subject.images]
+    files = dict(subject.images)
+    if subject.segmentation is not None:
+        files[SEGMENTATION] = subject.segmentation
+    found = [name for name in settings.sources if name in files]
     missing = [name for name in settings.sources if name not in found]
     if missing and (settings.targets or not found):
         raise UserError(
             f"{subject.subject_id} has no {', '.join(missing)}, only "
             f"{', '.join(sorted(subject.images))}: add the files or leave the subject out"
         )
-    if all(name in subject.images for name in settings.targets):
+    if all(name in files for name in settings.targets):
         found += settings.targets
-    return {name: subject.images[name] for name in found}
+    return {name: files[name] for name in found}

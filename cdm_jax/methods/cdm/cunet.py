@@ -280,18 +280,13 @@ def pinball_loss(
     return costs.sum() / jnp.maximum(total, 1e-6)
 
 
-def create(config: Any) -> CrossConditioned:
-    """The stage described by `config[config.stage]`: a C-UNet or one of its ablations.
+def check_unet(config: Any) -> None:
+    """Refuses a size that cannot be halved often enough, or groups that do not divide the features.
 
     Raises:
-      UserError: an option that does not exist or is gone, a size that cannot be halved often
-        enough, or groups that do not divide the features.
+      UserError: as said.
     """
     section = config[config.stage]
-    for name, allowed in OPTIONS.items():
-        check_choice(config.stage, section, name, allowed)
-    check_removed(config.stage, section, condition_decoder=False)
-    check_quantiles(config.stage, section)
     halvings = len(section.features) - 2
     if halvings < 1:
         raise UserError(
@@ -308,6 +303,21 @@ def create(config: Any) -> CrossConditioned:
             f"{config.stage}.groups {section.groups} do not divide all of {config.stage}.features "
             f"{tuple(section.features)}: use a common divisor of them"
         )
+
+
+def create(config: Any) -> CrossConditioned:
+    """The stage described by `config[config.stage]`: a C-UNet or one of its ablations.
+
+    Raises:
+      UserError: an option that does not exist or is gone, a size that cannot be halved often
+        enough, or groups that do not divide the features.
+    """
+    section = config[config.stage]
+    for name, allowed in OPTIONS.items():
+        check_choice(config.stage, section, name, allowed)
+    check_removed(config.stage, section, condition_decoder=False)
+    check_quantiles(config.stage, section)
+    check_unet(config)
     network = build(CUNet, section, num_targets=len(config.data.targets))
     optimizer = make_optimizer(section.optimizer, section.train.num_steps)
     return build(

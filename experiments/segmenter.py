@@ -1,0 +1,266 @@
+"""A segmenter as the judge: what is a synthetic image worth to a program that looks for a tumor?
+
+  python -m experiments.segmenter --small [--root=<real patients>]
+
+Trains CDM, M1 and a segmenter on the same phantom patients; the segmenter with modalities left out
+at random, so that it needs no synthesis. Unseen patients, and those real ones of `--root` that have
+a segmentation, then lack T1c and T2f. The segmenter is given the acquired images; what each system
+makes of T1 and T2; copies of these; or nothing, and is told that nothing was given. Its regions are
+scored by Dice and HD95, and each row is compared with the one that has nothing in their place.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+from rich.progress import track
+
+from cdm_jax import checkpoint, inference
+from cdm_jax import main as command_line
+from cdm_jax.data.dataset import copied_sources, load_dataset
+from cdm_jax.data.native import read_native
+from cdm_jax.data.nifti import read_voxel_size
+from cdm_jax.data.pipeline import padded_batches
+from cdm_jax.data.prepare import (
+    FULL_SCALE,
+    PrepareSettings,
+    prepare_subject,
+    quantize,
+    to_native,
+)
+from cdm_jax.data.subjects import Subject, find_subjects
+from cdm_jax.methods import base
+from cdm_jax.methods.segmenter import REGIONS, Segmenter
+from cdm_jax.metrics.aggregate import Comparison, compare, summarize
+from cdm_jax.metrics.regions import region_masks
+from cdm_jax.metrics.segmentation import MISSED_MM, dice, hd95
+from cdm_jax.records import AVERAGE, Record, per_patient
+from cdm_jax.report.render import to_markdown
+from cdm_jax.report.tables import with_interval
+from cdm_jax.sampling import slices_per_call, statistics
+from cdm_jax.scoring import usable_segmentation
+from cdm_jax.writer import console, say
+from experiments.study import DOCS, Study, main, write
+from experiments.uncertainty import values
+
+NAME = "segmenter"
+STAGES = ("mrm", "mdn", "cunet", "m1", NAME)
+SYNTHESES = {"M1": ("m1", 1), "CDM": ("cunet", 1), "CDM mean of 8": ("cunet", 8)}
+ACQUIRED, COPY, NOTHING = "all acquired", "copied source", "nothing, no synthesis"
+ROWS = (ACQUIRED, *SYNTHESES, COPY, NOTHING)
+CONVENTION = "brats"  # of the records, whose targets are regions
+METRICS = {"dice": ("Dice", ".3f"), "hd95": ("HD95 in mm", ".1f")}  # names and formats
+SHOWN = {name: name.replace("_", " ") for name in REGIONS} | {AVERAGE: "mean"}
+SLICES = 16  # that a call of the segmenter takes
+COHORTS = {"records": "Unseen phantom patients", "real": "Real patients"}
+
+Images = Float[np.ndarray, "slice h w m"]
+
+
+# What is measured
+
+
+class Judge:
+    """The trained segmenter and the systems that fill in what it lacks.
+
+    Attributes:
+      config: of the segmenter's training.
+    """
+
+    def __init__(self, workdir: pathlib.Path):
+        self._model, provenance = checkpoint.load_model(workdir / NAME)
+        self.config: ConfigDict = provenance.config
+        method = base.create(self.config)
+        assert isinstance(method, Segmenter)
+
+        def segment(model: base.Model, stored: Array, given: Array) -> Array:
+            return method.segment(model, base.to_model_range(stored), given)
+
+        self._segment = jax.jit(segment)
+        self._systems, self._compiled = {}, {}
+        for row, (stage, samples) in SYNTHESES.items():
+            system = inference.load_system(workdir / stage, slices_per_call(samples))
+            self._systems[row] = system
+            self._compiled[row] = system.compile(statistics(system.method, samples))
+        self._task = system.provenance.config.data  # the same of all
+
+    def score(self, files: Subject, split: str) -> Record | None:
+        """Dice and HD95 of each row in each region; None of who has no segmentation to score."""
+        native = read_native(files, self._task.sources, self._task.sources)
+        labels, remark = usable_segmentation(files, native.brain)
+        if labels is None:
+            say(remark or f"{files.subject_id} has no segmentation")
+            return None
+        truth = region_masks(labels, np.ones(labels.shape, bool))
+        size = read_voxel_size(next(iter(files.images.values())))
+        data = self.config.data
+        settings = PrepareSettings(
+            sources=tuple(data.sources), targets=(), size=data.size, minimum_brain=0.0
+        )
+        prepared = prepare_subject(files, settings)
+        rows: dict[str, dict[str, Any]] = {}
+        for row, (images, given) in self._given(prepared.slices, files.subject_id):
+            found = self._regions(images, given)
+            rows[row] = {CONVENTION: {}}
+            for number, name in enumerate(REGIONS):
+                mask = to_native(prepared, found[..., number], native.brain) >= 0.5
+                rows[row][CONVENTION][name] = {
+                    "dice": dice(mask, truth[name]),
+                    "hd95": hd95(mask, truth[name], size),
+                }
+        return {
+            "subject": files.subject_id,
+            "patient": files.patient_id,
+            "split": split,
+            "conventions": {CONVENTION: ""},
+            "rows": rows,
+        }
+
+    def _given(
+        self, slices: np.ndarray, subject: str
+    ) -> Iterator[tuple[str, tuple[Images, tuple[str, ...]]]]:
+        """Each row's images in [0, 1], and which of them the segmenter is told that it has."""
+        names = tuple(self.config.data.sources)
+        sources, targets = tuple(self._task.sources), tuple(self._task.targets)
+        acquired = slices.astype(np.float32) / FULL_SCALE
+        missing = [names.index(name) for name in targets]
+
+        def filled(images: Images) -> tuple[Images, tuple[str, ...]]:
+            whole = acquired.copy()
+            whole[..., missing] = images
+            return whole, names
+
+        yield ACQUIRED, (acquired, names)
+        stored = {"source": slices[..., [names.index(name) for name in sources]]}
+        for row, system in self._systems.items():
+            key = inference.subject_key(self.config.seed, subject)
+            yield row, filled(system.volumes(self._compiled[row], stored, key)["mean"])
+        copies = [names.index(name) for name in copied_sources(self._task)]
+        yield COPY, filled(acquired[..., copies])
+        yield NOTHING, (filled(0 * acquired[..., missing])[0], sources)
+
+    def _regions(self, images: Images, given: Sequence[str]) -> Float[np.ndarray, "slice h w 3"]:
+        """The probability of each region, slice by slice."""
+        told = np.isin(self.config.data.sources, given)
+        batches = padded_batches({"images": quantize(images)}, SLICES)
+        every = jnp.broadcast_to(told[None], (SLICES, len(told)))
+        parts = [self._segment(self._model, b["images"], every)[:valid] for b, valid in batches]
+        return np.concatenate(parts)
+
+
+def measure(study: Study) -> None:
+    """Trains what is missing, scores every unseen patient, writes the record."""
+    root, study = study.root, dataclasses.replace(study, root="")
+    for stage in STAGES:
+        if not checkpoint.finished(study.workdir / stage):
+            console.rule(f"{stage} ({STAGES.index(stage) + 1} of {len(STAGES)})")
+            alone = "--config.pipeline=()"  # no evaluation, which `m1` as a system would end with
+            if command_line.main(["cdm_jax.main", *study.arguments(stage), alone]):
+                raise SystemExit(1)
+    judge = Judge(study.workdir)
+    dataset = load_dataset(judge.config, study.workdir)
+    unseen = [dataset.subjects[subject.subject_id] for subject in dataset.test]
+    patients: dict[str, tuple[Sequence[Subject], str]] = {"records": (unseen, dataset.split_hash)}
+    if root:
+        names = tuple(judge.config.data.sources)
+        patients["real"] = find_subjects(root, modalities=names), "none of them trained on"
+    content: dict[str, Any] = {"command": study.command(NAME) + " --root=<folder>" * bool(root)}
+    for cohort, (subjects, split) in patients.items():
+        told = f"judging {COHORTS[cohort].lower()}"
+        scored = (judge.score(s, split) for s in track(subjects, told, console=console))
+        content[cohort] = [record for record in scored if record]
+    study.save(NAME, content)
+
+
+# What it says
+
+
+def against_nothing(patients: pd.DataFrame, row: str, region: str, metric: str) -> Comparison:
+    """A row minus the one without a synthesis, patient by patient."""
+    one, other = (values(patients, name, region, metric) for name in (row, NOTHING))
+    return compare(one, other)
+
+
+def difference(found: Comparison, form: str) -> str:
+    """A difference with its interval, such as "+0.020 [+0.010, +0.030]"."""
+    text = f"{found.difference:+{form}}"
+    if found.interval is None:
+        return text
+    low, high = found.interval
+    return f"{text} [{low:+{form}}, {high:+{form}}]"
+
+
+def verdict(patients: pd.DataFrame) -> str:
+    """Whether synthesis beats the segmenter that needs none, by the mean Dice over the regions."""
+    found = {row: against_nothing(patients, row, AVERAGE, "dice") for row in SYNTHESES}
+    better = [row for row, one in found.items() if one.interval and one.interval[0] > 0]
+    worse = [row for row, one in found.items() if one.interval and one.interval[1] < 0]
+    said = "Synthesis does NOT beat the segmenter that needs none"
+    if not any(one.interval for one in found.values()):
+        said = "Too few patients to tell whether synthesis beats the segmenter that needs none"
+    elif better:
+        said = f"Synthesis beats the segmenter that needs none by {', '.join(better)}"
+    if worse:
+        said += f" ({', '.join(worse)}: worse than without)"
+    parts = [f"{row} {difference(one, '.3f')}" for row, one in found.items()]
+    return f"{said}: mean Dice over the regions minus that without a synthesis {'; '.join(parts)}."
+
+
+def table(patients: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Texts: the means of a metric, a line a row and a column a region."""
+    name, form = METRICS[metric]
+    cells = {
+        text: [
+            with_interval(summarize(values(patients, row, region, metric)), form) for row in ROWS
+        ]
+        for region, text in SHOWN.items()
+    }
+    return pd.DataFrame(cells, index=pd.Index(ROWS, name=f"{name}; T1c and T2f are"))
+
+
+def differences(patients: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Texts: what each row has more of a metric than the one without a synthesis."""
+    name, form = METRICS[metric]
+    rows = [row for row in ROWS if row != NOTHING]
+    cells = {
+        text: [difference(against_nothing(patients, row, region, metric), form) for row in rows]
+        for region, text in SHOWN.items()
+    }
+    return pd.DataFrame(cells, index=pd.Index(rows, name=f"{name}, minus without"))
+
+
+def report(content: Mapping[str, Any]) -> str:
+    """The whole Markdown text, from the record alone."""
+    parts = ["# A segmenter as the judge", f"Made by `{content['command']}`."]
+    for cohort, heading in COHORTS.items():
+        if not content.get(cohort):
+            continue
+        patients = per_patient(content[cohort], CONVENTION)
+        parts += [f"## {heading} ({len(patients)})", verdict(patients)]
+        for metric in METRICS:
+            parts += [to_markdown(draw(patients, metric)) for draw in (table, differences)]
+    parts.append(
+        "Means over patients; in brackets 95 % bootstrap intervals over them, of three or more. "
+        "Dice: more is better; HD95: less is better. A region that is neither there nor found has "
+        "a Dice of 1 and an HD95 of 0 mm, one that is only there or only found has 0 and "
+        f"{MISSED_MM:g} mm."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def show(study: Study) -> None:
+    """Prints the text and writes it, from the record."""
+    text = report(study.load(NAME))
+    console.print(text, soft_wrap=True, markup=False)
+    write(DOCS / study.dataset / f"{NAME}.md", text)
+
+
+if __name__ == "__main__":
+    main(None, __doc__, measure, show, ("phantom",))
