@@ -316,3 +316,10 @@ def test_without_a_bias_field_a_uniform_tissue_is_uniform(uniform, monkeypatch):
     monkeypatch.setattr(scanning, "smooth_field", zeros)
     for values in scan(np.random.SeedSequence(3), body, grid, MIXED).values():
         np.testing.assert_allclose(values, values[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("index", [0, 1, 13])  # the last one's would have a hole of 103 voxels
+def test_no_brain_has_a_hole(index):
+    settings = PhantomSettings(shape=(64, 72, 58), voxel_mm=3.0, seed=2)
+    brain = simulate_patient(settings, index).images["t1"] > 0
+    assert (ndimage.binary_fill_holes(brain) == brain).all()
