@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -29,12 +29,14 @@ from cdm_jax.data.native import NativeImages, scale_volumes
 from cdm_jax.data.nifti import as_image, image_like, read_labels, read_voxel_size
 from cdm_jax.data.prepare import Prepared, PrepareSettings, prepare_images
 from cdm_jax.data.subjects import subject_of
+from cdm_jax.enhancement import find_enhancement
 from cdm_jax.errors import UserError, about, nearest
 from cdm_jax.intervals import Masks, find_intervals, within
 from cdm_jax.methods import base
+from cdm_jax.metrics.enhancement import POSTCONTRAST
 from cdm_jax.metrics.regions import region_masks
-from cdm_jax.outputs import MARK
-from cdm_jax.sampling import SubjectSampler
+from cdm_jax.outputs import ENDINGS, MARK
+from cdm_jax.sampling import SubjectSampler, predicted
 
 MAIN_STAGE = "cunet"  # whose images are meant where a run has those of several systems
 NO_NAME = "subject"  # of a patient whose images come from no file
@@ -58,6 +60,8 @@ class Synthesis(Mapping[str, Image]):
       lower: lower ends of the intervals; empty where none are calibrated for so many samples
         (`cdm-jax calibrate`). Of a system that predicts them one sample is enough.
       upper: upper ends.
+      enhancement: of T1c the calibrated probability, 0 to 1, that a voxel enhances; empty where
+        none is calibrated, which takes a system that predicts ends and has T1 among its sources.
       reference: the source whose grid it is.
       native: the sources on that grid, as the intensity rule scales them.
       resampled: sources that were resampled onto it.
@@ -69,6 +73,7 @@ class Synthesis(Mapping[str, Image]):
     deviation: Mapping[str, Image]
     lower: Mapping[str, Image]
     upper: Mapping[str, Image]
+    enhancement: Mapping[str, Image]
     reference: PathLike | Image
     native: NativeImages
     resampled: tuple[str, ...]
@@ -94,6 +99,7 @@ class TrainedModel:
       targets: modalities that it makes; the same ones, where it makes what is missing.
       any_to_any: whether it takes any modalities and makes what is missing.
       intervals: from a number of samples to the intervals that are calibrated for it, or None.
+      enhancement: the same of the map of the probability that a voxel enhances.
     """
 
     def __init__(self, folder: pathlib.Path, system: inference.System):
@@ -105,6 +111,7 @@ class TrainedModel:
         self._sampler = functools.cache(functools.partial(SubjectSampler, system))
         find = functools.partial(find_intervals, folder, system)
         self.intervals = functools.cache(find)
+        self.enhancement = functools.cache(functools.partial(find_enhancement, folder, system))
 
     def for_pattern(
         self, sources: Iterable[str], targets: Iterable[str] | None = None
@@ -212,20 +219,27 @@ class TrainedModel:
         native: NativeImages,
         prepared: Prepared,
         samples: int,
-        wanted: Iterable[str],
+        wanted: Sequence[str],
         reference: PathLike | Image,
         regions: Masks | None,
     ) -> dict[str, dict[str, Image]]:
         """The images of a `Synthesis` by kind and target."""
         drawn = self._sampler(samples).draw(prepared, prepared.slices, native.brain)
         intervals = self.intervals(samples)
-        found: dict[str, dict[str, Image]] = {"deviation": {}, "lower": {}, "upper": {}}
+        found: dict[str, dict[str, Image]] = {kind: {} for kind in ENDINGS}
         for target in wanted:
             volumes = {name: drawn[target][name] for name in SAMPLED if name in drawn[target]}
             if intervals is not None:
                 volumes |= within(drawn[target], native.brain, intervals, target, regions)
             for name, volume in volumes.items():
-                found.setdefault(name, {})[target] = self._image(volume, target, reference)
+                found[name][target] = self._image(volume, target, reference)
+        shown = self.enhancement(samples)
+        if shown is not None and POSTCONTRAST in wanted:
+            chances = shown.volume(predicted(drawn[POSTCONTRAST]), native)
+            if chances is not None:
+                about_it = f"{MARK} {POSTCONTRAST} enhancement cdm_jax"
+                image = image_like(chances, reference, description=about_it)
+                found["enhancement"][POSTCONTRAST] = image
         return found
 
     def _sources(self, images: Mapping[str, Source]) -> dict[str, PathLike | Image]:

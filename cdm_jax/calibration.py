@@ -21,9 +21,10 @@ import numpy as np
 from jaxtyping import Bool
 from rich.progress import track
 
-from cdm_jax import inference, parallel
+from cdm_jax import enhancement, inference, parallel
 from cdm_jax.data.cache import PreparedSubject
 from cdm_jax.data.dataset import Dataset
+from cdm_jax.data.native import NativeImages
 from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import UserError
 from cdm_jax.intervals import METHODS, Intervals, Masks, read_intervals, save_intervals
@@ -58,6 +59,7 @@ Scores = dict[str, dict[str | int, dict[str, list[conformal.Scan]]]]
 
 A group is `BRAIN`, one of `REGIONS`, or the number of a stratum.
 """
+Watch = Callable[[PreparedSubject, NativeImages, Mapping[str, Drawn]], None]
 MoreGroups = Callable[[np.ndarray, Masks], dict[str, Bool[np.ndarray, "z y x"]]]
 
 
@@ -71,9 +73,9 @@ def find_edges(sampler: SubjectSampler, dataset: Dataset) -> Edges:
     numbers = np.linspace(0, len(dataset.train) - 1, min(EDGE_PATIENTS, len(dataset.train)))
     widths: dict[str, list[conformal.Scan]] = {}
     for subject in (dataset.train[number] for number in np.unique(numbers.astype(int))):
-        brain, drawn = _drawn(sampler, dataset, subject)
+        native, drawn = _drawn(sampler, dataset, subject)
         for target, images in drawn.items():
-            widths.setdefault(target, []).append(images.predicted.width[brain])
+            widths.setdefault(target, []).append(images.predicted.width[native.brain])
     return {target: conformal.edges_between(ones, SHARES) for target, ones in widths.items()}
 
 
@@ -83,6 +85,7 @@ def calibration_scores(
     edges: Edges,
     floor: float = FLOOR,
     more: MoreGroups | None = None,
+    watch: Watch | None = None,
 ) -> Scores:
     """Lets the system make every validation patient; keeps of each scan only its sorted scores.
 
@@ -92,6 +95,7 @@ def calibration_scores(
       edges: as `find_edges` gives them.
       floor: added to the distances from the mean.
       more: names further groups of a scan's voxels, from its strata's numbers and its regions.
+      watch: sees each subject with what was acquired and what is made of it.
 
     Raises:
       UserError: the system was trained on another split, or nobody was held out for validation.
@@ -108,7 +112,10 @@ def calibration_scores(
         )
     scores: Scores = {}
     for subject in track(dataset.validation, "calibrating", console=console):
-        brain, drawn = _drawn(sampler, dataset, subject)
+        native, drawn = _drawn(sampler, dataset, subject)
+        brain = native.brain
+        if watch is not None:
+            watch(subject, native, drawn)
         files = dataset.subjects[subject.subject_id]
         for target, images in drawn.items():
             values = conformal.scores(images.truth, images.predicted, floor)
@@ -123,7 +130,7 @@ def calibration_scores(
 
 def _drawn(
     sampler: SubjectSampler, dataset: Dataset, subject: PreparedSubject
-) -> tuple[Bool[np.ndarray, "z y x"], dict[str, Drawn]]:
+) -> tuple[NativeImages, dict[str, Drawn]]:
     return draw_beside_truth(sampler, subject, dataset.subjects[subject.subject_id])
 
 
@@ -244,7 +251,9 @@ def calibrate_stage(
 ) -> Intervals:
     """Calibrates a stage's intervals and writes `<stage folder>/intervals.json`.
 
-    Of several processes the first one does it.
+    Where the stage predicts enough (`enhancement.applies`), the map of the probability that a voxel
+    enhances is calibrated too, on the same images, and `enhancement.json` written beside it. Of
+    several processes the first one does it.
 
     Args:
       stage_folder: of the trained system, such as `runs/brats/cunet`.
@@ -268,6 +277,9 @@ def calibrate_stage(
         if parallel.is_first():
             sampler = SubjectSampler(system, different_samples(system, samples))
             edges = find_edges(sampler, dataset)
-            scores = calibration_scores(sampler, dataset, edges)
+            seen = enhancement.Calibration(sampler) if enhancement.applies(system) else None
+            watch = None if seen is None else seen.add
+            scores = calibration_scores(sampler, dataset, edges, watch=watch)
             save_intervals(stage_folder, fit_intervals(scores, sampler, level, edges))
+            enhancement.save_enhancement(stage_folder, None if seen is None else seen.fit())
     return read_intervals(stage_folder)

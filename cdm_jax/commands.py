@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from cdm_jax import checkpoint, memory, parallel
+from cdm_jax import checkpoint, enhancement, memory, parallel
 from cdm_jax.api import find_system
 from cdm_jax.calibration import calibrate_stage
 from cdm_jax.cards import write_card
@@ -92,7 +92,10 @@ def calibrate(
     dataset = _dataset(config, workdir)
     with memory.explained("the calibration", _sampling_advice(samples)):
         intervals = calibrate_stage(workdir / stage, dataset, samples=samples, level=level)
-    console.print("\n".join(summary(intervals)))
+    lines = summary(intervals)
+    if (workdir / stage / enhancement.FILE).exists():
+        lines += enhancement.summary(enhancement.read_enhancement(workdir / stage))
+    console.print("\n".join(lines))
 
 
 def synthesize(

@@ -7,8 +7,8 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -41,16 +41,31 @@ Masks = Mapping[str, Bool[np.ndarray, "z y x"]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Intervals:
+class Calibrated:
+    """What was calibrated of a stage.
+
+    Attributes:
+      checkpoint: fingerprint of the stage's model.
+      split: hash of the split whose validation patients it was calibrated on.
+      samples: drawn for each patient; other numbers deviate otherwise.
+    """
+
+    checkpoint: str
+    split: str
+    samples: int
+
+
+Kind = TypeVar("Kind", bound=Calibrated)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Intervals(Calibrated):
     """What `intervals.json` says: how wide a stage's intervals have to be.
 
     A multiplier of a group of voxels, such as a stratum or a region, is calibrated on the patients
     who have such voxels.
 
     Attributes:
-      checkpoint: fingerprint of the stage's model.
-      split: hash of the split whose validation patients it was calibrated on.
-      samples: drawn for each patient; other numbers deviate otherwise.
       level: nominal coverage.
       method: how the multipliers were found.
       guarantee: in words, what holds for a new patient.
@@ -67,9 +82,6 @@ class Intervals:
         whose segmentation is known.
     """
 
-    checkpoint: str
-    split: str
-    samples: int
     level: float
     method: str
     guarantee: str
@@ -141,22 +153,34 @@ def find_intervals(
 
     Nothing is said where nothing was ever calibrated.
     """
+    return find_calibrated(stage_folder, FILE, read_intervals, system, samples)
+
+
+def find_calibrated(
+    stage_folder: pathlib.Path,
+    file: str,
+    read: Callable[[pathlib.Path], Kind],
+    system: inference.System,
+    samples: int,
+) -> Kind | None:
+    """What the file of this name holds, as `find_intervals`; `read` takes the stage's folder."""
     samples = different_samples(system, samples)
     uncertain = samples > 1 or system.method.quantiles
-    if not uncertain or not (stage_folder / FILE).exists():
+    if not uncertain or not (stage_folder / file).exists():
         return None
     try:
-        intervals = read_intervals(stage_folder)
-    except (AttributeError, TypeError, ValueError):  # an unknown form of the file, or no JSON
-        why = f"{FILE} cannot be read"
+        found = read(stage_folder)
+    except (AttributeError, KeyError, TypeError, ValueError):  # an unknown form, or no JSON
+        why = f"{file} cannot be read"
     else:
-        if (intervals.checkpoint, intervals.samples) == (system.fingerprint, samples):
-            return intervals
+        if (found.checkpoint, found.samples) == (system.fingerprint, samples):
+            return found
         why = (
-            f"{FILE} is of checkpoint {intervals.checkpoint} and {intervals.samples} samples, "
+            f"{file} is of checkpoint {found.checkpoint} and {found.samples} samples, "
             f"not of {system.fingerprint} and {samples}"
         )
-    console.print(f"{why}: the command `calibrate` with --samples={samples} would give intervals")
+    made = file.removesuffix(".json")
+    console.print(f"{why}: the command `calibrate` with --samples={samples} would give {made}")
     return None
 
 

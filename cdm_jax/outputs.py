@@ -18,7 +18,10 @@ NOTICE = "Synthetic images made by a neural network for research. Not for clinic
 MARK = "SYNTHETIC"  # with which the header's description of every synthetic image begins
 
 # What may be written of a target, and what each file's name ends in.
-ENDINGS = {"mean": "", "deviation": "-deviation", "lower": "-lower", "upper": "-upper"}
+ENDINGS = {
+    "mean": "",
+    **{kind: f"-{kind}" for kind in ("deviation", "lower", "upper", "enhancement")},
+}
 # Modality to the entity and the suffix of its BIDS name.
 BIDS_NAMES = {
     "t1": ("", "T1w"),
@@ -44,7 +47,7 @@ class Outputs:
     bids: bool
 
     def image(self, target: str, kind: str) -> pathlib.Path:
-        """The image of a target: its mean, deviation, lower or upper end."""
+        """The image of a target: its mean, deviation, lower or upper end, enhancement."""
         return self.folder / f"{self._stem(target, kind)}.nii.gz"
 
     def sidecar(self, target: str, kind: str = "mean") -> pathlib.Path:

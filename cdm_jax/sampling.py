@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from cdm_jax import checkpoint, inference
 from cdm_jax.data.cache import PreparedSubject
-from cdm_jax.data.native import read_native
+from cdm_jax.data.native import NativeImages, read_native
 from cdm_jax.data.prepare import Description, to_native
 from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import UserError
@@ -146,17 +146,17 @@ class Drawn:
 
 def draw_beside_truth(
     sampler: SubjectSampler, subject: PreparedSubject, files: Subject
-) -> tuple[Bool[np.ndarray, "z y x"], dict[str, Drawn]]:
+) -> tuple[NativeImages, dict[str, Drawn]]:
     """What `synthesize` would make of a subject, beside what was acquired.
 
     Of a system without predicted ends two samples or more are drawn.
 
     Returns:
-      The brain, and the truth of each target with what is made of it.
+      What was acquired, and the truth of each target with what is made of it.
     """
     native = read_native(files, subject.sources, subject.sources + subject.targets)
     drawn = sampler.draw(subject, subject.slices, native.brain)
-    return native.brain, {
+    return native, {
         target: Drawn(
             truth=native.images[target],
             predicted=predicted(drawn[target]),

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from rich.progress import track
 
 import cdm_jax
-from cdm_jax import api, parallel
+from cdm_jax import api, enhancement, parallel
 from cdm_jax.data.checks import same_image
 from cdm_jax.data.formats import check_file
 from cdm_jax.data.grids import oriented_like
@@ -22,6 +22,7 @@ from cdm_jax.data.subjects import LackingError, NoSubjectError, Subject, find_wi
 from cdm_jax.errors import UserError, about, collected, report_failures
 from cdm_jax.files import read_json, write_json
 from cdm_jax.intervals import sidecar
+from cdm_jax.metrics.enhancement import POSTCONTRAST
 from cdm_jax.outputs import (
     ENDINGS,
     NOTICE,
@@ -68,7 +69,8 @@ def synthesize_folder(
         ships with the package.
       samples: independent samples; with more than one the mean is written, and their standard
         deviation beside it. Where the system's intervals are calibrated for so many samples
-        (`cdm_jax/intervals.py`), their lower and upper ends are written too.
+        (`cdm_jax/intervals.py`), their lower and upper ends are written too, and likewise the
+        map of the probability that a voxel enhances (`cdm_jax/enhancement.py`).
       checkpoint: "best" or "last".
       make: the modalities to make, if not all; a system for whatever is missing makes those of
         them that a subject lacks.
@@ -250,6 +252,9 @@ class _Job:
         intervals = model.intervals(self.samples)
         if intervals is not None:
             content["intervals"] = sidecar(intervals, target)
+        shown = model.enhancement(self.samples) if target == POSTCONTRAST else None
+        if shown is not None:
+            content["enhancement"] = enhancement.sidecar(shown)
         return content
 
 
@@ -308,6 +313,8 @@ def _write_overview(
             for name, image in result.native.images.items():
                 if line := same_image(image, acquired):
                     say(f"{subject.subject_id}: {name}, {target} as acquired: {line}")
+        if target in result.enhancement:
+            panels.append((f"{target} chance to enhance", read_volume(result.enhancement[target])))
         if target in result.deviation:
             deviation = read_volume(result.deviation[target]) / scale
             panels.append((f"{target} deviation x 5", 5 * deviation))

@@ -128,7 +128,8 @@ COMMANDS = {
             Conformal risk control over the validation patients; synthesize with as many samples
             then writes the lower and upper ends of an interval for each voxel. Needs a run with a
             trained system whose samples differ, or that predicts ends (its config value
-            `quantiles`): the stage of --config, cunet by default.
+            `quantiles`): the stage of --config, cunet by default. Of one that predicts ends of T1c
+            from T1 it also calibrates a map of the probability that a voxel enhances.
             """,
         flags=(
             SAVED_CONFIG,
@@ -153,7 +154,8 @@ COMMANDS = {
         text="""
             Writes each target modality on the grid of the input, with a JSON sidecar and an
             overview; with several samples their mean, their deviation and, after calibrate with
-            as many samples, the ends of an interval. What is done already is left alone. Needs no
+            as many samples, the ends of an interval (and the probability that a voxel enhances,
+            where calibrate says that it has one). What is done already is left alone. Needs no
             training: without --workdir, the model that ships with cdm_jax makes what each patient
             lacks of T1, T1c, T2 and T2-FLAIR. Needs of each patient the source modalities:
             skull-stripped, on one grid, named as in BraTS, UPenn-GBM or BIDS (or by the patterns

@@ -118,8 +118,8 @@ def measure(study: Study) -> None:
         lesions = {t: with_lesions(scores[t], fitted[system].strata[t]) for t in edges}
         for subject in track(dataset.test, f"measuring {system}", console=console):
             files = dataset.subjects[subject.subject_id]
-            brain, drawn = draw_beside_truth(sampler, subject, files)
-            regions = region_masks(usable_segmentation(files, brain)[0], brain)
+            native, drawn = draw_beside_truth(sampler, subject, files)
+            regions = region_masks(usable_segmentation(files, native.brain)[0], native.brain)
             rows = scored(system, drawn, regions, fitted[system], lesions)
             records[subject.subject_id]["rows"] |= rows
     content = {

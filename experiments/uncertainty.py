@@ -74,8 +74,8 @@ def measure(study: Study) -> None:
     records = []
     for subject in track(dataset.test, "measuring coverage", console=console):
         files = dataset.subjects[subject.subject_id]
-        brain, drawn = draw_beside_truth(sampler, subject, files)
-        regions = region_masks(usable_segmentation(files, brain)[0], brain)
+        native, drawn = draw_beside_truth(sampler, subject, files)
+        regions = region_masks(usable_segmentation(files, native.brain)[0], native.brain)
         identity = {
             "subject": subject.subject_id,
             "patient": subject.patient_id,

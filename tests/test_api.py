@@ -14,12 +14,13 @@ import cdm_jax
 from cdm_jax import api
 from cdm_jax.data.nifti import GRID_FIELDS
 from cdm_jax.errors import UserError
-from cdm_jax.outputs import ENDINGS as IMAGES
+from cdm_jax.outputs import ENDINGS
 from cdm_jax.synthesize import synthesize_folder
 from tests.helpers import oblique_patient, save_wide_intervals
 
 ROOT = pathlib.Path(__file__).parents[1]
 TARGETS = ("t1c", "t2f")
+IMAGES = {name: end for name, end in ENDINGS.items() if name != "enhancement"}  # of each target
 SAMPLES = 2
 
 

@@ -3,14 +3,15 @@
 import dataclasses
 import json
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 import cdm_jax
-from cdm_jax import calibration, checkpoint, sampling
+from cdm_jax import calibration, checkpoint, enhancement, inference, sampling
 from cdm_jax import intervals as calibrated
 from cdm_jax.data.dataset import load_dataset
-from cdm_jax.data.nifti import read_labels, read_volume
+from cdm_jax.data.nifti import GRID_FIELDS, read_labels, read_volume
 from cdm_jax.errors import UserError
 from cdm_jax.metrics import conformal
 from cdm_jax.metrics.regions import region_masks
@@ -76,7 +77,8 @@ def drawn(sampler, dataset, intervals):
     found = []
     for subject in dataset.validation:
         files = dataset.subjects[subject.subject_id]
-        brain, images = sampling.draw_beside_truth(sampler, subject, files)
+        native, images = sampling.draw_beside_truth(sampler, subject, files)
+        brain = native.brain
         found.append((region_masks(usable_segmentation(files, brain)[0], brain), images))
     return found
 
@@ -171,6 +173,87 @@ def test_with_a_segmentation_the_regions_decide(run, dataset, intervals, tmp_pat
         np.testing.assert_allclose(read_volume(found.upper[target]) / scale, upper, atol=1e-4)
     with pytest.raises(UserError, match="segmentation: "):
         model.synthesize(paths, segmentation=tmp_path / "nothing.nii.gz")
+
+
+def test_the_map_of_enhancement_is_calibrated_on_the_validation_patients(
+    run, dataset, intervals, sampler
+):
+    """By hand: over these patients, each counting alike, as much is predicted as is observed."""
+    found = enhancement.read_enhancement(run / "m1")
+    assert found == enhancement.find_enhancement(run / "m1", sampler.system, 1)
+    assert (found.checkpoint, found.split) == (intervals.checkpoint, dataset.split_hash)
+    assert (found.threshold, found.quantiles) == (0.2, list(QUANTILES))
+    assert found.patients == len({s.patient_id for s in dataset.validation})
+    predicted, observed = [], []
+    for subject in dataset.validation:
+        files = dataset.subjects[subject.subject_id]
+        native, images = sampling.draw_beside_truth(sampler, subject, files)
+        volume = found.volume(images["t1c"].predicted, native)
+        assert not volume[~native.brain].any()
+        t1, t1c = (native.images[name][native.brain] for name in ("t1", "t1c"))
+        predicted.append(volume[native.brain].mean())
+        observed.append((t1c / np.median(t1c) - t1 / np.median(t1) > 0.2).mean())
+    assert 0.01 < np.mean(observed) < 0.5
+    assert np.mean(predicted) == pytest.approx(np.mean(observed), abs=0.01)
+    assert "nothing is promised for a single patient" in " ".join(enhancement.summary(found))
+
+
+def test_the_map_is_written_of_t1c_alone_as_the_api_gives_it(
+    run, patient, intervals, uncalibrated, tmp_path
+):
+    paths, before = uncalibrated
+    assert not before.enhancement
+    result = cdm_jax.load(run / "m1").synthesize(paths)
+    assert result.enhancement.keys() == {"t1c"}
+    assert not cdm_jax.load(run / "m1").synthesize(paths, make=["t2f"]).enhancement
+    (folder,) = synthesize_folder(patient, tmp_path / "own", run / "m1", samples=1)
+    stem = folder / f"{folder.name}-t1c"
+    written, given = nib.load(f"{stem}-enhancement.nii.gz"), nib.load(paths["t1"])
+    found = read_volume(written)
+    np.testing.assert_array_equal(found, read_volume(result.enhancement["t1c"]))
+    for field in GRID_FIELDS:
+        assert written.header[field].tobytes() == given.header[field].tobytes(), field
+    assert b"SYNTHETIC t1c enhancement" in written.header["descrip"].tobytes()
+    assert not found[~result.native.brain].any()
+    assert found.min() >= 0 and 0 < found.max() <= 1
+    assert not list(folder.glob("*t2f-enhancement*"))
+    told = json.loads(stem.with_name(f"{stem.name}.json").read_text())["enhancement"]
+    assert told["rule"].startswith("the probability, 0 to 1, that the real T1c less T1")
+    assert told["promise"].startswith(f"calibrated on {told['patients']} validation patients")
+    assert "enhancement" not in json.loads((folder / f"{folder.name}-t2f.json").read_text())
+    (folder,) = synthesize_folder(patient, tmp_path / "bids", run / "m1", samples=1, bids=True)
+    (image,) = folder.glob("*desc-enhancement*.nii.gz")
+    assert image.name.endswith("_ce-gadolinium_desc-enhancement_T1w.nii.gz")
+    np.testing.assert_array_equal(read_volume(image), found)
+    assert image.with_name(image.name.replace(".nii.gz", ".json")).exists()
+
+
+def test_a_map_of_another_checkpoint_or_a_damaged_file_does_not_count(
+    run, finished_run, intervals, sampler, tmp_path, capsys
+):
+    def found(**changes):
+        enhancement.save_enhancement(tmp_path, dataclasses.replace(whole, **changes))
+        return enhancement.find_enhancement(tmp_path, sampler.system, 8)
+
+    whole = enhancement.read_enhancement(run / "m1")
+    assert found() == whole  # M1 has one sample, whatever was asked for
+    assert not capsys.readouterr().out
+    assert found(checkpoint="another") is None
+    assert "`calibrate` with --samples=1 would give enhancement" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    table = {"raw": [0.2, 0.1], "probability": [0, 1]}
+    wrong = dataclasses.asdict(whole) | {"table": table}
+    for text in ("{}", "nonsense", json.dumps(wrong), json.dumps(wrong | {"table": {}})):
+        (tmp_path / enhancement.FILE).write_text(text)
+        assert enhancement.find_enhancement(tmp_path, sampler.system, 1) is None
+        assert "enhancement.json cannot be read" in capsys.readouterr().out
+    assert found(threshold=0.3) is None
+    plain = inference.load_system(finished_run / "m1", 4)
+    assert not enhancement.applies(plain)  # it predicts no ends
+    assert enhancement.find_enhancement(tmp_path, plain, 1) is None
+    enhancement.save_enhancement(tmp_path, None)
+    assert not (tmp_path / enhancement.FILE).exists()
 
 
 def test_edges_come_from_training_patients_alone(sampler, dataset, monkeypatch):

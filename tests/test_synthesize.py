@@ -170,7 +170,8 @@ def test_intervals_enclose_the_mean_on_the_inputs_grid(calibrated, patient, tmp_
     brain = brain_mask({n: read_volume(next(patient.glob(f"*{n}*"))) for n in ("t1n", "t2w")})
     for target, multiplier in (("t1c", 3.0), ("t2f", 5.0)):
         stem = folder / f"{patient.name}-{target}"
-        paths = {name: f"{stem}{end}.nii.gz" for name, end in outputs.ENDINGS.items()}
+        kinds = ("mean", "deviation", "lower", "upper")
+        paths = {name: f"{stem}{outputs.ENDINGS[name]}.nii.gz" for name in kinds}
         for path in paths.values():
             _assert_same_grid(path, next(patient.glob("*t1n*")))
         images = {name: read_volume(path) for name, path in paths.items()}

@@ -57,19 +57,26 @@ class Agreement:
     r_squared: float
 
 
-def gained(precontrast: Values, postcontrast: Values) -> Values | None:
+def gained(precontrast: Values, postcontrast: Values, usual: Values | None = None) -> Values | None:
     """Subtracts T1 from T1c, each in units of its own median, in the voxels of the brain.
 
-    Both may be in any unit with background 0. None where a median is not above 0: there is no unit.
+    Both may be in any unit with background 0. T1c may be an end of a distribution: its unit is then
+    the median of its `usual` image. None where a median is not above 0: there is no unit.
     """
-    before, after = float(np.median(precontrast)), float(np.median(postcontrast))
+    of_unit = postcontrast if usual is None else usual
+    before, after = float(np.median(precontrast)), float(np.median(of_unit))
     if min(before, after) <= 0:
         return None
     return postcontrast / after - precontrast / before
 
 
 def measure(
-    prediction: Image, truth: Image, precontrast: Image, masks: Mapping[str, Mask], voxel_ml: float
+    prediction: Image,
+    truth: Image,
+    precontrast: Image,
+    masks: Mapping[str, Mask],
+    voxel_ml: float,
+    usual: Image | None = None,
 ) -> dict[str, dict[str, float]]:
     """Compares the synthetic subtraction with the true one.
 
@@ -79,6 +86,7 @@ def measure(
         precontrast: Real T1 in any unit.
         masks: Regions by name, ``brain`` among them, on which the medians are taken.
         voxel_ml: Volume of a voxel in ml.
+        usual: Of a prediction that is an end of a distribution, the image whose median is its unit.
 
     Returns:
         For each region ``enhancing_ml`` and ``true_enhancing_ml``, the volumes that enhance in the
@@ -87,7 +95,9 @@ def measure(
         nothing enhances in either.
     """
     brain = masks["brain"]
-    gains = (gained(precontrast[brain], image[brain]) for image in (prediction, truth))
+    own = None if usual is None else usual[brain]
+    before = precontrast[brain]
+    gains = gained(before, prediction[brain], own), gained(before, truth[brain])
     synthetic, real = (None if gain is None else gain > THRESHOLD for gain in gains)
     return {name: _compared(synthetic, real, mask[brain], voxel_ml) for name, mask in masks.items()}
 

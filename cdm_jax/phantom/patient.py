@@ -107,9 +107,9 @@ def simulate_patient(
         index: Of the patient.
         with_tumor: Without it, the same person on the same scanner before the tumor grew.
     """
-    body_seed, scan_seed, protocol_seed = np.random.SeedSequence([settings.seed, index]).spawn(3)
-    grid = Grid(shape=settings.shape, voxel_mm=settings.voxel_mm)
-    body = draw_body(body_seed, grid, settings.predictable, with_tumor)
+    _, scan_seed, protocol_seed = _seeds(settings, index)
+    grid = _grid(settings)
+    body = simulate_body(settings, index, with_tumor)
     rng = np.random.default_rng(protocol_seed)
     fixed = settings.protocol == "fixed"
     protocol = protocols.fixed(rng, settings.scanner) if fixed else protocols.draw(rng)
@@ -119,6 +119,21 @@ def simulate_patient(
         segmentation=scatter(body.brain, tumor.segment(body.tissues)),
         affine=grid.affine(),
     )
+
+
+def simulate_body(settings: PhantomSettings, index: int, with_tumor: bool = True) -> Body:
+    """What lies in the scanner where `simulate_patient` of the same arguments images it."""
+    body_seed, *_ = _seeds(settings, index)
+    return draw_body(body_seed, _grid(settings), settings.predictable, with_tumor)
+
+
+def _seeds(settings: PhantomSettings, index: int) -> list[np.random.SeedSequence]:
+    """Of a patient's body, scans and protocol."""
+    return np.random.SeedSequence([settings.seed, index]).spawn(3)
+
+
+def _grid(settings: PhantomSettings) -> Grid:
+    return Grid(shape=settings.shape, voxel_mm=settings.voxel_mm)
 
 
 def draw_body(

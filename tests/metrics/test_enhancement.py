@@ -56,6 +56,16 @@ def test_the_scale_of_the_synthesis_does_not_matter(gain):
     assert measured(RING, RING, gain)["brain"]["enhancement_dice"] == 1
 
 
+def test_an_end_of_a_distribution_is_in_units_of_its_usual_image():
+    t1, truth = images(RING)
+    masks = {"brain": BRAIN}
+    own = enhancement.measure(1.5 * t1, truth, t1, masks, VOXEL_ML)["brain"]
+    usual = enhancement.measure(1.5 * t1, truth, t1, masks, VOXEL_ML, t1)["brain"]
+    assert own["enhancing_ml"] == 0
+    assert usual["enhancing_ml"] == pytest.approx(BRAIN.sum() * VOXEL_ML)
+    assert own["true_enhancing_ml"] == usual["true_enhancing_ml"]
+
+
 def test_a_copy_of_t1_enhances_nowhere_and_an_invention_overlaps_with_nothing():
     nothing = np.zeros(SHAPE, bool)
     copied = measured(nothing, RING)["whole_tumor"]
