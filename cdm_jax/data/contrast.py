@@ -3,7 +3,8 @@
 Scanners differ more than a rule can know: gray matter may be brighter or darker than white in T1
 and in T2-FLAIR. So only ranks are compared, and only what held, by a margin, in 2200 simulated
 examinations with drawn contrasts (but for one of them), in 150 others and in four real ones: a
-false alarm is worse than a miss. What held:
+false alarm is worse than a miss. In 600 that were drawn later there was none; of their swaps,
+39 % (T1c and T2-FLAIR), 52 % (T1 and T2-FLAIR) and 88 to 97 % (the others) were found. What held:
 
 - fluid, at the surface and in the ventricles, is dark in T1 and T2-FLAIR and bright in T2;
 - white matter, which is deep, is bright in T1 and dark in T2;

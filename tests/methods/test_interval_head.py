@@ -190,7 +190,7 @@ def test_a_config_from_before_the_head_gives_the_same_system():
 
 def test_the_shipped_model_has_no_head():
     model, saved = shipped.load_model()
-    assert "quantiles" not in saved.config.cunet
+    assert saved.config.cunet.quantiles == ()
     assert base.create(saved.config).quantiles == ()
     assert HEAD not in model["params"]["network"]
 
