@@ -318,6 +318,28 @@ def test_without_a_bias_field_a_uniform_tissue_is_uniform(uniform, monkeypatch):
         np.testing.assert_allclose(values, values[0], rtol=1e-6)
 
 
+def test_fresh_blood_is_brighter_by_its_inflow_and_nothing_else_is(bodies):
+    def imaged(inflow):
+        sequence = dataclasses.replace(MIXED.acquisitions["t1c"].sequence, inflow=inflow)
+        quiet = protocols.Acquisition(sequence=sequence, noise=0.0, bias=0.0)
+        protocol = protocols.Protocol(acquisitions={"t1c": quiet}, receive_bias=0.0)
+        return scan(seeds(0)[1], bodies[0], GRID, protocol)["t1c"]
+
+    ratio, blood = imaged(1.5) / imaged(1.0), bodies[0].tissues["blood"]
+    assert ratio[blood > 0.9].min() > 1.44
+    np.testing.assert_allclose(ratio[blood < 1e-3], 1, rtol=1e-5)
+
+
+def test_t1c_is_mostly_prepared_and_t1_mostly_not():
+    drawn = [protocols.draw(np.random.default_rng(seed)).acquisitions for seed in range(400)]
+    prepared = {
+        name: np.mean([one[name].sequence.inversion_ms is not None for one in drawn])
+        for name in ("t1", "t1c")
+    }
+    assert prepared["t1c"] == pytest.approx(0.8, abs=0.06)
+    assert prepared["t1"] == pytest.approx(0.4 * 0.8 + 0.6 * 0.3, abs=0.07)
+
+
 @pytest.mark.parametrize("index", [0, 1, 13])  # the last one's would have a hole of 103 voxels
 def test_no_brain_has_a_hole(index):
     settings = PhantomSettings(shape=(64, 72, 58), voxel_mm=3.0, seed=2)
