@@ -14,10 +14,10 @@ from cdm_jax.phantom.scan import Body, scan
 from cdm_jax.phantom.templates import Templates, load_templates
 
 # Of what is simulated from given settings, by protocol. 1 had T1 noise of 8.5 % of the mean, chosen
-# without a measurement, and a blurred cortex; fixed 2 and random 4 still had holes or deep dents in
-# four brains of ten. Random protocols of 2 bent intensities by gammas whose logarithms varied by .3:
-# an image's level varied twice as much as in real patients. Those of 3 had as many spin echoes after
-# contrast agent as before it, and vessels darker than real ones.
+# without a measurement, and a blurred cortex; fixed 2 and random 4 still had holes or deep dents
+# in four brains of ten. Random protocols of 2 bent intensities by gammas whose logarithms varied
+# by .3: an image's level varied twice as much as in real patients. Those of 3 had as many spin
+# echoes after contrast agent as before it, and vessels darker than real ones.
 VERSIONS = {"fixed": 3, "random": 5}
 LAYOUTS = ("brats2023", "upenn_gbm")
 
