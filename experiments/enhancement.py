@@ -20,8 +20,6 @@ import numpy as np
 import pandas as pd
 from rich.progress import track
 
-from cdm_jax import checkpoint
-from cdm_jax import main as command_line
 from cdm_jax.calibration import calibrate_stage
 from cdm_jax.data.cache import PreparedSubject
 from cdm_jax.data.native import read_native
@@ -86,12 +84,7 @@ def measure(study: Study) -> None:
             workdir=study.workdir.with_name(f"{study.workdir.name}_{NAME}_{name}"),
             overrides=(*study.overrides, *overrides, f"--config.phantom.predictable={part}"),
         )
-        for stage in STAGES:
-            if not checkpoint.finished(own.workdir / stage):
-                console.rule(f"{name}: {stage} ({STAGES.index(stage) + 1} of {len(STAGES)})")
-                alone = "--config.pipeline=()"  # no evaluation
-                if command_line.main(["cdm_jax.main", *own.arguments(stage), alone]):
-                    raise SystemExit(1)
+        own.train(STAGES)
         phantoms[name] = measured(own)
     content = {"command": study.command(NAME), "overrides": list(overrides), "phantoms": phantoms}
     study.save(NAME, content)

@@ -24,11 +24,7 @@ import numpy as np
 import pandas as pd
 from rich.progress import track
 
-from cdm_jax import checkpoint
-from cdm_jax import main as command_line
 from cdm_jax.calibration import calibration_scores, find_edges, fit_intervals
-from cdm_jax.config import load_config
-from cdm_jax.data.dataset import load_dataset
 from cdm_jax.intervals import PREMISE, Intervals
 from cdm_jax.methods.cdm.cunet import CrossConditioned
 from cdm_jax.methods.cdm.cunet_network import HEAD
@@ -89,16 +85,12 @@ REPEATS = 40  # of a pass that is timed
 def measure(study: Study) -> None:
     """Trains what is missing, calibrates, scores every test patient, writes the record."""
     study = dataclasses.replace(
-        study, workdir=study.workdir.with_name(f"{study.workdir.name}_{NAME}")
+        study,
+        workdir=study.workdir.with_name(f"{study.workdir.name}_{NAME}"),
+        overrides=(*study.overrides, *OVERRIDES),
     )
-    for stage in STAGES:
-        if not checkpoint.finished(study.workdir / stage):
-            console.rule(f"{stage} ({STAGES.index(stage) + 1} of {len(STAGES)})")
-            alone = "--config.pipeline=()"  # no evaluation, which `m1` as a system would end with
-            if command_line.main(["cdm_jax.main", *study.arguments(stage), *OVERRIDES, alone]):
-                raise SystemExit(1)
-    _, config, *_ = study.arguments("cdm")
-    dataset = load_dataset(load_config(config.partition("=")[2], OVERRIDES), study.workdir)
+    study.train(STAGES)
+    dataset = study.data()
     records: dict[str, dict[str, Any]] = {
         subject.subject_id: {
             "subject": subject.subject_id,

@@ -23,7 +23,6 @@ from ml_collections import ConfigDict
 from rich.progress import track
 
 from cdm_jax import checkpoint, inference
-from cdm_jax import main as command_line
 from cdm_jax.data.dataset import copied_sources, load_dataset
 from cdm_jax.data.native import read_native
 from cdm_jax.data.nifti import read_voxel_size
@@ -158,12 +157,7 @@ class Judge:
 def measure(study: Study) -> None:
     """Trains what is missing, scores every unseen patient, writes the record."""
     root, study = study.root, dataclasses.replace(study, root="")
-    for stage in STAGES:
-        if not checkpoint.finished(study.workdir / stage):
-            console.rule(f"{stage} ({STAGES.index(stage) + 1} of {len(STAGES)})")
-            alone = "--config.pipeline=()"  # no evaluation, which `m1` as a system would end with
-            if command_line.main(["cdm_jax.main", *study.arguments(stage), alone]):
-                raise SystemExit(1)
+    study.train(STAGES)
     judge = Judge(study.workdir)
     dataset = load_dataset(judge.config, study.workdir)
     unseen = [dataset.subjects[subject.subject_id] for subject in dataset.test]

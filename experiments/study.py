@@ -114,6 +114,16 @@ class Study:
             if command_line.main(["cdm_jax.main", *self.arguments(system, rows)]):
                 raise SystemExit(1)
 
+    def train(self, stages: Sequence[str]) -> None:
+        """Trains stages where they are missing, and evaluates none of them."""
+        for number, stage in enumerate(stages, 1):
+            if checkpoint.finished(self.workdir / stage):
+                continue
+            console.rule(f"{self.workdir.name}: {stage} ({number} of {len(stages)})")
+            alone = "--config.pipeline=()"  # no evaluation, which `m1` as a system would end with
+            if command_line.main(["cdm_jax.main", *self.arguments(stage), alone]):
+                raise SystemExit(1)
+
     def measure(
         self, record: str, name: str, systems: Sequence[str], rows: Collection[str]
     ) -> None:
