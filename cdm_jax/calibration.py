@@ -7,7 +7,8 @@ lies beside the checkpoints (`intervals.py`). Test patients are never looked at.
 
 Predicted ends are calibrated in strata of their width, so that wide intervals, which lie where the
 network expects to err, have a multiplier of their own (Vovk 2012, "Mondrian" conformal prediction,
-of patients instead of voxels); and for whom a segmentation is known, in healthy brain and in tumor.
+of patients instead of voxels); and for whom a segmentation is known, in healthy brain and in tumor,
+where it tells what enhances in each of the tumor's two parts.
 
 The guarantee presupposes that validation patients are to the system what new ones are. They have
 only measured it and never moved a weight, with the one exception that `PREMISE` names (see `finish`
@@ -27,7 +28,7 @@ from cdm_jax.data.dataset import Dataset
 from cdm_jax.data.native import NativeImages
 from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import UserError
-from cdm_jax.intervals import METHODS, Intervals, Masks, read_intervals, save_intervals
+from cdm_jax.intervals import METHODS, REGIONS, Intervals, by_region, read_intervals, save_intervals
 from cdm_jax.metrics import conformal
 from cdm_jax.metrics.conformal import Multiplier
 from cdm_jax.metrics.regions import region_masks
@@ -50,17 +51,16 @@ FLOOR = 0.01
 # is a few hundredths of a brain, an enhancing rim less.
 SHARES = (0.5, 0.8, 0.95, 0.99)
 EDGE_PATIENTS = 16  # training patients from whose predicted widths the edges are taken, at most
-BRAIN, REGIONS = "brain", ("healthy", "whole_tumor")
+BRAIN = "brain"
 
 Edges = Mapping[str, Sequence[float]]
 """Target -> predicted widths between strata."""
 Scores = dict[str, dict[str | int, dict[str, list[conformal.Scan]]]]
 """Target -> group of voxels -> patient -> the scores of each of his scans, sorted and thinned.
 
-A group is `BRAIN`, one of `REGIONS`, or the number of a stratum.
+A group is `BRAIN`, one of `intervals.by_region`, or the number of a stratum.
 """
 Watch = Callable[[PreparedSubject, NativeImages, Mapping[str, Drawn]], None]
-MoreGroups = Callable[[np.ndarray, Masks], dict[str, Bool[np.ndarray, "z y x"]]]
 
 
 def find_edges(sampler: SubjectSampler, dataset: Dataset) -> Edges:
@@ -84,7 +84,6 @@ def calibration_scores(
     dataset: Dataset,
     edges: Edges,
     floor: float = FLOOR,
-    more: MoreGroups | None = None,
     watch: Watch | None = None,
 ) -> Scores:
     """Lets the system make every validation patient; keeps of each scan only its sorted scores.
@@ -94,7 +93,6 @@ def calibration_scores(
       dataset: that it was trained on.
       edges: as `find_edges` gives them.
       floor: added to the distances from the mean.
-      more: names further groups of a scan's voxels, from its strata's numbers and its regions.
       watch: sees each subject with what was acquired and what is made of it.
 
     Raises:
@@ -119,7 +117,7 @@ def calibration_scores(
         files = dataset.subjects[subject.subject_id]
         for target, images in drawn.items():
             values = conformal.scores(images.truth, images.predicted, floor)
-            for group, mask in _groups(images, brain, files, edges.get(target), more).items():
+            for group, mask in _groups(images, brain, files, edges.get(target)).items():
                 if not mask.any():
                     continue
                 kept = conformal.thinned(values[mask])
@@ -139,7 +137,6 @@ def _groups(
     brain: Bool[np.ndarray, "z y x"],
     files: Subject,
     edges: Sequence[float] | None,
-    more: MoreGroups | None,
 ) -> dict[str | int, Bool[np.ndarray, "z y x"]]:
     """The groups of a scan's voxels: the brain, and of predicted ends strata and regions."""
     if edges is None:
@@ -148,10 +145,7 @@ def _groups(
     regions = region_masks(usable_segmentation(files, brain)[0], brain)
     groups: dict[str | int, Bool[np.ndarray, "z y x"]] = {BRAIN: brain}
     groups |= {number: brain & (numbers == number) for number in range(len(edges) + 1)}
-    groups.update((name, regions[name]) for name in REGIONS if name in regions)
-    if more is not None:
-        groups.update(more(numbers, regions).items())
-    return groups
+    return groups | by_region(regions)
 
 
 def fit_intervals(

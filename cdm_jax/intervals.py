@@ -36,6 +36,10 @@ RULES = {
     "the stratum which upper - lower is in",
 }
 
+# Groups of voxels that have a multiplier of their own where a segmentation is known. Of a tumor of
+# which part enhances, that part and the rest have one each instead of the whole.
+REGIONS = ("healthy", "whole_tumor", "enhancing_tumor", "rest_of_tumor")
+
 Volume = Float[np.ndarray, "z y x"]
 Masks = Mapping[str, Bool[np.ndarray, "z y x"]]
 
@@ -78,8 +82,8 @@ class Intervals(Calibrated):
       edges: of predicted ends, for each target the widths (upper - lower) between strata.
       strata: for each target the multiplier of each stratum, the narrowest first. That of one
         which no validation patient has is the whole brain's, with 0 patients and no promise.
-      regions: for each target the multipliers of "healthy" brain and "whole_tumor", for patients
-        whose segmentation is known.
+      regions: for each target the multipliers of `REGIONS`, for patients whose segmentation is
+        known.
     """
 
     level: float
@@ -126,14 +130,32 @@ class Intervals(Calibrated):
           regions: where a segmentation is known, `metrics.regions.region_masks` of it. Without, or
             where none was known in calibration, the predicted width decides.
         """
-        of_region = self.regions.get(target, {})
-        if regions and "whole_tumor" in regions and {"healthy", "whole_tumor"} <= of_region.keys():
-            tumor, healthy = (of_region[name].value for name in ("whole_tumor", "healthy"))
-            return np.where(regions["whole_tumor"], np.float32(tumor), np.float32(healthy))
+        of_region, groups = self.regions.get(target, {}), by_region(regions or {})
+        if {"healthy", "whole_tumor"} <= of_region.keys() & groups.keys():
+            found = np.full(images.mean.shape, of_region["healthy"].value, np.float32)
+            for name in REGIONS:  # parts of a tumor after the whole
+                if name in of_region.keys() & groups.keys():
+                    found[groups[name]] = of_region[name].value
+            return found
         if target not in self.strata:
             return self.multipliers[target]
         values = np.array([one.value for one in self.strata[target]], np.float32)
         return values[conformal.strata(images.width, self.edges[target])]
+
+
+def by_region(regions: Masks) -> dict[str, Bool[np.ndarray, "z y x"]]:
+    """The voxels of each of `REGIONS` in what `metrics.regions.region_masks` finds.
+
+    None without a segmentation; only the first two of a patient in whom nothing enhances, or whose
+    segmentation does not tell it.
+    """
+    if "whole_tumor" not in regions:
+        return {}
+    found = {name: regions[name] for name in REGIONS[:2]}
+    enhancing = regions["enhancing_tumor"]
+    if enhancing.any():
+        found |= {"enhancing_tumor": enhancing, "rest_of_tumor": found["whole_tumor"] & ~enhancing}
+    return found
 
 
 def save_intervals(stage_folder: pathlib.Path, intervals: Intervals) -> None:

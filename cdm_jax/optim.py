@@ -11,7 +11,6 @@ from cdm_jax.errors import UserError
 
 SCHEDULES = ("constant", "cosine", "linear_decay")
 DECAYS = ("coupled", "decoupled")
-OTHERS = "others"  # the parameters that `apart` does not name
 
 
 def _schedule(config: Any, num_steps: int) -> optax.Schedule:
@@ -57,24 +56,6 @@ def make_optimizer(config: Any, num_steps: int) -> optax.GradientTransformation:
     if config.accumulate == 1:
         return clipped
     return optax.MultiSteps(clipped, config.accumulate).gradient_transformation()
-
-
-def apart(optimizer: optax.GradientTransformation, name: str) -> optax.GradientTransformation:
-    """The optimizer, used a second time and by itself for the parameters below this name.
-
-    What it does to the others, such as clipping by their global norm, does not depend on these.
-    """
-
-    def labels(params: PyTree) -> PyTree:
-        """Which of the two optimizers each leaf has."""
-
-        def label(path: tuple[Any, ...], _: Any) -> str:
-            inside = any(getattr(part, "key", None) == name for part in path)
-            return name if inside else OTHERS
-
-        return jax.tree_util.tree_map_with_path(label, params)
-
-    return optax.partition({name: optimizer, OTHERS: optimizer}, labels)
 
 
 def average_decay(section: Any) -> float:

@@ -93,7 +93,7 @@ def test_the_file_says_what_is_widened_and_by_how_much(run, dataset, intervals, 
         edges = saved["edges"][target]
         assert edges == sorted(set(edges)) and edges
         assert len(saved["strata"][target]) == len(edges) + 1
-        assert saved["regions"][target].keys() == {"healthy", "whole_tumor"}
+        assert set(calibrated.REGIONS[:2]) <= set(saved["regions"][target])
     n = len({s.patient_id for s in dataset.validation})
     assert intervals.guarantee.startswith("NO guarantee of 90.0%")
     assert "in each stratum: there are" in intervals.guarantee
@@ -101,6 +101,14 @@ def test_the_file_says_what_is_widened_and_by_how_much(run, dataset, intervals, 
     lines = calibrated.summary(intervals)
     assert any(line.startswith("t1c by predicted width: from 0 q = ") for line in lines)
     assert any("t2f by region, where a segmentation is known: healthy" in line for line in lines)
+
+
+def part_of(regions, name):
+    """The voxels of a region that has a multiplier; none of the rest where nothing enhances."""
+    enhancing = regions["enhancing_tumor"]
+    if name == "rest_of_tumor":
+        return regions["whole_tumor"] & ~enhancing & enhancing.any()
+    return regions[name]
 
 
 def test_in_every_stratum_and_region_the_validation_patients_are_covered_as_asked(intervals, drawn):
@@ -113,7 +121,7 @@ def test_in_every_stratum_and_region_the_validation_patients_are_covered_as_aske
             if one.patients
         ]
         groups += [
-            (one.value, lambda r, _, name=name: r[name])
+            (one.value, lambda r, _, name=name: part_of(r, name))
             for name, one in intervals.regions[target].items()
         ]
         for q, mask_of in groups:
@@ -161,14 +169,16 @@ def test_with_a_segmentation_the_regions_decide(run, dataset, intervals, tmp_pat
     paths = {name: subject.images[name] for name in ("t1", "t2")}
     model = cdm_jax.load(run / "m1")
     found = model.synthesize(paths, segmentation=subject.segmentation)
-    tumor = read_labels(subject.segmentation) > 0
+    labels = read_labels(subject.segmentation)
+    assert (labels == 3).any()
     brain = found.native.brain
     for target in ("t1c", "t2f"):
         scale = model.system.provenance.scales[target]
         raw = model._sampler(1).draw(dataset.validation[0], dataset.validation[0].slices, brain)
         mean, end = raw[target]["mean"], raw[target]["upper"]
         factors = {name: one.value for name, one in intervals.regions[target].items()}
-        factor = np.where(tumor, factors["whole_tumor"], factors["healthy"])
+        factor = np.where(labels > 0, factors["rest_of_tumor"], factors["healthy"])
+        factor = np.where(labels == 3, factors["enhancing_tumor"], factor)
         upper = np.clip(mean + factor * (np.maximum(end - mean, 0) + 0.01), 0, 1) * brain
         np.testing.assert_allclose(read_volume(found.upper[target]) / scale, upper, atol=1e-4)
     with pytest.raises(UserError, match="segmentation: "):
@@ -309,12 +319,16 @@ def test_the_multiplier_of_a_voxel_is_that_of_its_stratum_or_of_its_region(sampl
             "t1c": {
                 "healthy": dataclasses.replace(one, value=2.0),
                 "whole_tumor": dataclasses.replace(one, value=5.0),
+                "enhancing_tumor": dataclasses.replace(one, value=7.0),
+                "rest_of_tumor": dataclasses.replace(one, value=4.0),
             }
         },
     )
     tumor = np.array([[[True, False, True, False]]])
-    regions = {"healthy": ~tumor, "whole_tumor": tumor}
+    regions = {"healthy": ~tumor, "whole_tumor": tumor, "enhancing_tumor": tumor & False}
     assert known.multiplier("t1c", images, regions)[0, 0].tolist() == [5, 2, 5, 2]
+    regions["enhancing_tumor"] = np.array([[[False, False, True, False]]])
+    assert known.multiplier("t1c", images, regions)[0, 0].tolist() == [4, 2, 7, 2]
     np.testing.assert_array_equal(known.multiplier("t1c", images, {"brain": tumor}), found)
 
 

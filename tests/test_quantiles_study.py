@@ -120,7 +120,8 @@ def test_a_constructed_patient_is_counted_by_region_in_each_calibration():
         truth=truth, predicted=Predicted(mean=mean, below=half, above=half), deviation=None
     )
     regions = {"brain": brain, "healthy": ~tumor, "whole_tumor": tumor}
-    rows = study.scored("m1", {"t1c": images}, regions, INTERVALS, {"t1c": [0.5, 3.0]})
+    regions["enhancing_tumor"] = np.zeros_like(brain)
+    rows = study.scored("m1", {"t1c": images}, regions, INTERVALS)
     found = {name: rows[f"m1, {name}"][study.CONVENTION]["t1c"] for name in study.CALIBRATIONS}
     covered = {
         name: [scores["regions"][r]["coverage"] for r in ("healthy", "whole_tumor")]
@@ -129,21 +130,9 @@ def test_a_constructed_patient_is_counted_by_region_in_each_calibration():
     assert covered == {
         study.BRAIN: [0.5, 0],
         study.STRATA: [0.5, 0.5],
-        study.LESIONS: [0, 0.5],
         study.KNOWN: [0.5, 1],
     }
     told = found[study.STRATA]
     assert told["wrong"] == 0.5
     assert told["width"] == told["predicted"] == 1  # both that err are wider than both others
     assert "deviation" not in told
-
-
-def test_a_stratum_has_what_its_lesions_need_where_enough_patients_have_some():
-    numbers = np.array([[[0, 0, 1, 1]]])
-    regions = {"whole_tumor": np.array([[[False, True, True, True]]])}
-    found = study.lesions_in_strata(numbers, regions)
-    assert found.keys() == {"0 whole_tumor", "1 whole_tumor"}
-    assert found["0 whole_tumor"].tolist() == [[[False, True, False, False]]]
-    few, many = ({f"P{n}": [np.full(5, 7.0)] for n in range(number)} for number in (8, 9))
-    groups = {"0 whole_tumor": few, "1 whole_tumor": many, "1 enhancing_tumor": few}
-    assert study.with_lesions(groups, INTERVALS.strata["t1c"]) == [1, 7]

@@ -35,11 +35,11 @@ from cdm_jax.methods.base import (
     to_unit_range,
     weight_of,
 )
-from cdm_jax.methods.cdm.cunet_network import HEAD, CUNet
+from cdm_jax.methods.cdm.cunet_network import CUNet
 from cdm_jax.methods.cdm.mdn import MDN
 from cdm_jax.methods.cdm.mdn import create as create_mdn
 from cdm_jax.methods.settings import build, check_choice, check_quantiles, check_removed
-from cdm_jax.optim import apart, make_optimizer
+from cdm_jax.optim import make_optimizer
 from cdm_jax.tasks import given_in, task_of, with_pattern
 
 OPTIONS = {
@@ -59,7 +59,7 @@ class CrossConditioned(Translator):
       network: the UNet.
       mdn: the MDN stage that makes representations, or None without a condition.
       mdn_stage: its name in the config, such as "mdn".
-      optimizer: of all parameters, those of the head apart.
+      optimizer: of all parameters.
       average_decay: decay of the moving average of parameters, 0 for none.
       loss: "mse" (the text), "l2norm" (the unsquared norm that Eq. 4 prints, of each slice's
         targets) or "l1".
@@ -319,12 +319,11 @@ def create(config: Any) -> CrossConditioned:
     check_quantiles(config.stage, section)
     check_unet(config)
     network = build(CUNet, section, num_targets=len(config.data.targets))
-    optimizer = make_optimizer(section.optimizer, section.train.num_steps)
     return build(
         CrossConditioned,
         section,
         network=network,
-        optimizer=apart(optimizer, HEAD) if network.quantiles else optimizer,
+        optimizer=make_optimizer(section.optimizer, section.train.num_steps),
         mdn=create_mdn(config, section.mdn_stage) if section.condition == "on" else None,
         any_to_any=task_of(config.data).is_any,
     )

@@ -92,7 +92,8 @@ class IntervalHead(nn.Module):
     quantile lies beyond the mean (a rare, large value draws the mean with it), the best end that is
     left is the mean itself, which makes the interval wider than it need be and never narrower.
 
-    No gradient reaches features or mean: these learn as they do without this head.
+    The mean takes no gradient from its ends, so that they move around it and not with it. The
+    features do: those that the mean alone asks for do not tell where it errs.
 
     Attributes:
       features: channels between the two convolutions.
@@ -105,7 +106,7 @@ class IntervalHead(nn.Module):
         self, x: Float[Array, "b h w _"], mean: Float[Array, "b h w t"]
     ) -> Float[Array, "3 b h w t"]:
         """Features of the output layer and the mean, to mean, lower and upper end."""
-        x, center = jax.lax.stop_gradient((x, mean))
+        center = jax.lax.stop_gradient(mean)
         x = nn.leaky_relu(nn.Conv(self.features, (1, 1))(x), NEGATIVE_SLOPE)
         first = nn.initializers.constant(FIRST_DISTANCE)
         distances = nn.softplus(nn.Conv(2 * mean.shape[-1], (1, 1), bias_init=first)(x))
