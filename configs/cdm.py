@@ -91,7 +91,7 @@ def segmenter() -> ConfigDict:
             "method": "segmenter",
             "features": (32, 32, 64, 128, 256, 32),
             "groups": 8,
-            "modality_dropout": 0.3,
+            "modality_dropout": 0.5,
             "average_decay": 0.999,
             "train": training(best_by="dice"),
             "optimizer": optimizer(learning_rate=1e-3, schedule="cosine"),

@@ -184,7 +184,7 @@ def shrink(config: ConfigDict, length: str = "small") -> ConfigDict:
         config[name].update({"features": (32, 32, 64, 128, 32), "average_decay": 0.99})
         _lengthen(config[name], lengths.small(length, name), 4e-3)
     _lengthen(config.mrm, lengths.small(length, "mrm"), 1e-3)
-    config.segmenter.update({"features": (16, 16, 32, 64, 16), "average_decay": 0.99})
+    config.segmenter.update({"features": (32, 32, 64, 128, 32), "average_decay": 0.99})
     _lengthen(config.segmenter, lengths.small(length, "segmenter"), 4e-3)
     for name in baselines.SECTIONS:
         section = config[name]

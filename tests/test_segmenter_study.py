@@ -43,7 +43,8 @@ def test_what_is_said_follows_the_numbers(gain, patients, said):
 
 
 def test_the_whole_text_stands_on_the_record_alone():
-    content = {"command": "python -m x", "records": records(0.1), "real": records(0.1, 2)}
+    content = {"command": "python -m x", "overrides": ["--y"], "records": records(0.1)}
+    content["real"] = records(0.1, 2)
     text = study.report(content)
     for part in ("python -m x", "phantom patients (6)", "Real patients (2)", "374 mm"):
         assert part in text
@@ -57,7 +58,8 @@ def test_the_whole_text_stands_on_the_record_alone():
 def run(finished_run, tmp_path_factory):
     """The study of a run that has every stage but the segmenter."""
     folder = tmp_path_factory.mktemp("segmenter")
-    workdir = copy_run(finished_run, folder / "run", STAGES)
+    copy_run(finished_run, folder / f"run_{study.NAME}", STAGES)
+    workdir = folder / "run"
     return Study(dataset="phantom", small=True, root="", workdir=workdir, smoke=True, output=folder)
 
 
