@@ -13,9 +13,11 @@ The command `synthesize` calls it and writes what it returns.
 
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -62,6 +64,8 @@ class Synthesis(Mapping[str, Image]):
       upper: upper ends.
       enhancement: of T1c the calibrated probability, 0 to 1, that a voxel enhances; empty where
         none is calibrated, which takes a system that predicts ends and has T1 among its sources.
+      enhancing_ml: of T1c an upper bound on the volume of enhancing tumor in ml, where it is
+        calibrated; `model.enhancement(samples)` says what it promises.
       reference: the source whose grid it is.
       native: the sources on that grid, as the intensity rule scales them.
       resampled: sources that were resampled onto it.
@@ -74,6 +78,7 @@ class Synthesis(Mapping[str, Image]):
     lower: Mapping[str, Image]
     upper: Mapping[str, Image]
     enhancement: Mapping[str, Image]
+    enhancing_ml: Mapping[str, float]
     reference: PathLike | Image
     native: NativeImages
     resampled: tuple[str, ...]
@@ -222,11 +227,11 @@ class TrainedModel:
         wanted: Sequence[str],
         reference: PathLike | Image,
         regions: Masks | None,
-    ) -> dict[str, dict[str, Image]]:
-        """The images of a `Synthesis` by kind and target."""
+    ) -> dict[str, dict[str, Any]]:
+        """The images of a `Synthesis`, and its volumes, by kind and target."""
         drawn = self._sampler(samples).draw(prepared, prepared.slices, native.brain)
         intervals = self.intervals(samples)
-        found: dict[str, dict[str, Image]] = {kind: {} for kind in ENDINGS}
+        found: dict[str, dict[str, Any]] = {kind: {} for kind in (*ENDINGS, "enhancing_ml")}
         for target in wanted:
             volumes = {name: drawn[target][name] for name in SAMPLED if name in drawn[target]}
             if intervals is not None:
@@ -235,7 +240,11 @@ class TrainedModel:
                 found[name][target] = self._image(volume, target, reference)
         shown = self.enhancement(samples)
         if shown is not None and POSTCONTRAST in wanted:
-            chances = shown.volume(predicted(drawn[POSTCONTRAST]), native)
+            made = predicted(drawn[POSTCONTRAST])
+            chances = shown.volume(made, native)
+            voxel_ml = math.prod(read_voxel_size(reference)) / 1000
+            if (most := shown.most_ml(made, native, voxel_ml)) is not None:
+                found["enhancing_ml"][POSTCONTRAST] = most
             if chances is not None:
                 about_it = f"{MARK} {POSTCONTRAST} enhancement cdm_jax"
                 image = image_like(chances, reference, description=about_it)

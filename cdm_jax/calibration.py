@@ -60,7 +60,7 @@ Scores = dict[str, dict[str | int, dict[str, list[conformal.Scan]]]]
 
 A group is `BRAIN`, one of `intervals.by_region`, or the number of a stratum.
 """
-Watch = Callable[[PreparedSubject, NativeImages, Mapping[str, Drawn]], None]
+Watch = Callable[[Subject, NativeImages, Mapping[str, Drawn]], None]
 
 
 def find_edges(sampler: SubjectSampler, dataset: Dataset) -> Edges:
@@ -112,9 +112,9 @@ def calibration_scores(
     for subject in track(dataset.validation, "calibrating", console=console):
         native, drawn = _drawn(sampler, dataset, subject)
         brain = native.brain
-        if watch is not None:
-            watch(subject, native, drawn)
         files = dataset.subjects[subject.subject_id]
+        if watch is not None:
+            watch(files, native, drawn)
         for target, images in drawn.items():
             values = conformal.scores(images.truth, images.predicted, floor)
             for group, mask in _groups(images, brain, files, edges.get(target)).items():
@@ -271,7 +271,7 @@ def calibrate_stage(
         if parallel.is_first():
             sampler = SubjectSampler(system, different_samples(system, samples))
             edges = find_edges(sampler, dataset)
-            seen = enhancement.Calibration(sampler) if enhancement.applies(system) else None
+            seen = enhancement.Calibration(sampler, level) if enhancement.applies(system) else None
             watch = None if seen is None else seen.add
             scores = calibration_scores(sampler, dataset, edges, watch=watch)
             save_intervals(stage_folder, fit_intervals(scores, sampler, level, edges))

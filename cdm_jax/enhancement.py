@@ -1,11 +1,14 @@
 """The map of the probability that a voxel enhances: its calibration, its file, what it promises.
 
+With it comes a bound on the volume of enhancing tumor, from the sum of the predicted probabilities.
+
 `<workdir>/<stage>/enhancement.json` lies beside the checkpoints, where `calibrate` writes it and
 `synthesize` finds it, of a stage that predicts ends, makes T1c and has T1 among its sources.
 """
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,20 +17,25 @@ import numpy as np
 from jaxtyping import Float
 
 from cdm_jax import inference
-from cdm_jax.data.cache import PreparedSubject
 from cdm_jax.data.native import NativeImages
+from cdm_jax.data.nifti import read_voxel_size
+from cdm_jax.data.subjects import Subject
 from cdm_jax.files import write_json
 from cdm_jax.intervals import Calibrated, find_calibrated
 from cdm_jax.metrics.conformal import Predicted
 from cdm_jax.metrics.enhancement import POSTCONTRAST, PRECONTRAST, THRESHOLD, gained
 from cdm_jax.metrics.enhancement_probability import (
+    MORE_ML,
     Counts,
     Table,
     counted,
+    fit_bound,
     fit_table,
     raw_probability,
 )
+from cdm_jax.metrics.regions import region_masks
 from cdm_jax.sampling import Drawn, SubjectSampler
+from cdm_jax.scoring import usable_segmentation
 
 FILE = "enhancement.json"
 RULE = (
@@ -49,6 +57,9 @@ class EnhancementMap(Calibrated):
       rule: in words, what the map shows.
       promise: in words, what holds for new patients.
       table: from the predicted to the calibrated probability.
+      level: of the bound on the volume of enhancing tumor.
+      factor: of that bound, see `fit_bound`; None where too few patients have a segmentation.
+      segmented: validation patients who have one.
     """
 
     patients: int
@@ -57,6 +68,22 @@ class EnhancementMap(Calibrated):
     rule: str
     promise: str
     table: Table
+    level: float
+    factor: float | None
+    segmented: int
+
+    def most_ml(self, predicted: Predicted, native: NativeImages, voxel_ml: float) -> float | None:
+        """The bound on the volume of a subject's enhancing tumor in ml; None where there is none.
+
+        Args:
+          predicted: T1c on the native grid.
+          native: the subject's images on it, T1 among them.
+          voxel_ml: volume of a voxel in ml.
+        """
+        raw = _raw(predicted, native, self.quantiles)
+        if raw is None or self.factor is None:
+            return None
+        return self.factor * (voxel_ml * float(raw.sum()) + MORE_ML)
 
     def volume(self, predicted: Predicted, native: NativeImages) -> Volume | None:
         """The map of a subject: in [0, 1], 0 outside the brain; None where there is no unit.
@@ -87,22 +114,35 @@ def enhances(truth: Volume, native: NativeImages) -> np.ndarray | None:
     return None if gain is None else gain > THRESHOLD
 
 
+def voxel_ml_of(files: Subject) -> float:
+    """Volume of a voxel in ml."""
+    return math.prod(read_voxel_size(next(iter(files.images.values())))) / 1000
+
+
 class Calibration:
-    """Counts what enhances in one subject after another, beside what a system predicts."""
+    """Counts what enhances in one subject after another, beside what a system predicts.
 
-    def __init__(self, sampler: SubjectSampler):
-        self._sampler = sampler
+    The level is that of the bound on the volume of enhancing tumor.
+    """
+
+    def __init__(self, sampler: SubjectSampler, level: float):
+        self._sampler, self._level = sampler, level
         self._counts: dict[str, list[Counts]] = {}
+        self._volumes: dict[str, list[tuple[float, float]]] = {}
 
-    def add(
-        self, subject: PreparedSubject, native: NativeImages, drawn: Mapping[str, Drawn]
-    ) -> None:
+    def add(self, files: Subject, native: NativeImages, drawn: Mapping[str, Drawn]) -> None:
         """Counts one subject; one without a unit is left out."""
         images = drawn[POSTCONTRAST]
         raw = _raw(images.predicted, native, self._sampler.system.method.quantiles)
         true = enhances(images.truth, native)
-        if raw is not None and true is not None:
-            self._counts.setdefault(subject.patient_id, []).append(counted(raw, true))
+        if raw is None or true is None:
+            return
+        self._counts.setdefault(files.patient_id, []).append(counted(raw, true))
+        labels, _ = usable_segmentation(files, native.brain)
+        if labels is not None:
+            tumor = region_masks(labels, native.brain)["enhancing_tumor"]
+            volumes = voxel_ml_of(files) * float(raw.sum()), voxel_ml_of(files) * float(tumor.sum())
+            self._volumes.setdefault(files.patient_id, []).append(volumes)
 
     def fit(self) -> EnhancementMap | None:
         """The calibrated map; None where no subject has a unit."""
@@ -119,6 +159,9 @@ class Calibration:
             rule=RULE,
             promise=_promise(len(self._counts)),
             table=fit_table(list(self._counts.values())),
+            level=self._level,
+            factor=fit_bound(list(self._volumes.values()), self._level),
+            segmented=len(self._volumes),
         )
 
 
@@ -170,11 +213,23 @@ def find_enhancement(
 
 def summary(found: EnhancementMap) -> list[str]:
     """Lines for the terminal."""
-    return [f"{POSTCONTRAST}: a map of {found.rule}", found.promise]
+    return [f"{POSTCONTRAST}: a map of {found.rule}", found.promise, bound_promise(found)]
+
+
+def bound_promise(found: EnhancementMap) -> str:
+    """What the bound on the volume of enhancing tumor promises, in words."""
+    of = f"{found.segmented} validation patients who have a segmentation"
+    if found.factor is None:
+        return f"no bound on the volume of enhancing tumor at {found.level:.0%}: too few, {of}"
+    return (
+        f"enhancing tumor: at most {found.factor:.3g} (V + {MORE_ML:g} ml), where V is the sum of "
+        f"the predicted probabilities; holds for at least {found.level:.0%} of new patients, if "
+        f"they are exchangeable with {of}"
+    )
 
 
 def sidecar(found: EnhancementMap) -> dict[str, Any]:
     """What stands of the map in the sidecar of a synthetic T1c."""
     told = dataclasses.asdict(found)
     names = ("rule", "promise", "patients", "threshold", "quantiles", "table")
-    return {name: told[name] for name in names}
+    return {name: told[name] for name in names} | {"volume_bound": bound_promise(found)}

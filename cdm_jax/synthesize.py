@@ -35,7 +35,8 @@ from cdm_jax.outputs import (
 from cdm_jax.report.overview import save_overview
 from cdm_jax.writer import console, say
 
-FOUND = ("resampled", "notes")  # what a sidecar says that only making the images shows
+# What a sidecar says that only making the images shows.
+FOUND = ("resampled", "notes", "enhancing_tumor_at_most_ml")
 SCALE_RULE = (
     "The scale of a modality that was never acquired is unknown. Values are the network's [0, 1] "
     "times `reference_scale`, the median over the training subjects of the modality's 99.5th "
@@ -213,12 +214,16 @@ class _Job:
         )
         for note in result.notes:
             say(f"{subject.subject_id}: {note}")
+        for target, most in result.enhancing_ml.items():
+            say(f"{subject.subject_id}: {target}: at most {most:.1f} ml of enhancing tumor")
         for target in sidecars:  # what they say is true no longer
             outputs.sidecar(target).unlink(missing_ok=True)
         _write_images(result, targets, outputs)
         _write_overview(subject, result, outputs, model)
         found = {"resampled": list(result.resampled), "notes": list(result.notes)}
         for target, content in sidecars.items():
+            if target in result.enhancing_ml:
+                content["enhancing_tumor_at_most_ml"] = round(result.enhancing_ml[target], 3)
             kinds = [kind for kind in ENDINGS if outputs.bids and target in getattr(result, kind)]
             for kind in [*kinds[1:], "mean"]:  # BIDS wants one beside each image
                 write_json(outputs.sidecar(target, kind), content | found)

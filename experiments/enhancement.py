@@ -22,24 +22,31 @@ from rich.progress import track
 
 from cdm_jax.calibration import calibrate_stage
 from cdm_jax.data.cache import PreparedSubject
+from cdm_jax.data.labels import read_segmentation
 from cdm_jax.data.native import read_native
 from cdm_jax.data.nifti import read_voxel_size
 from cdm_jax.data.prepare import FULL_SCALE, to_native
 from cdm_jax.data.subjects import Subject
-from cdm_jax.enhancement import EnhancementMap, enhances, read_enhancement
+from cdm_jax.enhancement import EnhancementMap, enhances, read_enhancement, voxel_ml_of
 from cdm_jax.metrics.aggregate import summarize
 from cdm_jax.metrics.conformal import detection
 from cdm_jax.metrics.conventions import fingerprint, json_ready
 from cdm_jax.metrics.enhancement import POSTCONTRAST, PRECONTRAST
 from cdm_jax.metrics.enhancement import measure as volumes_of
-from cdm_jax.metrics.enhancement_probability import BINS, reliability, scores
+from cdm_jax.metrics.enhancement_probability import (
+    BINS,
+    MORE_ML,
+    fit_bound,
+    reliability,
+    scores,
+)
 from cdm_jax.metrics.regions import region_masks
 from cdm_jax.non_learned import NonLearned, fit_non_learned
 from cdm_jax.phantom import PhantomSettings
 from cdm_jax.phantom.fields import scatter
 from cdm_jax.phantom.patient import simulate_body
 from cdm_jax.phantom.tumor import segment
-from cdm_jax.records import Record, per_patient
+from cdm_jax.records import per_patient
 from cdm_jax.report.enhancement import enhancement_table
 from cdm_jax.report.render import to_markdown
 from cdm_jax.report.tables import with_interval
@@ -113,7 +120,15 @@ def measured(study: Study) -> dict[str, Any]:
         rows = rows_of(subject, files, samplers, maps, plain, uptake)
         records.append({**identity, "rows": json_ready(rows)})
     told = {stage: dataclasses.asdict(found) for stage, found in maps.items()}
-    return {"maps": told, "records": records}
+    known = [[(0.0, tumor_ml(dataset.subjects[s.subject_id]))] for s in dataset.validation]
+    return {"maps": told, "blind_ml": MORE_ML * (fit_bound(known, LEVEL) or 0), "records": records}
+
+
+def tumor_ml(files: Subject) -> float:
+    """Volume of a simulated patient's enhancing tumor in ml."""
+    labels = read_segmentation(files)
+    tumor = region_masks(labels, np.ones(labels.shape, bool))["enhancing_tumor"]
+    return voxel_ml_of(files) * float(tumor.sum())
 
 
 def uptake_of(settings: PhantomSettings, subject: PreparedSubject, files: Subject) -> np.ndarray:
@@ -173,6 +188,8 @@ def rows_of(
         volume = maps[stage].volume(made, native)
         if volume is not None and true is not None:
             shown = map_scores(volume, true, regions, uptake)
+            shown["most_ml"] = maps[stage].most_ml(made, native, voxel_ml_of(files))
+            shown["tumor_ml"] = tumor_ml(files)
             rows[SYSTEMS[stage]][MAP] = {POSTCONTRAST: shown}
     return rows
 
@@ -229,6 +246,20 @@ def brier_sentence(patients: pd.DataFrame, system: str, region: str) -> str:
     )
 
 
+def bound_sentence(patients: pd.DataFrame, system: str, blind_ml: float) -> str:
+    """Whether the bound on the volume of enhancing tumor holds, and says more than one for all."""
+    most, true = (values(patients, system, POSTCONTRAST, m) for m in ("most_ml", "tumor_ml"))
+    holds, tighter = summarize((true <= most).astype(float)), summarize(blind_ml - most)
+    low, high = tighter.interval or (0.0, 0.0)
+    verdict = "less than" if low > 0 else "MORE than" if high < 0 else "NO other than"
+    return (
+        f"{system}, at most so much enhancing tumor, nominal {LEVEL:.0%}: holds for "
+        f"{with_interval(holds, '.3f')} of the patients; in the mean it is "
+        f"{summarize(most).mean:.1f} ml, {verdict} the bound that sees no image, {blind_ml:.1f} ml "
+        f"for everyone. In truth there are {summarize(true).mean:.1f} ml."
+    )
+
+
 def reliability_table(patients: pd.DataFrame, systems: Sequence[str]) -> pd.DataFrame:
     """Predicted beside observed parts in each bin of the map, every patient's brain alike."""
     lines = {}
@@ -260,9 +291,11 @@ def region_table(patients: pd.DataFrame, systems: Sequence[str]) -> pd.DataFrame
     return table.rename(columns={"flat_brier": "brier of the part", "enhancing": "part"})
 
 
-def section(phantom: str, records: Sequence[Record], promises: Mapping[str, str]) -> list[str]:
+def section(phantom: str, found: Mapping[str, Any]) -> list[str]:
     """What is said of one phantom."""
-    patients, systems = per_patient(records, MAP), list(SYSTEMS.values())
+    records, systems = found["records"], list(SYSTEMS.values())
+    patients = per_patient(records, MAP)
+    promises = {stage: one["promise"] for stage, one in found["maps"].items()}
     whether = "tell" if PHANTOMS[phantom] else "do not tell"
     return [
         f"## Where T1 and T2 {whether} the local uptake",
@@ -270,6 +303,7 @@ def section(phantom: str, records: Sequence[Record], promises: Mapping[str, str]
         to_markdown(region_table(patients, systems)),
         *(f"{SYSTEMS[stage]}: {promise}." for stage, promise in promises.items()),
         to_markdown(reliability_table(patients, systems)),
+        *(bound_sentence(patients, system, found["blind_ml"]) for system in systems),
         enhancement_table(records).markdown(),
     ]
 
@@ -287,8 +321,7 @@ def report(content: Mapping[str, Any]) -> str:
         f"simulated uptake is above the patient's median? Patients with at least {LEAST} of them.",
     ]
     for name, found in phantoms.items():
-        promises = {stage: one["promise"] for stage, one in found["maps"].items()}
-        parts += section(name, found["records"], promises)
+        parts += section(name, found)
     count = len(next(iter(phantoms.values()))["records"])
     parts.append(
         f"Means over {count} unseen patients of each phantom, 95 % bootstrap intervals over "

@@ -22,7 +22,8 @@ def records(uptake, brier=0.05, patients=6):
         "0": {"part": 0.9, "predicted": 0.01, "observed": 0.02},
         "0.8": {"part": 0.1, "predicted": 0.85, "observed": 0.8},
     }
-    shown = {study.MAP: {"t1c": {"uptake_auroc": uptake, "regions": regions}}}
+    told = {"uptake_auroc": uptake, "most_ml": 5.0, "tumor_ml": 3.0, "regions": regions}
+    shown = {study.MAP: {"t1c": told}}
     found = {study.VOLUME: {"t1c": volumes | {"regions": {"whole_tumor": volumes}}}}
     rows = {}
     for system in study.SYSTEMS.values():
@@ -58,10 +59,18 @@ def test_what_is_said_of_the_brier_score_follows_the_numbers():
         assert verdict in study.brier_sentence(patients, "M1", "brain")
 
 
+def test_what_is_said_of_the_bound_follows_the_numbers():
+    patients = per_patient(records(0.8), study.MAP)
+    said = study.bound_sentence(patients, "M1", 9.0)
+    assert "holds for 1.000 [" in said and "less than the bound that sees no image, 9.0" in said
+    assert "in the mean it is 5.0 ml" in said and "In truth there are 3.0 ml" in said
+    assert "MORE than the bound" in study.bound_sentence(patients, "M1", 4.0)
+
+
 def test_the_whole_text_stands_on_the_record_alone():
     maps = {stage: {"promise": f"promise of {stage}"} for stage in study.SYSTEMS}
     phantoms = {
-        name: {"maps": maps, "records": records(area)}
+        name: {"maps": maps, "blind_ml": 9.0, "records": records(area)}
         for name, area in (("told", 0.9), ("hidden", 0.5))
     }
     content = {"command": "python -m x", "overrides": ["--a=b"], "phantoms": phantoms}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import nibabel as nib
 import numpy as np
@@ -47,6 +48,20 @@ def run(finished_run, tmp_path_factory, config):
 @pytest.fixture(scope="module")
 def dataset(run, config):
     return load_dataset(config, run)
+
+
+@pytest.fixture(scope="module")
+def enhancing(dataset, tmp_path_factory):
+    """The same patients, but in the tumors of those who validate a half enhances."""
+    folder, subjects = tmp_path_factory.mktemp("segmentations"), dict(dataset.subjects)
+    for subject in (dataset.subjects[s.subject_id] for s in dataset.validation):
+        image = nib.load(subject.segmentation)
+        labels = np.asarray(image.dataobj).copy()
+        labels[::2][labels[::2] > 0] = 3
+        path = folder / f"{subject.subject_id}-seg.nii.gz"
+        nib.save(nib.Nifti1Image(labels, image.affine, image.header), path)
+        subjects[subject.subject_id] = dataclasses.replace(subject, segmentation=path)
+    return dataclasses.replace(dataset, subjects=subjects)
 
 
 @pytest.fixture(scope="module")
@@ -170,15 +185,14 @@ def test_with_a_segmentation_the_regions_decide(run, dataset, intervals, tmp_pat
     model = cdm_jax.load(run / "m1")
     found = model.synthesize(paths, segmentation=subject.segmentation)
     labels = read_labels(subject.segmentation)
-    assert (labels == 3).any()
+    assert not (labels == 3).any()  # or the parts of the tumor would have factors of their own
     brain = found.native.brain
     for target in ("t1c", "t2f"):
         scale = model.system.provenance.scales[target]
         raw = model._sampler(1).draw(dataset.validation[0], dataset.validation[0].slices, brain)
         mean, end = raw[target]["mean"], raw[target]["upper"]
         factors = {name: one.value for name, one in intervals.regions[target].items()}
-        factor = np.where(labels > 0, factors["rest_of_tumor"], factors["healthy"])
-        factor = np.where(labels == 3, factors["enhancing_tumor"], factor)
+        factor = np.where(labels > 0, factors["whole_tumor"], factors["healthy"])
         upper = np.clip(mean + factor * (np.maximum(end - mean, 0) + 0.01), 0, 1) * brain
         np.testing.assert_allclose(read_volume(found.upper[target]) / scale, upper, atol=1e-4)
     with pytest.raises(UserError, match="segmentation: "):
@@ -205,7 +219,40 @@ def test_the_map_of_enhancement_is_calibrated_on_the_validation_patients(
         observed.append((t1c / np.median(t1c) - t1 / np.median(t1) > 0.2).mean())
     assert 0.01 < np.mean(observed) < 0.5
     assert np.mean(predicted) == pytest.approx(np.mean(observed), abs=0.01)
-    assert "nothing is promised for a single patient" in " ".join(enhancement.summary(found))
+    told = " ".join(enhancement.summary(found))
+    assert "nothing is promised for a single patient" in told
+    assert (found.factor, found.level, found.segmented) == (None, LEVEL, found.patients)
+    assert "no bound on the volume of enhancing tumor at 90%: too few" in told
+
+
+def test_the_volume_of_enhancing_tumor_is_bounded_where_enough_patients_were_segmented(
+    run, enhancing, sampler, patient, tmp_path, capsys
+):
+    """By hand, at a level that one validation patient is enough for."""
+    folder = copy_run(run, tmp_path / "run", ("m1",))
+    made = calibration.calibrate_stage(folder / "m1", enhancing, samples=1, level=0.5)
+    assert tuple(made.regions["t1c"]) == calibrated.REGIONS
+    found = enhancement.read_enhancement(folder / "m1")
+    subjects = [enhancing.subjects[s.subject_id] for s in enhancing.validation]
+    needed = []
+    for subject, prepared in zip(subjects, enhancing.validation, strict=True):
+        native, drawn = sampling.draw_beside_truth(sampler, prepared, subject)
+        raw = enhancement._raw(drawn["t1c"].predicted, native, found.quantiles)
+        voxel_ml = np.prod(nib.load(subject.images["t1"]).header.get_zooms()) / 1000
+        true = voxel_ml * np.count_nonzero(read_labels(subject.segmentation) == 3)
+        needed.append(true / (voxel_ml * raw.sum() + 1))
+    rank = math.ceil((len(needed) + 1) / 2)
+    assert found.factor == pytest.approx(sorted(needed)[rank - 1], rel=1e-5)
+    paths = {"t1": next(patient.glob("*-t1n*")), "t2": next(patient.glob("*-t2w*"))}
+    result = cdm_jax.load(folder / "m1").synthesize(paths)
+    (made,) = synthesize_folder(patient, tmp_path / "made", folder / "m1", samples=1)
+    told = json.loads((made / f"{made.name}-t1c.json").read_text())
+    assert told["enhancing_tumor_at_most_ml"] == round(result.enhancing_ml["t1c"], 3) > 0
+    assert "holds for at least 50% of new patients" in told["enhancement"]["volume_bound"]
+    assert "ml of enhancing tumor" in " ".join(capsys.readouterr().out.split())
+    assert "enhancing_tumor_at_most_ml" not in json.loads(
+        (made / f"{made.name}-t2f.json").read_text()
+    )
 
 
 def test_the_map_is_written_of_t1c_alone_as_the_api_gives_it(

@@ -3,10 +3,12 @@
 A voxel enhances where T1c gains more than `THRESHOLD` over T1, each in units of its own median in
 the brain (`enhancement.py`). T1 is known; of T1c a system predicts a mean and two quantiles, and so
 how probable each gain is. What it predicts was learned from training patients and may be wrong:
-isotonic regression on other patients turns it into the part of voxels that do enhance.
+isotonic regression on other patients turns it into the part of voxels that do enhance. The sum of
+the map says how much enhances: the same patients tell how far the volume may lie above it.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,6 +29,7 @@ _EDGES = ndtr(np.linspace(-5, 5, 1001))
 _TILT = 0.01  # part of the raw probability in a table: voxels keep their order on plateaus too
 _STEPS = 40  # of a table's probabilities; with its two ends it has at most 43 points
 _LEAST = 1e-6  # standard deviation: where no end is predicted apart from the mean, a step is left
+MORE_ML = 1.0  # added to the expected volume, so that where nothing is expected a little may be
 BINS = 10  # in which predicted and observed parts are compared
 
 
@@ -115,6 +118,26 @@ def fit_table(patients: Sequence[Sequence[Counts]]) -> Table:
     points, first = np.unique(points, return_index=True)
     tilted = (1 - _TILT) * values[first] + _TILT * points
     return Table(raw=points.tolist(), probability=tilted.tolist())
+
+
+def fit_bound(patients: Sequence[Sequence[tuple[float, float]]], level: float) -> float | None:
+    """The factor with which ``factor * (expected + MORE_ML)`` bounds a new patient's volume.
+
+    Split conformal prediction (Lei et al. 2018, "Distribution-free predictive inference for
+    regression"): of a patient who is exchangeable with these, the volume is at most that with a
+    probability of at least the level, however bad what is expected is.
+
+    Args:
+        patients: For each patient the expected and the true volume in ml of each of his scans, of
+            which the worst counts.
+        level: Such as 0.9.
+
+    Returns:
+        None where there are too few patients for the level: nine allow 90 %.
+    """
+    needed = sorted(max(true / (e + MORE_ML) for e, true in scans) for scans in patients)
+    rank = math.ceil(round((len(needed) + 1) * level, 9))
+    return needed[rank - 1] if rank <= len(needed) else None
 
 
 def scores(probability: Values, enhances: Voxels) -> dict[str, float]:
