@@ -45,8 +45,8 @@ from experiments.uncertainty import REGIONS, coverage_table, values
 
 NAME = "quantiles"
 STAGES = ("mrm", "mdn", "cunet", "m1")
-# 80 patients are unseen and 120 calibrate: what n of them promise costs up to 1 / (n + 1) of
-# coverage more than was asked for, and three in four have a tumor part of which enhances.
+# 80 patients are unseen and 96 calibrate, of whom two in three have a tumor that enhances: what n of
+# them promise may cost 1 / (n + 1) of coverage more than was asked for.
 OVERRIDES = (
     "--config.cunet.quantiles=(0.05,0.95)",
     "--config.m1.quantiles=(0.05,0.95)",
