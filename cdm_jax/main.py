@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
       The exit status: 0; 1 where the command failed; 2 where it was not understood; 130 where it
-      was stopped by Ctrl-C. Nothing at all is not understood either: a script that lost its
+      was stopped by Ctrl-C. A training that was asked to stop leaves by SystemExit, with 75, when
+      it has saved. Nothing at all is not understood either: a script that lost its
       arguments should not seem to have worked.
     """
     if argv is None:  # this is the program, and no call of it

@@ -136,6 +136,9 @@ class TrainingProgress:
         )
 
 
+SAVED = 75  # the exit code of who was asked to stop and has saved; in sysexits.h "try again later"
+
+
 class StopRequest:
     """While it is entered, SIGTERM and Ctrl-C ask to save and leave instead of killing.
 
