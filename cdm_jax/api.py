@@ -181,7 +181,7 @@ class TrainedModel:
         subject = subject or self._subject_of(sources[self.sources[0]])
         grid = read_on_one_grid(sources, resample_to=resample_to)
         size = read_voxel_size(grid.reference)
-        native = scale_volumes(grid.volumes, self.sources, subject, size)
+        native = scale_volumes(grid.volumes, self.sources, subject, size, sources)
         prepared = self._prepare(native, subject)
         regions = _regions(segmentation, grid.reference, native)
         return Synthesis(

@@ -8,10 +8,15 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from cdm_jax.errors import UserError
+
+FULL_TOLD = threading.Event()  # set when the command ends because of a full disk
+NO_SPACE = "no space is left: what is written beside the training, such as curves, is cut short"
 
 
 @contextlib.contextmanager
@@ -54,6 +59,15 @@ def read_json(path: pathlib.Path) -> Any:
         ) from error
 
 
+def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Reads a log of JSON, a mapping a line; lines that a full disk cut short are left out."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return [content for content in found if isinstance(content, dict)]
+
+
 def digest(content: Mapping[str, Any], others: bytes = b"") -> str:
     """SHA-256 of JSON content, whatever the order of its keys, and of bytes that belong to it."""
     text = json.dumps(content, sort_keys=True, default=dataclasses.asdict)
@@ -71,6 +85,28 @@ def is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def hear_full_disks() -> None:
+    """Has threads and exit handlers of this program answer a full disk in one line, or in none.
+
+    Threads remember the hook of their start: call it before there are any.
+    """
+
+    def unless_full(show: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def hook(found: Any) -> None:
+            error = found.exc_value
+            if FULL_TOLD.is_set() and isinstance(error, OSError):
+                return  # of what was being written: "handle is closed"
+            if is_full(error):
+                print(f"warning: {NO_SPACE}", file=sys.stderr, flush=True)
+            else:
+                show(found)
+
+        return hook
+
+    threading.excepthook = unless_full(threading.excepthook)
+    sys.unraisablehook = unless_full(sys.unraisablehook)
 
 
 def is_news(record: logging.LogRecord) -> bool:

@@ -10,11 +10,13 @@ import pathlib
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from cdm_jax import arguments, workers
 from cdm_jax.errors import UserError
+from cdm_jax.files import hear_full_disks
 from cdm_jax.usage import PROCESSES
 
 STOPPED = 130  # what shells call a program that Ctrl-C has ended
@@ -28,11 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
       The exit status: 0; 1 where the command failed; 2 where it was not understood; 130 where it
-      was stopped by Ctrl-C. Nothing at all is not understood either: a script that lost its
+      was stopped by Ctrl-C. A training that was asked to stop leaves by SystemExit, with 75, when
+      it has saved. Nothing at all is not understood either: a script that lost its
       arguments should not seem to have worked.
     """
     if argv is None:  # this is the program, and no call of it
         workers.hear_one_interrupt()
+        hear_full_disks()
     given = list(sys.argv if argv is None else argv)[1:]
     if not given:
         print(arguments.overview(), file=sys.stderr)
@@ -76,12 +80,13 @@ def _run(command: str, options: dict[str, Any], given: Sequence[str]) -> int:
     from absl import flags, logging
 
     from cdm_jax import commands, parallel
-    from cdm_jax.files import is_full, is_news
+    from cdm_jax.files import FULL_TOLD, is_full, is_news
     from cdm_jax.run import MissingStageError
     from cdm_jax.writer import console
 
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_logger().addFilter(is_news)
+    warnings.filterwarnings("ignore", "Error writing persistent compilation.*No space left")
     flags.FLAGS.mark_as_parsed()  # Grain reads absl's global flags
     processes = [options.pop(flag.name, flag.default) for flag in PROCESSES]
     try:
@@ -98,6 +103,7 @@ def _run(command: str, options: dict[str, Any], given: Sequence[str]) -> int:
         return _refuse(error, 1)
     except Exception as error:
         if is_full(error):
+            FULL_TOLD.set()
             return _refuse(_full_disk(options), 1)
         if isinstance(error, OSError):
             return _refuse(f"{error}: {NO_ROOM}", 1)

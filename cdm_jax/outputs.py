@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import cdm_jax
-from cdm_jax.data.formats import open_image
+from cdm_jax.data.formats import is_image, open_image, stem
 from cdm_jax.errors import UserError
 from cdm_jax.files import read_json, write_json
 
@@ -80,16 +80,22 @@ def outputs_of(subject_id: str, output: pathlib.Path, *, bids: bool) -> Outputs:
 
 
 def check_free(paths: Iterable[pathlib.Path]) -> None:
-    """Checks that nothing is overwritten but synthetic images.
+    """Checks that nothing is overwritten but synthetic images and their sidecars.
 
     Raises:
-        UserError: One of the files exists and does not say that it is synthetic.
+        UserError: An image of one of these names, whatever its ending, or the JSON file beside it
+            exists and does not say that it is synthetic.
     """
-    for path in paths:
-        if path.exists() and not _is_synthetic(path):
-            raise UserError(
-                f"{path} is there already and is no synthetic image: give another --output"
-            )
+    wanted = {(path.parent, stem(path)) for path in paths}
+    for folder in {folder for folder, _ in wanted if folder.is_dir()}:
+        for path in sorted(folder.iterdir()):
+            sidecar = path.suffix == ".json"
+            name = path.stem if sidecar else stem(path)
+            known = (sidecar or is_image(path.name)) and (folder, name) in wanted
+            if known and not (_is_ours(path) if sidecar else _is_synthetic(path)):
+                raise UserError(
+                    f"{path} is there already and is of no synthetic image: give another --output"
+                )
 
 
 def start_bids(output: pathlib.Path, targets: Iterable[str]) -> None:
@@ -129,6 +135,15 @@ def bids_fields(target: str) -> dict[str, Any]:
         "Description": f"Synthetic {BIDS_NAMES[target][1]} made by a neural network",
         "SkullStripped": True,
     }
+
+
+def _is_ours(sidecar: pathlib.Path) -> bool:
+    """Whether a sidecar says that its image is synthetic, or is damaged beside one that does."""
+    try:
+        content = read_json(sidecar)
+    except UserError:
+        return _is_synthetic(sidecar.with_suffix(".nii.gz"))
+    return isinstance(content, dict) and content.get("synthetic") is True
 
 
 def _is_synthetic(path: pathlib.Path) -> bool:

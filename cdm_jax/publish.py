@@ -1,7 +1,6 @@
 """A run's report: images of a few unseen patients by every system, then pages for a browser."""
 
 import importlib
-import json
 import pathlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from cdm_jax.data.nifti import read_geometry, read_labels, read_volume, write_li
 from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import UserError
 from cdm_jax.evaluate_patterns import as_fixed, summary
-from cdm_jax.files import read_json
+from cdm_jax.files import read_json, read_lines
 from cdm_jax.metrics.regions import ENHANCING_TUMOR
 from cdm_jax.records import Record, read_records
 from cdm_jax.report import patients, rows
@@ -191,7 +190,7 @@ def _stages(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
         log, saved = workdir / name / "metrics.jsonl", checkpoint.provenance(workdir / name)
         if saved is None or not log.exists():
             continue
-        lines = [json.loads(line) for line in log.read_text().splitlines() if line]
+        lines = read_lines(log)
         method = saved.config[saved.config.stage].method
         facts = {
             "Method": _description(method),

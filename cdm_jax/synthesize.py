@@ -336,7 +336,7 @@ def _acquired(
     try:
         check_file(path)
         volume, _ = volume_of(oriented_like(path, result.reference), str(path))
-        return measure(volume, f"{subject.subject_id} {target}").apply(volume)
+        return measure(volume, str(path)).apply(volume)
     except UserError as error:
         say(f"{subject.subject_id}: the picture lacks {target} as acquired: {error}")
         return None

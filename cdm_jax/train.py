@@ -7,6 +7,7 @@ are saved together, after the update and before the next batch is drawn.
 import contextlib
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -27,7 +28,7 @@ from cdm_jax.run import Run, check_resumes, load_frozen, resolve, stage_keys, tr
 from cdm_jax.shapes import Shapes, example
 from cdm_jax.tasks import PATTERNS, Task, task_of
 from cdm_jax.validation import Validation, better, judged
-from cdm_jax.writer import ProfilerWindow, StopRequest, TrainingProgress, Writer, console
+from cdm_jax.writer import SAVED, ProfilerWindow, StopRequest, TrainingProgress, Writer, console
 
 MEASURED_SLICES = 4096  # enough for the means and covariances that `finish` measures
 
@@ -85,7 +86,8 @@ def train_stage(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) -> 
     Raises:
       MissingStageError: a stage that this one needs is missing.
       UserError: settings do not fit.
-      SystemExit: the run was asked to stop; it has saved and continues by the same command.
+      SystemExit: the run was asked to stop; it has saved and continues by the same command. The
+        exit code is `writer.SAVED`.
     """
     folder = workdir / config.stage
     config = resolve(config, training_slices(dataset))
@@ -242,7 +244,9 @@ def _loop(
                 _check_finite(run, totals, step, skip, checkpoints)
                 checkpoints.save(step, state, batches, run.provenance())
             if leave:
-                raise SystemExit(f"stopped, saved at step {step}; the same command goes on")
+                told = f"stopped, saved at step {step}; the same command goes on"
+                print(told, file=sys.stderr, flush=True)
+                raise SystemExit(SAVED)
         profiler.close(state)
     return state, best
 

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tensorboardX import SummaryWriter
 
 from cdm_jax import parallel
-from cdm_jax.files import replacing
+from cdm_jax.files import read_lines, replacing
 
 # A table of two targets needs 118 columns, which a log file has.
 console = Console(width=None if sys.stdout.isatty() else 120)
@@ -62,11 +62,10 @@ class Writer:
     def _keep_until(self, step: int) -> None:
         if not self._lines.exists():
             return
-        lines = self._lines.read_text().splitlines()
         # A run that begins anew measures its step 0 again.
-        kept = [line for line in lines if line and step and json.loads(line)["step"] <= step]
+        kept = [line for line in read_lines(self._lines) if step and line["step"] <= step]
         with replacing(self._lines) as partial:
-            partial.write_text("".join(line + "\n" for line in kept))
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes values of one step; names such as "validation/loss" group them."""
@@ -134,6 +133,9 @@ class TrainingProgress:
         self._bar.console.print(
             f"{self._stage} stops early at step {step} of {self._last}: validation got no better"
         )
+
+
+SAVED = 75  # the exit code of who was asked to stop and has saved; in sysexits.h "try again later"
 
 
 class StopRequest:

@@ -257,6 +257,29 @@ def test_one_source_and_three_targets(finished_run, tmp_path):
             assert np.isfinite(record["rows"]["m1"]["volume"][target]["psnr"])
 
 
+def test_a_patient_who_cannot_be_scored_stops_no_other(evaluated, tmp_path, capsys):
+    workdir, dataset, records = evaluated
+    first, *others = dataset.test
+    files = dataset.subjects[first.subject_id]
+    broken = tmp_path / "broken.nii.gz"
+    broken.write_bytes(files.images["t1c"].read_bytes()[:500])
+    damaged = dataclasses.replace(files, images={**files.images, "t1c": broken})
+    subjects = {**dataset.subjects, first.subject_id: damaged}
+    config = smoke_config("cdm")
+    config.evaluate.rows = ("copy",)
+    expected = rf"1 of 2 subjects failed \({first.subject_id}\), all others are done"
+    with pytest.raises(UserError, match=expected) as error:
+        one_broken = dataclasses.replace(dataset, subjects=subjects)
+        evaluate.evaluate_run(config, workdir, one_broken, "one broken")
+    assert f"{broken} cannot be read" in str(error.value)
+    assert f"failed: {first.subject_id}:" in capsys.readouterr().out
+    folder = workdir / "evaluation/one broken"
+    written = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    assert written.keys() == {f"{subject.subject_id}.json" for subject in others}
+    for record, whole in zip(written.values(), records[1:], strict=True):
+        assert record["rows"]["copy"] == plain(whole["rows"]["copy"])
+
+
 def test_an_untrained_system_is_named(evaluated, tmp_path):
     workdir, dataset, _ = evaluated
     other = copy_run(workdir, tmp_path / "run", ("cunet", "mrm", "mdn"))

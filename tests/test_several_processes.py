@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cdm_jax import checkpoint
+from cdm_jax.writer import SAVED
 from tests.helpers import copy_run
 from tests.processes import ALONE, STEPS, Topology, kill, line, run, start, wait_until
 
@@ -50,7 +51,9 @@ def test_a_request_to_stop_one_process_saves_all_at_the_same_step(finished_run, 
     metrics = workdir / "m1/metrics.jsonl"
     wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 5, started[0])
     started[1].process.send_signal(signal.SIGTERM)
-    printed = [process.finish(timeout=120)[1] for process in started]
+    ends = [process.finish(timeout=120) for process in started]
+    printed = [text for _, text in ends]
+    assert [status for status, _ in ends] == [SAVED] * 2, printed
     steps = {re.search(r"saved at step (\d+)", text)[1] for text in printed}
     assert len(steps) == 1, printed
     assert (workdir / "m1/checkpoints" / steps.pop()).is_dir()

@@ -17,9 +17,10 @@ from jax.experimental.compilation_cache import compilation_cache
 from cdm_jax import checkpoint, commands, memory, parallel, run, train
 from cdm_jax.data.dataset import load_dataset
 from cdm_jax.errors import UserError
+from cdm_jax.main import STOPPED
 from cdm_jax.methods.cdm.cunet import CrossConditioned
 from cdm_jax.tasks import Task
-from cdm_jax.writer import Writer
+from cdm_jax.writer import SAVED, Writer
 from configs.common import SYSTEMS
 from tests import helpers
 from tests.helpers import STAGES, compilations, copy_run, smoke_config
@@ -118,7 +119,7 @@ def test_a_process_killed_after_a_checkpoint_continues_to_bit_identical_paramete
     assert_same_model(broken / "m1", whole / "m1")
 
 
-def test_a_request_to_stop_saves_and_the_same_command_goes_on(finished_run, tmp_path):
+def test_a_request_to_stop_saves_and_the_same_command_goes_on(finished_run, tmp_path, capsys):
     workdir = copy_run(finished_run, tmp_path / "run")
     config = smoke_config("m1")
     config.m1.train.checkpoint_every = 100
@@ -132,8 +133,10 @@ def test_a_request_to_stop_saves_and_the_same_command_goes_on(finished_run, tmp_
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Writer, "scalars", terminate)
-        with pytest.raises(SystemExit, match="saved at step 1"):
+        with pytest.raises(SystemExit) as stopped:
             train.train_stage(config, workdir, dataset)
+    assert stopped.value.code == SAVED not in (0, 1, 2, STOPPED)
+    assert "stopped, saved at step 1; the same command goes on\n" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     train.train_stage(config, workdir, dataset)
     assert_same_model(workdir / "m1", finished_run / "m1")

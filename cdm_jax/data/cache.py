@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import json
 import tokenize
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -30,7 +31,7 @@ from cdm_jax.errors import UserError
 from cdm_jax.files import digest
 from cdm_jax.workers import whole_file
 
-FORMAT = 3  # Raise it when a change makes the same input give another cache.
+FORMAT = 4  # Raise it when a change makes the same input give another cache.
 
 # What a damaged description and NumPy's parser of a damaged header raise, beside ValueError.
 _DAMAGED = (AttributeError, EOFError, KeyError, SyntaxError, TypeError, tokenize.TokenError)
@@ -46,11 +47,13 @@ class PreparedSubject(Description):
     Attributes:
         size: rows and columns of a slice.
         rows: those that are stored of each slice; all others are 0.
+        checks: of each slice, the CRC-32 of its stored rows.
         path: file of the stored rows, one slice's after the other's.
     """
 
     size: int
     rows: Rows
+    checks: tuple[int, ...]
     path: Path
 
     @property
@@ -96,7 +99,7 @@ class PreparedSubject(Description):
         wait for each other.
 
         Raises:
-            UserError: the file ends before the slice does.
+            UserError: the file ends before the slice does, or holds other values than were written.
         """
         top, bottom = self.rows[position]
         out[:top] = 0
@@ -106,6 +109,8 @@ class PreparedSubject(Description):
             file.seek(self.offsets[position])
             if file.readinto(stored.data) != stored.nbytes:
                 raise UserError(f"{self.path} is cut short: remove it and prepare the data again")
+        if zlib.crc32(stored) != self.checks[position]:
+            raise UserError(f"{self.path} is damaged: remove it and prepare the data again")
 
     def view(self, sources: tuple[str, ...], targets: tuple[str, ...]) -> "SubjectView":
         """The subject as one of a fixed task, with these of its modalities."""
@@ -140,7 +145,8 @@ def write_prepared(prepared: Prepared, path: Path) -> PreparedSubject:
     rows = shown_rows(prepared.slices)
     parts = [image[top:bottom] for image, (top, bottom) in zip(prepared.slices, rows, strict=True)]
     content = {field.name: getattr(prepared, field.name) for field in fields(Description)}
-    content |= {"size": prepared.slices.shape[1], "rows": rows}
+    checks = tuple(zlib.crc32(np.ascontiguousarray(part)) for part in parts)
+    content |= {"size": prepared.slices.shape[1], "rows": rows, "checks": checks}
     with whole_file(path) as partial, partial.open("wb") as file:
         np.save(file, np.concatenate(parts))
     with whole_file(path.with_suffix(".json")) as partial:

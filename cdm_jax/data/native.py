@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from cdm_jax.data.checks import doubts
+from cdm_jax.data.formats import Image, PathLike, name_of
 from cdm_jax.data.grids import read_on_one_grid
 from cdm_jax.data.intensity import Intensity, brain_mask, measure, without_residue
 from cdm_jax.data.nifti import read_voxel_size
@@ -40,6 +41,7 @@ def scale_volumes(
     inputs: Sequence[str],
     name: str,
     voxel_size: tuple[float, float, float] | None = None,
+    files: Mapping[str, PathLike | Image] | None = None,
 ) -> NativeImages:
     """Applies the intensity rule to modalities on one grid, as `read_volume` returns them.
 
@@ -48,14 +50,16 @@ def scale_volumes(
         inputs: the modalities that say where the brain is.
         name: what to call the subject in messages.
         voxel_size: along (z, y, x) in mm, where it is known.
+        files: where each volume comes from, for messages, where it is known.
 
     Raises:
         UserError: a volume has no brain.
     """
     volumes = {modality: without_residue(volume) for modality, volume in volumes.items()}
-    intensities = {
-        modality: measure(volume, f"{name} {modality}") for modality, volume in volumes.items()
-    }
+    called = {modality: f"{name} {modality}" for modality in volumes}
+    for modality, file in (files or {}).items():
+        called[modality] += f": {name_of(file)}"
+    intensities = {modality: measure(v, called[modality]) for modality, v in volumes.items()}
     return NativeImages(
         images={modality: intensities[modality].apply(v) for modality, v in volumes.items()},
         intensities=intensities,
@@ -82,7 +86,7 @@ def read_native(
     with about(subject.subject_id):
         found = read_on_one_grid(files)
     size = read_voxel_size(found.reference)
-    native = scale_volumes(found.volumes, inputs, subject.subject_id, size)
+    native = scale_volumes(found.volumes, inputs, subject.subject_id, size, files)
     for note in found.notes + native.notes:
         _logger.warning("%s: %s", subject.subject_id, note)
     return dataclasses.replace(native, notes=found.notes + native.notes)

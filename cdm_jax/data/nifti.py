@@ -241,7 +241,8 @@ def check_real(image: Image, name: str) -> None:
     Raises:
         UserError: It holds colors or complex numbers.
     """
-    if (held := image.get_data_dtype()).kind not in "iuf":
+    if (kind := image.get_data_dtype()).kind not in "iuf":
+        held = {"c": "complex numbers", "V": "colors"}.get(kind.kind, f"values of type {kind}")
         raise ImageError(f"{name} holds {held}", "give a file of real numbers", "datatype")
 
 

@@ -8,6 +8,7 @@ import pytest
 from cdm_jax.data.cache import shown_rows, write_prepared
 from cdm_jax.data.intensity import Intensity
 from cdm_jax.data.prepare import Prepared
+from cdm_jax.errors import UserError
 
 SIZE = 8
 DRAWN = np.random.default_rng(0).integers(1, 2**16, (4, SIZE, SIZE, 3), np.uint16)
@@ -55,6 +56,17 @@ def test_every_slice_is_read_back_to_the_bit_over_whatever_was_in_its_place(slic
     for position in (1, 0, 2, 3):
         cached.read_slice(position, out)
         np.testing.assert_array_equal(out, slices[position])
+
+
+@pytest.mark.parametrize("place", [-1, -SIZE * 3 * 2 * 4])
+def test_a_value_that_was_altered_is_refused_by_the_file(place, slices, tmp_path):
+    cached = write_prepared(prepared(slices), tmp_path / "one.npy")
+    content = bytearray(cached.path.read_bytes())
+    content[place] ^= 1
+    cached.path.write_bytes(content)
+    np.testing.assert_array_equal(cached.read_slices([0]), slices[[0]])  # this one is whole
+    with pytest.raises(UserError, match=r"one\.npy is damaged: remove it and prepare the data ag"):
+        _ = cached.slices
 
 
 def test_rows_that_are_not_those_of_the_file_are_refused(slices, tmp_path):

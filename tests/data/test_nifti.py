@@ -182,9 +182,23 @@ class TestBadFiles:
         with pytest.raises(UserError, match="among its labels"):
             nifti.read_labels(save(tmp_path / "v.nii", values))
 
-    def test_complex_and_color_are_refused(self, tmp_path):
-        with pytest.raises(UserError, match="real numbers"):
-            nifti.read_volume(save(tmp_path / "v.nii", np.ones(SHAPE, np.complex64)))
+    @pytest.mark.parametrize(
+        ("kind", "held"),
+        [(np.complex64, "complex numbers"), ([(color, "u1") for color in "RGB"], "colors")],
+    )
+    def test_complex_and_color_are_refused(self, tmp_path, kind, held):
+        with pytest.raises(UserError, match=rf"v\.nii holds {held}: give a file of real numbers"):
+            nifti.read_volume(save(tmp_path / "v.nii", np.ones(SHAPE, kind)))
+
+    @pytest.mark.parametrize("kind", ["<u2", ">i4", "<f8", ">f4"])
+    def test_numbers_of_any_kind_and_order_read_alike(self, tmp_path, kind):
+        values = np.arange(np.prod(SHAPE)).reshape(SHAPE)
+        header = nib.Nifti1Header(endianness=kind[0])
+        header.set_data_dtype(np.dtype(kind))
+        image = nib.Nifti1Image(values.astype(kind), np.eye(4), header)
+        nib.save(image, tmp_path / "v.nii.gz")
+        expected = nifti.read_volume(save(tmp_path / "plain.nii", values.astype(np.float32)))
+        np.testing.assert_array_equal(nifti.read_volume(tmp_path / "v.nii.gz"), expected)
 
     @pytest.mark.parametrize("row", [0.0, np.nan])
     def test_an_affine_that_maps_no_volume_is_refused(self, tmp_path, row):

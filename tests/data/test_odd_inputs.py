@@ -76,6 +76,23 @@ class TestLayouts:
             ("P002_preop", "P002"),
         ]
 
+    def test_names_may_hold_dots_spaces_and_signs(self, tmp_path):
+        names = ["1.2.840.113619.2", "1.2.840.113619.3", "Müller & Söhne #1"]
+        for name in names:
+            patient(tmp_path / "étude (50 %)", name)
+        found = self.find(tmp_path)
+        assert [s.subject_id for s in found] == [s.patient_id for s in found] == names
+
+    def test_what_a_mac_leaves_is_passed_over(self, tmp_path):
+        folder = patient(tmp_path)
+        for path in [*folder.iterdir()]:
+            for place in (folder, tmp_path / "__MACOSX" / IDS[0]):
+                place.mkdir(parents=True, exist_ok=True)
+                (place / f"._{path.name}").write_bytes(b"\0\5\26\7")
+        (folder / ".DS_Store").write_bytes(b"\0")
+        (subject,) = self.find(tmp_path)
+        assert {path.parent for path in subject.images.values()} == {folder}
+
     def test_a_patient_copied_to_two_places_is_not_two_patients(self, tmp_path):
         for place in "ab":
             for modality in ("t1", "t2"):
