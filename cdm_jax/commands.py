@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from cdm_jax import checkpoint, enhancement, memory, parallel
 from cdm_jax.api import find_system
 from cdm_jax.calibration import calibrate_stage
-from cdm_jax.cards import write_card
+from cdm_jax.cards import evaluated, write_card
 from cdm_jax.data import dataset as data
 from cdm_jax.data.layouts import SEGMENTATION
 from cdm_jax.doctor import diagnose, show, write_findings, write_page
@@ -96,6 +96,8 @@ def calibrate(
     if (workdir / stage / enhancement.FILE).exists():
         lines += enhancement.summary(enhancement.read_enhancement(workdir / stage))
     console.print("\n".join(lines))
+    if not task_of(config.data).is_any:
+        write_card(workdir / stage, dataset, *evaluated(workdir, "test", dataset))
 
 
 def synthesize(

@@ -17,13 +17,14 @@ from ml_collections import ConfigDict
 from rich.progress import track
 
 from cdm_jax import inference, parallel, scoring, workers
-from cdm_jax.cards import write_card
+from cdm_jax.cards import JUDGED, write_card
 from cdm_jax.config import plain
 from cdm_jax.data.cache import PreparedSubject
 from cdm_jax.data.dataset import Dataset, num_workers
 from cdm_jax.data.prepare import FULL_SCALE
 from cdm_jax.errors import UserError, collected, report_failures
 from cdm_jax.files import digest
+from cdm_jax.judge import judge_run
 from cdm_jax.metrics import enhancement
 from cdm_jax.metrics.conventions import fingerprint
 from cdm_jax.non_learned import NonLearned, fit_non_learned
@@ -31,7 +32,7 @@ from cdm_jax.preflight import check_trained
 from cdm_jax.records import Identity, Record, read_record, tidy, write_record
 from cdm_jax.report.enhancement import enhancement_table
 from cdm_jax.report.render import TextTable
-from cdm_jax.report.rows import CEILING, NON_LEARNED
+from cdm_jax.report.rows import CEILING, NON_LEARNED, headline_rows
 from cdm_jax.report.tables import FURTHER, results_table
 from cdm_jax.rows import asked_rows, images_of, num_samples, system_of
 from cdm_jax.writer import console, say, say_once
@@ -82,11 +83,16 @@ def evaluate_run(
     parallel.wait_for_all("records")
     paths = [folder / f"{s.subject_id}.json" for s in part if s.subject_id not in failures]
     records = [read_record(path) for path in paths if path.exists()]  # not what others failed in
+    judged: Sequence[Record] = ()
+    if records and name is None:
+        judged_in = folder.with_name(JUDGED.format(folder.name))
+        trained = headline_rows(records)
+        judged = judge_run(config, workdir, dataset, part, trained, judged_in)
     if parallel.is_first() and records:
         reference = settings.reference if settings.reference in records[0]["rows"] else None
         show_tables(records, settings.conventions, reference, folder)
         if name is None and settings.part == "test":
-            evaluation.save_cards(records, workdir)
+            evaluation.save_cards(records, judged, workdir)
     report_failures(failures, len(part), say)
     return records
 
@@ -222,11 +228,13 @@ class _Evaluation:
         record: Record = {**identity, "checkpoint": done | wanted, "rows": kept}
         return _Pending(subject, path, record, self._images(subject, other, lacking))
 
-    def save_cards(self, records: Sequence[Record], workdir: pathlib.Path) -> None:
+    def save_cards(
+        self, records: Sequence[Record], judged: Sequence[Record], workdir: pathlib.Path
+    ) -> None:
         """Writes the numbers into the card of each system, unless it was sampled in another way."""
         for stage, system in self._systems.items():
             if system.provenance.config.sampler.to_dict() == self._config.sampler.to_dict():
-                write_card(workdir / stage, self._dataset, records)
+                write_card(workdir / stage, self._dataset, records, judged)
 
     def _images(
         self, subject: PreparedSubject, other: PreparedSubject, rows: Sequence[str]

@@ -115,7 +115,7 @@ def system_of(
         method=base.create(provenance.config),  # type: ignore[arg-type]
         model=jax.device_put(model, parallel.replicated(parallel.local_mesh())),
         provenance=provenance,
-        fingerprint=_fingerprint(model),
+        fingerprint=fingerprint(model),
         batch_size=batch_size_per_device * jax.local_device_count(),
     )
 
@@ -143,7 +143,8 @@ def slice_keys(key: Key[Array, ""], start: int, number: int) -> Key[Array, "{num
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(start, start + number))
 
 
-def _fingerprint(model: base.Model) -> str:
+def fingerprint(model: base.Model) -> str:
+    """Hash of a model's values."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(model):
         digest.update(jax.tree_util.keystr(path).encode())

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Real
 from ml_collections import ConfigDict
 
 from cdm_jax import checkpoint, parallel
+from cdm_jax.cards import evaluated, worth
 from cdm_jax.data.dataset import PARTS, Dataset
 from cdm_jax.data.native import read_native
 from cdm_jax.data.nifti import read_geometry, read_labels, read_volume, write_like
@@ -92,6 +93,7 @@ def publish_run(
         stages=_stages(config, workdir),
         selection=SELECTION.format(shown=len(chosen), total=len(records)),
         patterns=_patterns(by_pattern, convention, whole.data.targets),
+        worth=_worth(config, workdir, dataset, records, systems),
         remarks=[*([SIMULATED] if "phantom" in config else []), *remarks],
     )
     cases = _cases(subjects, chosen, systems, folder / "images", records, convention)
@@ -164,6 +166,18 @@ def _systems(records: Sequence[Record], workdir: pathlib.Path) -> tuple[dict[str
         for name in headline
         if name not in systems
     ]
+
+
+def _worth(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    dataset: Dataset,
+    records: Sequence[Record],
+    systems: Mapping[str, str],
+) -> dict[str, dict[str, str]]:
+    """What each system's images are worth to a reader."""
+    _, judged = evaluated(workdir, config.evaluate.part, dataset)
+    return {name: worth(workdir / name, records, judged) for name in systems}
 
 
 def _facts(config: ConfigDict, dataset: Dataset) -> dict[str, str]:

@@ -45,7 +45,7 @@ from experiments.uncertainty import REGIONS, coverage_table, values
 
 NAME = "quantiles"
 STAGES = ("mrm", "mdn", "cunet", "m1")
-# 80 patients are unseen and 96 calibrate, of whom two in three have a tumor that enhances: what n of
+# 80 patients are unseen and 96 calibrate; in two of three of them a tumor enhances. What n of
 # them promise may cost 1 / (n + 1) of coverage more than was asked for.
 OVERRIDES = (
     "--config.cunet.quantiles=(0.05,0.95)",

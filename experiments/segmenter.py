@@ -10,49 +10,30 @@ scored by Dice and HD95, and each row is compared with the one that has nothing 
 """
 
 import dataclasses
-import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pandas as pd
-from jaxtyping import Array, Float
-from ml_collections import ConfigDict
 from rich.progress import track
 
-from cdm_jax import checkpoint, inference
-from cdm_jax.data.dataset import copied_sources, load_dataset
-from cdm_jax.data.native import read_native
-from cdm_jax.data.nifti import read_voxel_size
-from cdm_jax.data.pipeline import padded_batches
-from cdm_jax.data.prepare import (
-    FULL_SCALE,
-    PrepareSettings,
-    prepare_subject,
-    quantize,
-    to_native,
-)
+from cdm_jax.data.dataset import load_dataset
 from cdm_jax.data.subjects import Subject, find_subjects
-from cdm_jax.methods import base
-from cdm_jax.methods.segmenter import REGIONS, Segmenter
+from cdm_jax.judge import Judge
+from cdm_jax.methods.segmenter import REGIONS
 from cdm_jax.metrics.aggregate import Comparison, compare, summarize
-from cdm_jax.metrics.regions import region_masks
-from cdm_jax.metrics.segmentation import MISSED_MM, dice, hd95
-from cdm_jax.records import AVERAGE, Record, per_patient
+from cdm_jax.metrics.segmentation import MISSED_MM
+from cdm_jax.records import AVERAGE, per_patient
+from cdm_jax.report.judgements import ACQUIRED, COPY, NOTHING
+from cdm_jax.report.judgements import JUDGED_BY as CONVENTION
 from cdm_jax.report.render import to_markdown
 from cdm_jax.report.tables import with_interval
-from cdm_jax.sampling import slices_per_call, statistics
-from cdm_jax.scoring import usable_segmentation
-from cdm_jax.writer import console, say
+from cdm_jax.writer import console
 from experiments.study import DOCS, Study, main, write
 from experiments.uncertainty import values
 
 NAME = "segmenter"
 STAGES = ("mrm", "mdn", "cunet", "m1", NAME)
 SYNTHESES = {"M1": ("m1", 1), "CDM": ("cunet", 1), "CDM mean of 8": ("cunet", 8)}
-ACQUIRED, COPY, NOTHING = "all acquired", "copied source", "nothing, no synthesis"
 ROWS = (ACQUIRED, *SYNTHESES, COPY, NOTHING)
 # 40 of 160 patients are unseen; which of them enhances is chance, and intervals are over them.
 COHORT = (
@@ -60,104 +41,12 @@ COHORT = (
     "--config.data.test_fraction=0.25",
     "--config.data.validation_fraction=0.1",
 )
-CONVENTION = "brats"  # of the records, whose targets are regions
 METRICS = {"dice": ("Dice", ".3f"), "hd95": ("HD95 in mm", ".1f")}  # names and formats
 SHOWN = {name: name.replace("_", " ") for name in REGIONS} | {AVERAGE: "mean"}
-SLICES = 16  # that a call of the segmenter takes
 COHORTS = {"records": "Unseen phantom patients", "real": "Real patients"}
-
-Images = Float[np.ndarray, "slice h w m"]
 
 
 # What is measured
-
-
-class Judge:
-    """The trained segmenter and the systems that fill in what it lacks.
-
-    Attributes:
-      config: of the segmenter's training.
-    """
-
-    def __init__(self, workdir: pathlib.Path):
-        self._model, provenance = checkpoint.load_model(workdir / NAME)
-        self.config: ConfigDict = provenance.config
-        method = base.create(self.config)
-        assert isinstance(method, Segmenter)
-
-        def segment(model: base.Model, stored: Array, given: Array) -> Array:
-            return method.segment(model, base.to_model_range(stored), given)
-
-        self._segment = jax.jit(segment)
-        self._systems, self._compiled = {}, {}
-        for row, (stage, samples) in SYNTHESES.items():
-            system = inference.load_system(workdir / stage, slices_per_call(samples))
-            self._systems[row] = system
-            self._compiled[row] = system.compile(statistics(system.method, samples))
-        self._task = system.provenance.config.data  # the same of all
-
-    def score(self, files: Subject, split: str) -> Record | None:
-        """Dice and HD95 of each row in each region; None of who has no segmentation to score."""
-        native = read_native(files, self._task.sources, self._task.sources)
-        labels, remark = usable_segmentation(files, native.brain)
-        if labels is None:
-            say(remark or f"{files.subject_id} has no segmentation")
-            return None
-        truth = region_masks(labels, np.ones(labels.shape, bool))
-        size = read_voxel_size(next(iter(files.images.values())))
-        data = self.config.data
-        settings = PrepareSettings(
-            sources=tuple(data.sources), targets=(), size=data.size, minimum_brain=0.0
-        )
-        prepared = prepare_subject(files, settings)
-        rows: dict[str, dict[str, Any]] = {}
-        for row, (images, given) in self._given(prepared.slices, files.subject_id):
-            found = self._regions(images, given)
-            rows[row] = {CONVENTION: {}}
-            for number, name in enumerate(REGIONS):
-                mask = to_native(prepared, found[..., number], native.brain) >= 0.5
-                rows[row][CONVENTION][name] = {
-                    "dice": dice(mask, truth[name]),
-                    "hd95": hd95(mask, truth[name], size),
-                }
-        return {
-            "subject": files.subject_id,
-            "patient": files.patient_id,
-            "split": split,
-            "conventions": {CONVENTION: ""},
-            "rows": rows,
-        }
-
-    def _given(
-        self, slices: np.ndarray, subject: str
-    ) -> Iterator[tuple[str, tuple[Images, tuple[str, ...]]]]:
-        """Each row's images in [0, 1], and which of them the segmenter is told that it has."""
-        names = tuple(self.config.data.sources)
-        sources, targets = tuple(self._task.sources), tuple(self._task.targets)
-        acquired = slices.astype(np.float32) / FULL_SCALE
-        missing = [names.index(name) for name in targets]
-
-        def filled(images: Images) -> tuple[Images, tuple[str, ...]]:
-            whole = acquired.copy()
-            whole[..., missing] = images
-            return whole, names
-
-        yield ACQUIRED, (acquired, names)
-        stored = {"source": slices[..., [names.index(name) for name in sources]]}
-        for row, system in self._systems.items():
-            key = inference.subject_key(self.config.seed, subject)
-            yield row, filled(system.volumes(self._compiled[row], stored, key)["mean"])
-        copies = [names.index(name) for name in copied_sources(self._task)]
-        yield COPY, filled(acquired[..., copies])
-        yield NOTHING, (filled(0 * acquired[..., missing])[0], sources)
-
-    def _regions(self, images: Images, given: Sequence[str]) -> Float[np.ndarray, "slice h w 3"]:
-        """The probability of each region, slice by slice."""
-        told = np.isin(self.config.data.sources, given)
-        batches = padded_batches({"images": quantize(images)}, SLICES)
-        every = jnp.broadcast_to(told[None], (SLICES, len(told)))
-        parts = [self._segment(self._model, b["images"], every)[:valid] for b, valid in batches]
-        return np.concatenate(parts)
 
 
 def measure(study: Study) -> None:
@@ -170,7 +59,7 @@ def measure(study: Study) -> None:
         overrides=(*study.overrides, *changes),
     )
     study.train(STAGES)
-    judge = Judge(study.workdir)
+    judge = Judge(study.workdir, SYNTHESES)
     dataset = load_dataset(judge.config, study.workdir)
     unseen = [dataset.subjects[subject.subject_id] for subject in dataset.test]
     patients: dict[str, tuple[Sequence[Subject], str]] = {"records": (unseen, dataset.split_hash)}

@@ -127,6 +127,22 @@ class Method(abc.ABC):
         return []
 
 
+class RegionFinder(Method):
+    """A system that finds regions in images of which some may be missing."""
+
+    @abc.abstractmethod
+    def segment(
+        self, model: Model, sources: Sources, given: Bool[Array, "b s"]
+    ) -> Float[Array, "b h w region"]:
+        """The probability of each region, never above that of the one around it.
+
+        Args:
+          model: as `model_of` gives it.
+          sources: images in [-1, 1]; those that are not given may hold anything.
+          given: which modalities each slice has.
+        """
+
+
 class Translator(Method):
     """A system that makes target images from source images."""
 

@@ -20,10 +20,10 @@ from cdm_jax.methods.base import (
     Batch,
     Keys,
     Measured,
-    Method,
     Metrics,
     Model,
     Pictures,
+    RegionFinder,
     Sources,
     State,
     Summary,
@@ -43,7 +43,7 @@ Regions = Float[Array, "b h w 3"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Segmenter(Method):
+class Segmenter(RegionFinder):
     """The segmenter.
 
     Attributes:
@@ -82,13 +82,7 @@ class Segmenter(Method):
         return with_pattern(sources, (luck >= self.modality_dropout) | luckiest)
 
     def segment(self, model: Model, sources: Sources, given: Bool[Array, "b s"]) -> Regions:
-        """The probability of each of `REGIONS`, never above that of the one around it.
-
-        Args:
-          model: as `model_of` gives it.
-          sources: images in [-1, 1]; those that are not given may hold anything.
-          given: which modalities each slice has.
-        """
+        """As the base class says, of `REGIONS`."""
         logits = apply(self.network, model["params"], with_pattern(sources, given), None)
         return nested(logits)
 

@@ -62,6 +62,7 @@ def model_card(
     facts: Mapping[str, str],
     limits: Sequence[str],
     records: Sequence[Record] = (),
+    worth: Mapping[str, str] | None = None,
 ) -> str:
     """The card of one stage.
 
@@ -74,6 +75,7 @@ def model_card(
       facts: of this method alone, name to text.
       limits: sentences on what this method cannot do.
       records: of an evaluation of this checkpoint, one a subject; none before there is one.
+      worth: what they mean to a reader of the images, topic to sentences.
 
     Returns:
       Markdown.
@@ -94,6 +96,8 @@ def model_card(
         "\n".join(f"- {key}: {value}" for key, value in facts.items()),
         "## Numbers",
         *_numbers(stage, translates, records),
+        *(["## What the images are worth"] if worth else []),
+        *(f"**{topic}.** {text}" for topic, text in (worth or {}).items()),
         "## How to load it",
         _loading(config["data"], translates),
         "## Intended use",

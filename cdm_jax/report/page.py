@@ -8,7 +8,7 @@ import functools
 import importlib.resources
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jinja2
@@ -77,6 +77,7 @@ class Report:
         stages: in the order of their training.
         selection: how the patients shown were chosen.
         patterns: of an any-to-any run, what each system makes of each choice of sources.
+        worth: of each system, what its numbers mean to a reader of the images: topic to sentences.
         remarks: further things that a reader must know, such as systems without images.
     """
 
@@ -89,6 +90,7 @@ class Report:
     stages: Sequence[Stage]
     selection: str
     patterns: Sequence[Pattern] = ()
+    worth: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     remarks: Sequence[str] = ()
 
 
