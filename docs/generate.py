@@ -35,6 +35,7 @@ def write_pages(docs: pathlib.Path) -> None:
     _write(docs / "generated/findings.md", findings())
     _write(docs / "generated/table2.md", result(docs, "phantom_upenn/table2.md"))
     _write(docs / "generated/segmenter.md", result(docs, "phantom/segmenter.md"))
+    _write(docs / "generated/enhancement.md", result(docs, "phantom/enhancement.md"))
     for room, text in api_pages().items():
         _write(docs / f"reference/api/{room}.md", text)
 
