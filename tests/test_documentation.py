@@ -8,8 +8,12 @@ import sys
 import pytest
 
 from benchmarks import day_one, scaling
+from cdm_jax.records import WHOLE, per_patient
 from configs import brats, phantom
-from experiments import real, seeds
+from experiments import enhancement, quantiles, real, seeds, segmenter
+from experiments.records import load_results
+from experiments.study import Study
+from experiments.uncertainty import values
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -131,6 +135,36 @@ def test_what_is_drawn_from_a_record_is_committed(module, name, tmp_path, monkey
     monkeypatch.setattr(module, "DOCS", tmp_path)
     module.show()
     assert (tmp_path / name).read_text() == (DOCS / "results" / name).read_text()
+
+
+@pytest.mark.parametrize("module", [quantiles, enhancement, segmenter], ids=lambda m: m.NAME)
+def test_what_is_drawn_of_a_study_is_committed(module, tmp_path, monkeypatch):
+    (tmp_path / "phantom").mkdir()
+    monkeypatch.setattr(module, "DOCS", tmp_path)
+    module.show(Study(dataset="phantom", small=True, root="", workdir=tmp_path))
+    name = f"phantom/{module.NAME}.md"
+    assert (tmp_path / name).read_text() == (DOCS / "results" / name).read_text()
+
+
+def test_what_is_said_of_predicted_intervals_is_that_of_the_record():
+    patients = per_patient(load_results("phantom/quantiles")["records"], quantiles.CONVENTION)
+
+    def mean(row, metric, region=WHOLE):
+        return values(patients, row, "t1c", metric, region).mean()
+
+    covered = [
+        mean(f"cunet, {how}", "coverage", "enhancing_tumor")
+        for how in (quantiles.STRATA, quantiles.KNOWN)
+    ]
+    told = "cover {:.0%}, and {:.0%} where".format(*covered).replace("%", " %")
+    assert told in " ".join(TEXT[ROOT / "README.md"].split())
+    results = " ".join(TEXT[DOCS / "studies/index.md"].split())
+    assert (
+        told.replace("cover", "They cover").replace(", and", " of enhancing tumor, and") in results
+    )
+    row = f"{quantiles.MANY}, {quantiles.STRATA}"
+    width, deviation = mean(row, "width"), mean(row, "deviation")
+    assert f"(area under the ROC curve {width:.2f}; {deviation:.2f} by" in results
 
 
 @pytest.fixture(scope="module")
