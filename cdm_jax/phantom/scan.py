@@ -8,11 +8,13 @@ from jaxtyping import Bool, Float32
 from scipy import ndimage
 
 from cdm_jax.phantom import physics
+from cdm_jax.phantom.correction import correct_bias
 from cdm_jax.phantom.fields import Grid, scatter, smooth_field
 from cdm_jax.phantom.protocols import Acquisition, Protocol
 
 _VARYING_FLAIR = ("edema", "low_grade", "chronic_lesion")
 _VARYING_RELAXATION = ("enhancing", "necrosis", "low_grade", "edema")
+_SWOLLEN = ("edema", "low_grade")
 _TUMORS_VARY = 2.5
 _TABLE = np.linspace(-0.5, 1.0, 151, dtype=np.float32)
 
@@ -56,7 +58,11 @@ def scan(
         own_bias = acquisition.bias * smooth_field(rng, grid, 60.0)[body.brain]
         clean *= np.exp(coil + own_bias).astype(np.float32)
         blurred = _blur(clean, body.brain, np.array(acquisition.blur_mm) / grid.voxel_mm)
-        images[name] = _finish(rng, _ghost(blurred, body.brain, acquisition.ghost), acquisition)
+        values = _finish(rng, _ghost(blurred, body.brain, acquisition.ghost), acquisition)
+        if protocol.correction_mm is not None:
+            corrected = correct_bias(values, body.brain, grid, protocol.correction_mm)
+            values = np.maximum(corrected, 1)
+        images[name] = values
     return images
 
 
@@ -83,6 +89,10 @@ def _vary_tissues(rng: np.random.Generator, protocol: Protocol) -> dict[str, phy
             t2_ms=tissue.t2_ms * t2,
             density=tissue.density * density,
         )
+    least = protocol.swelling * library["white"].t1_ms
+    for name in _SWOLLEN:
+        wet = library[name]
+        library[name] = dataclasses.replace(wet, t1_ms=max(wet.t1_ms, least))
     return library
 
 
