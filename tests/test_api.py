@@ -201,7 +201,10 @@ MISTAKES = {
     "bad affine": ({"t1": (SMALL[0], np.eye(3)), "t2": SMALL}, "t1: got tuple: give the path"),
     "complex": ({"t1": (SMALL[0] * 1j, np.eye(4)), "t2": SMALL}, "t1: got tuple: give the path"),
     "not a number": ({"t1": (SMALL[0] * np.nan, np.eye(4)), "t2": SMALL}, "t1: the image in"),
-    "no brain": ({"t1": (SMALL[0] * 0, np.eye(4)), "t2": SMALL}, "subject t1: nothing is brighter"),
+    "no brain": (
+        {"t1": (SMALL[0] * 0, np.eye(4)), "t2": SMALL},
+        "subject t1: the image in memory: nothing is brighter",
+    ),
 }
 
 
