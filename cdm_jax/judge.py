@@ -8,6 +8,7 @@ of a tumor.
 
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -191,7 +192,7 @@ def judge_run(
     of = digest(settings)[:12]
     for subject in track(parallel.process_shard(subjects), "judging", console=console):
         path = folder / f"{subject.subject_id}.json"
-        known = read_record(path) if path.exists() else {}
+        known: Mapping[str, Any] = read_record(path) if path.exists() else {}
         if (known.get("checkpoint"), known.get("config")) == (judge.fingerprints, of):
             continue
         record = judge.score(dataset.subjects[subject.subject_id], dataset.split_hash)
