@@ -109,7 +109,7 @@ class PreparedSubject(Description):
             file.seek(self.offsets[position])
             if file.readinto(stored.data) != stored.nbytes:
                 raise UserError(f"{self.path} is cut short: remove it and prepare the data again")
-        if zlib.crc32(stored) != self.checks[position]:
+        if zlib.crc32(stored.data) != self.checks[position]:
             raise UserError(f"{self.path} is damaged: remove it and prepare the data again")
 
     def view(self, sources: tuple[str, ...], targets: tuple[str, ...]) -> "SubjectView":
@@ -145,7 +145,7 @@ def write_prepared(prepared: Prepared, path: Path) -> PreparedSubject:
     rows = shown_rows(prepared.slices)
     parts = [image[top:bottom] for image, (top, bottom) in zip(prepared.slices, rows, strict=True)]
     content = {field.name: getattr(prepared, field.name) for field in fields(Description)}
-    checks = tuple(zlib.crc32(np.ascontiguousarray(part)) for part in parts)
+    checks = tuple(zlib.crc32(np.ascontiguousarray(part).data) for part in parts)
     content |= {"size": prepared.slices.shape[1], "rows": rows, "checks": checks}
     with whole_file(path) as partial, partial.open("wb") as file:
         np.save(file, np.concatenate(parts))
