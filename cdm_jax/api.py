@@ -13,7 +13,6 @@ The command `synthesize` calls it and writes what it returns.
 
 import dataclasses
 import functools
-import math
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from cdm_jax.data import ranges
 from cdm_jax.data.formats import Image, PathLike, check_file
 from cdm_jax.data.grids import oriented_like, read_on_one_grid
 from cdm_jax.data.native import NativeImages, scale_volumes
-from cdm_jax.data.nifti import as_image, image_like, read_labels, read_voxel_size
+from cdm_jax.data.nifti import as_image, image_like, read_labels, read_voxel_ml, read_voxel_size
 from cdm_jax.data.prepare import Prepared, PrepareSettings, prepare_images
 from cdm_jax.data.subjects import subject_of
 from cdm_jax.enhancement import find_enhancement
@@ -242,8 +241,8 @@ class TrainedModel:
         if shown is not None and POSTCONTRAST in wanted:
             made = predicted(drawn[POSTCONTRAST])
             chances = shown.volume(made, native)
-            voxel_ml = math.prod(read_voxel_size(reference)) / 1000
-            if (most := shown.most_ml(made, native, voxel_ml)) is not None:
+            most = shown.most_ml(made, native, read_voxel_ml(reference))
+            if most is not None:
                 found["enhancing_ml"][POSTCONTRAST] = most
             if chances is not None:
                 about_it = f"{MARK} {POSTCONTRAST} enhancement cdm_jax"

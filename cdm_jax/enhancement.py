@@ -8,7 +8,6 @@ With it comes a bound on the volume of enhancing tumor, from the sum of the pred
 
 import dataclasses
 import json
-import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +17,7 @@ from jaxtyping import Float
 
 from cdm_jax import inference
 from cdm_jax.data.native import NativeImages
-from cdm_jax.data.nifti import read_voxel_size
+from cdm_jax.data.nifti import read_voxel_ml
 from cdm_jax.data.subjects import Subject
 from cdm_jax.files import write_json
 from cdm_jax.intervals import Calibrated, find_calibrated
@@ -116,7 +115,7 @@ def enhances(truth: Volume, native: NativeImages) -> np.ndarray | None:
 
 def voxel_ml_of(files: Subject) -> float:
     """Volume of a voxel in ml."""
-    return math.prod(read_voxel_size(next(iter(files.images.values())))) / 1000
+    return read_voxel_ml(next(iter(files.images.values())))
 
 
 class Calibration:

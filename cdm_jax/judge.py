@@ -43,6 +43,7 @@ from cdm_jax.report.judgements import ACQUIRED, COPY, JUDGED_BY, NOTHING
 from cdm_jax.report.rows import samples_of
 from cdm_jax.sampling import slices_per_call, statistics
 from cdm_jax.scoring import usable_segmentation
+from cdm_jax.tasks import task_of
 from cdm_jax.writer import console, say_once
 
 STAGE = "segmenter"
@@ -176,11 +177,12 @@ def judge_run(
 
     Returns:
       The records; none where the run has no trained segmenter, or one that needs modalities which
-      these systems do not know.
+      these systems do not know. Systems for whatever is missing are not judged.
 
     Raises:
       UserError: the segmenter was trained on another split.
     """
+    rows = {stage: row for stage, row in rows.items() if not _takes_any(workdir / stage)}
     if not rows or not checkpoint.finished(workdir / STAGE):
         return []
     check_trained(workdir / STAGE, dataset.split_hash)
@@ -202,3 +204,8 @@ def judge_run(
     parallel.wait_for_all("judged")
     paths = [folder / f"{subject.subject_id}.json" for subject in subjects]
     return [read_record(path) for path in paths if path.exists()]
+
+
+def _takes_any(stage_folder: pathlib.Path) -> bool:
+    saved = checkpoint.provenance(stage_folder)
+    return saved is not None and task_of(saved.config.data).is_any

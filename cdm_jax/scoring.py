@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from cdm_jax.data.cache import PreparedSubject
 from cdm_jax.data.labels import read_segmentation
 from cdm_jax.data.native import NativeImages, read_native
-from cdm_jax.data.nifti import read_voxel_size
+from cdm_jax.data.nifti import read_voxel_ml
 from cdm_jax.data.prepare import FULL_SCALE, to_native
 from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import UserError
@@ -124,7 +124,7 @@ def native_case(
     before, voxel_ml = None, math.nan
     if target == POSTCONTRAST and PRECONTRAST in sources:
         before = native.images[PRECONTRAST]
-        voxel_ml = math.prod(read_voxel_size(files.images[PRECONTRAST])) / 1000
+        voxel_ml = read_voxel_ml(files.images[PRECONTRAST])
     return Case(
         subject=files.subject_id,
         modality=target,

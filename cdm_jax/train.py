@@ -9,7 +9,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -244,11 +244,16 @@ def _loop(
                 _check_finite(run, totals, step, skip, checkpoints)
                 checkpoints.save(step, state, batches, run.provenance())
             if leave:
-                told = f"stopped, saved at step {step}; the same command goes on"
-                print(told, file=sys.stderr, flush=True)
-                raise SystemExit(SAVED)
+                _leave(step)
         profiler.close(state)
     return state, best
+
+
+def _leave(step: int) -> NoReturn:
+    """Ends the program as was asked for; all is saved."""
+    told = f"stopped, saved at step {step}; the same command goes on"
+    print(told, file=sys.stderr, flush=True)
+    raise SystemExit(SAVED)
 
 
 def _check_finite(

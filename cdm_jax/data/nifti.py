@@ -11,6 +11,7 @@ orientation, and nibabel's fallback is taken: LAS, centered, with the voxel size
 Lengths are in the file's unit, which is taken to be the millimeter.
 """
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,6 +142,11 @@ def orientation(image: Image) -> str:
 def read_voxel_size(path: PathLike | Image) -> tuple[float, float, float]:
     """Distance between neighboring voxels along (z, y, x) in mm; raises as `read_geometry`."""
     return read_geometry(path).voxel_size
+
+
+def read_voxel_ml(path: PathLike | Image) -> float:
+    """Volume of a voxel in ml; raises as `read_geometry`."""
+    return math.prod(read_voxel_size(path)) / 1000
 
 
 def as_image(source: object) -> PathLike | Image:
