@@ -240,14 +240,13 @@ class TrainedModel:
         shown = self.enhancement(samples)
         if shown is not None and POSTCONTRAST in wanted:
             made = predicted(drawn[POSTCONTRAST])
-            chances = shown.volume(made, native)
-            most = shown.most_ml(made, native, read_voxel_ml(reference))
-            if most is not None:
-                found["enhancing_ml"][POSTCONTRAST] = most
-            if chances is not None:
+            if told := shown.of(made, native, read_voxel_ml(reference)):
+                chances, most = told
                 about_it = f"{MARK} {POSTCONTRAST} enhancement cdm_jax"
                 image = image_like(chances, reference, description=about_it)
                 found["enhancement"][POSTCONTRAST] = image
+                if most is not None:
+                    found["enhancing_ml"][POSTCONTRAST] = most
         return found
 
     def _sources(self, images: Mapping[str, Source]) -> dict[str, PathLike | Image]:

@@ -71,25 +71,19 @@ class EnhancementMap(Calibrated):
     factor: float | None
     segmented: int
 
-    def most_ml(self, predicted: Predicted, native: NativeImages, voxel_ml: float) -> float | None:
-        """The bound on the volume of a subject's enhancing tumor in ml; None where there is none.
+    def of(
+        self, predicted: Predicted, native: NativeImages, voxel_ml: float
+    ) -> tuple[Volume, float | None] | None:
+        """The map of a subject, and the bound on the volume of its enhancing tumor.
 
         Args:
           predicted: T1c on the native grid.
           native: the subject's images on it, T1 among them.
           voxel_ml: volume of a voxel in ml.
-        """
-        raw = _raw(predicted, native, self.quantiles)
-        if raw is None or self.factor is None:
-            return None
-        return self.factor * (voxel_ml * float(raw.sum()) + MORE_ML)
 
-    def volume(self, predicted: Predicted, native: NativeImages) -> Volume | None:
-        """The map of a subject: in [0, 1], 0 outside the brain; None where there is no unit.
-
-        Args:
-          predicted: T1c on the native grid.
-          native: the subject's images on it, T1 among them.
+        Returns:
+          In [0, 1], 0 outside the brain; and ml, or None where too few patients allow a bound.
+          None where the images have no unit.
         """
         brain = native.brain
         raw = _raw(predicted, native, self.quantiles)
@@ -97,7 +91,8 @@ class EnhancementMap(Calibrated):
             return None
         volume = np.zeros(brain.shape, np.float32)
         volume[brain] = self.table.apply(raw)
-        return volume
+        expected_ml = voxel_ml * float(raw.sum())
+        return volume, self.factor and self.factor * (expected_ml + MORE_ML)
 
 
 def _raw(

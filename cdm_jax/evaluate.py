@@ -87,7 +87,7 @@ def evaluate_run(
     if records and name is None:
         judged_in = folder.with_name(JUDGED.format(folder.name))
         trained = headline_rows(records)
-        judged = judge_run(config, workdir, dataset, part, trained, judged_in)
+        judged = evaluation.judge(part, trained, workdir, judged_in)
     if parallel.is_first() and records:
         reference = settings.reference if settings.reference in records[0]["rows"] else None
         show_tables(records, settings.conventions, reference, folder)
@@ -227,6 +227,17 @@ class _Evaluation:
         lacking = [row for row in self.rows if row not in kept]
         record: Record = {**identity, "checkpoint": done | wanted, "rows": kept}
         return _Pending(subject, path, record, self._images(subject, other, lacking))
+
+    def judge(
+        self,
+        part: Sequence[PreparedSubject],
+        rows: Mapping[str, str],
+        workdir: pathlib.Path,
+        folder: pathlib.Path,
+    ) -> list[Record]:
+        """Lets the run's segmenter judge these systems, see `judge_run`."""
+        loaded = self._systems
+        return judge_run(self._config, workdir, self._dataset, part, rows, loaded, folder)
 
     def save_cards(
         self, records: Sequence[Record], judged: Sequence[Record], workdir: pathlib.Path

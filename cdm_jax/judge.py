@@ -34,6 +34,7 @@ from cdm_jax.data.prepare import (
 )
 from cdm_jax.data.subjects import Subject
 from cdm_jax.files import digest
+from cdm_jax.inference import System
 from cdm_jax.methods import base
 from cdm_jax.metrics.regions import region_masks
 from cdm_jax.metrics.segmentation import dice, hd95
@@ -41,7 +42,8 @@ from cdm_jax.preflight import check_trained
 from cdm_jax.records import Record, read_record, write_record
 from cdm_jax.report.judgements import ACQUIRED, COPY, JUDGED_BY, NOTHING
 from cdm_jax.report.rows import samples_of
-from cdm_jax.sampling import slices_per_call, statistics
+from cdm_jax.rows import system_of
+from cdm_jax.sampling import SubjectSampler
 from cdm_jax.scoring import usable_segmentation
 from cdm_jax.tasks import task_of
 from cdm_jax.writer import console, say_once
@@ -60,22 +62,14 @@ class Judge:
       fingerprints: of the segmenter and of each system.
     """
 
-    def __init__(
-        self,
-        workdir: pathlib.Path,
-        systems: Mapping[str, tuple[str, int]],
-        sampler: ConfigDict | None = None,
-        use: str = "best",
-    ):
-        """Loads and compiles.
+    def __init__(self, stage_folder: pathlib.Path, systems: Mapping[str, tuple[System, int]]):
+        """Loads the segmenter and compiles.
 
         Args:
-          workdir: of the run.
-          systems: name of a row to the system's stage and its number of samples.
-          sampler: of the systems; that of their own training by default.
-          use: "best" or "last" checkpoint of the systems.
+          stage_folder: of the segmenter.
+          systems: name of a row to its system and number of samples; all of one task.
         """
-        self._model, provenance = checkpoint.load_model(workdir / STAGE)
+        self._model, provenance = checkpoint.load_model(stage_folder)
         self.config: ConfigDict = provenance.config
         self.fingerprints = {STAGE: inference.fingerprint(self._model)}
         method = base.create(self.config)
@@ -85,13 +79,10 @@ class Judge:
             return method.segment(model, base.to_model_range(stored), given)
 
         self._segment = jax.jit(segment)
-        self._systems, self._compiled = {}, {}
-        for row, (stage, samples) in systems.items():
-            system = inference.load_system(workdir / stage, slices_per_call(samples), sampler, use)
-            self._systems[row] = system
-            self._compiled[row] = system.compile(statistics(system.method, samples))
-            self.fingerprints[stage] = system.fingerprint
-            self._task = system.provenance.config.data  # the same of all
+        self._samplers = {row: SubjectSampler(*one) for row, one in systems.items()}
+        for row, (system, _) in systems.items():
+            self.fingerprints[system_of(row)] = system.fingerprint
+            self._task = system.provenance.config.data
 
     def score(self, files: Subject, split: str) -> Record | None:
         """Dice and HD95 of each row in each region; None of who has no segmentation to score."""
@@ -141,9 +132,9 @@ class Judge:
 
         yield ACQUIRED, (acquired, names)
         stored = {"source": slices[..., [names.index(name) for name in sources]]}
-        for row, system in self._systems.items():
-            key = inference.subject_key(self.config.seed, subject)
-            yield row, filled(system.volumes(self._compiled[row], stored, key)["mean"])
+        key = inference.subject_key(self.config.seed, subject)
+        for row, sampler in self._samplers.items():
+            yield row, filled(sampler.volumes(stored, key)["mean"])
         copies = [names.index(name) for name in copied_sources(self._task)]
         yield COPY, filled(acquired[..., copies])
         yield NOTHING, (filled(0 * acquired[..., missing])[0], sources)
@@ -163,6 +154,7 @@ def judge_run(
     dataset: Dataset,
     subjects: Sequence[PreparedSubject],
     rows: Mapping[str, str],
+    loaded: Mapping[str, System],
     folder: pathlib.Path,
 ) -> list[Record]:
     """Lets the run's segmenter judge its systems; records that are up to date stay.
@@ -173,6 +165,7 @@ def judge_run(
       dataset: prepared patients.
       subjects: to judge by; several processes share them.
       rows: system to the row that it is judged by, such as "cunet/mean_of_8".
+      loaded: systems that need not be loaded again, by name.
       folder: of the records.
 
     Returns:
@@ -186,8 +179,13 @@ def judge_run(
     if not rows or not checkpoint.finished(workdir / STAGE):
         return []
     check_trained(workdir / STAGE, dataset.split_hash)
-    systems = {row: (stage, samples_of(row)) for stage, row in rows.items()}
-    judge = Judge(workdir, systems, config.sampler, config.checkpoint.use)
+    systems = {}
+    for stage, row in rows.items():
+        system = loaded.get(stage) or inference.load_system(
+            workdir / stage, SLICES, config.sampler, config.checkpoint.use
+        )
+        systems[row] = system, samples_of(row)
+    judge = Judge(workdir / STAGE, systems)
     if not set(judge.config.data.sources) <= {*config.data.sources, *config.data.targets}:
         return []
     settings = plain(config.sampler) | {"rows": dict(rows), "seed": config.seed}

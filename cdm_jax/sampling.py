@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key
 
 from cdm_jax import checkpoint, inference
 from cdm_jax.data.cache import PreparedSubject
@@ -102,6 +102,12 @@ class SubjectSampler:
         self.samples = samples
         self._compiled = self.system.compile(statistics(system.method, samples))
 
+    def volumes(
+        self, stored: Mapping[str, inference.Slices], key: Key[Array, ""]
+    ) -> dict[str, Float[np.ndarray, "slice h w t"]]:
+        """Samples slices, as `System.volumes` takes them: "mean" and what else `draw` gives."""
+        return self.system.volumes(self._compiled, stored, key)
+
     def draw(
         self, subject: Description, slices: inference.Slices, brain: Bool[np.ndarray, "z y x"]
     ) -> dict[str, dict[str, Float[np.ndarray, "z y x"]]]:
@@ -120,7 +126,7 @@ class SubjectSampler:
         config = self.system.provenance.config
         key = inference.subject_key(config.seed, subject.subject_id)
         stored = {"source": np.asarray(slices)[..., : len(config.data.sources)]}
-        outputs = self.system.volumes(self._compiled, stored, key)
+        outputs = self.volumes(stored, key)
         return {
             target: {
                 name: to_native(subject, images[..., t], brain) for name, images in outputs.items()

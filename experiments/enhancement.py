@@ -188,11 +188,10 @@ def rows_of(
         made = draw_beside_truth(sampler, subject, files)[1][POSTCONTRAST].predicted
         rows[SYSTEMS[stage]] = detected(made.mean)
         rows[f"{SYSTEMS[stage]}{UPPER}"] = detected(made.mean + made.above, made.mean)
-        volume = maps[stage].volume(made, native)
-        if volume is not None and true is not None:
-            shown = map_scores(volume, true, regions, uptake)
-            shown["most_ml"] = maps[stage].most_ml(made, native, voxel_ml_of(files))
-            shown["tumor_ml"] = tumor_ml(files)
+        told = maps[stage].of(made, native, voxel_ml_of(files))
+        if told is not None and true is not None:
+            shown = map_scores(told[0], true, regions, uptake)
+            shown |= {"most_ml": told[1], "tumor_ml": tumor_ml(files)}
             rows[SYSTEMS[stage]][MAP] = {POSTCONTRAST: shown}
     return rows
 

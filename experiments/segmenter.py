@@ -16,9 +16,10 @@ from typing import Any
 import pandas as pd
 from rich.progress import track
 
+from cdm_jax import inference
 from cdm_jax.data.dataset import load_dataset
 from cdm_jax.data.subjects import Subject, find_subjects
-from cdm_jax.judge import Judge
+from cdm_jax.judge import SLICES, STAGE, Judge
 from cdm_jax.methods.segmenter import REGIONS
 from cdm_jax.metrics.aggregate import Comparison, compare, summarize
 from cdm_jax.metrics.segmentation import MISSED_MM
@@ -59,7 +60,11 @@ def measure(study: Study) -> None:
         overrides=(*study.overrides, *changes),
     )
     study.train(STAGES)
-    judge = Judge(study.workdir, SYNTHESES)
+    systems = {
+        row: (inference.load_system(study.workdir / stage, SLICES), samples)
+        for row, (stage, samples) in SYNTHESES.items()
+    }
+    judge = Judge(study.workdir / STAGE, systems)
     dataset = load_dataset(judge.config, study.workdir)
     unseen = [dataset.subjects[subject.subject_id] for subject in dataset.test]
     patients: dict[str, tuple[Sequence[Subject], str]] = {"records": (unseen, dataset.split_hash)}

@@ -1,7 +1,10 @@
 """A run's segmenter judges its systems when they are evaluated."""
 
+import types
+
 import pytest
 
+from cdm_jax import judge
 from cdm_jax.cards import JUDGED
 from cdm_jax.data.labels import REGIONS
 from cdm_jax.evaluate import evaluate_run
@@ -17,8 +20,20 @@ def test_a_run_without_a_segmenter_is_not_judged(evaluated, tmp_path):
     workdir, dataset, records = evaluated
     config = helpers.smoke_config("cdm")
     rows = headline_rows(records)
-    assert judge_run(config, workdir, dataset, dataset.test, rows, tmp_path / "none") == []
+    assert judge_run(config, workdir, dataset, dataset.test, rows, {}, tmp_path / "none") == []
     assert not (tmp_path / "none").exists()
+
+
+def test_systems_for_whatever_is_missing_are_not_judged(evaluated, tmp_path, monkeypatch):
+    """Of such a run nothing is loaded, even where it has a segmenter."""
+    workdir, dataset, records = evaluated
+    config = helpers.smoke_config("any")
+    monkeypatch.setattr(judge.checkpoint, "finished", lambda folder: True)
+    told = types.SimpleNamespace(config=config)
+    monkeypatch.setattr(judge.checkpoint, "provenance", lambda folder: told)
+    monkeypatch.setattr(judge.checkpoint, "load_model", lambda *_: pytest.fail("loaded"))
+    rows = headline_rows(records)
+    assert judge_run(config, workdir, dataset, dataset.test, rows, {}, tmp_path / "none") == []
 
 
 @pytest.mark.slow
