@@ -11,8 +11,9 @@ of patients instead of voxels); and for whom a segmentation is known, in healthy
 where it tells what enhances in each of the tumor's two parts.
 
 The guarantee presupposes that validation patients are to the system what new ones are. They have
-only measured it and never moved a weight, with the one exception that `PREMISE` names (see `finish`
-in `methods/cdm/mdn.py`). The edges between strata are therefore taken from training patients.
+only measured it and never moved a weight, with the exceptions that `PREMISE` names (see
+`rescaling.py`, and `finish` in `methods/cdm/mdn.py`). The edges between strata are therefore taken
+from training patients.
 """
 
 import pathlib

@@ -21,6 +21,7 @@ from cdm_jax.metrics.conformal import patients_needed
 from cdm_jax.preflight import check_evaluation, check_settings, check_training
 from cdm_jax.publish import check_evaluated, publish_run
 from cdm_jax.report.card import FILE as CARD
+from cdm_jax.rescaling import rescale_stage
 from cdm_jax.sampling import check_uncertain, slices_per_call
 from cdm_jax.score import score_folders
 from cdm_jax.synthesize import synthesize_folder
@@ -49,6 +50,8 @@ def train(*, config: ConfigDict, workdir: pathlib.Path) -> None:
         advice = f"set {memory.remedy(config, stage)}"
         with memory.explained(f"training {stage}", advice, workdir / stage):
             trained = train_stage(stage_config, workdir, dataset)
+            if config.volume_scale:
+                rescale_stage(workdir / stage, dataset)
         if trained or not (workdir / stage / CARD).exists():  # a run may be killed before it
             write_card(workdir / stage, dataset)
     if config.pipeline:

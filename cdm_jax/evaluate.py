@@ -184,6 +184,7 @@ class _Evaluation:
 
     def __init__(self, config: ConfigDict, workdir: pathlib.Path, dataset: Dataset):
         self._config, self._dataset = config, dataset
+        self._volume_scale = config.get("volume_scale", True)  # former runs' config has none
         systems = {s: _load(s, config, workdir, dataset) for s in config.evaluate.systems}
         self.rows = asked_rows(config, {name: s.method for name, s in systems.items()})
         used = {system_of(row) for row in self.rows}
@@ -192,7 +193,8 @@ class _Evaluation:
 
     @functools.cached_property
     def _non_learned(self) -> NonLearned:
-        return fit_non_learned(self._dataset.train, self._dataset.copies)
+        train, copies = self._dataset.train, self._dataset.copies
+        return fit_non_learned(train, copies, self._volume_scale)
 
     def _identity(self, subject: PreparedSubject) -> Identity:
         """What all rows of a record have in common."""
@@ -200,6 +202,7 @@ class _Evaluation:
             "num_samples": self._config.evaluate.num_samples,
             "copies": self._dataset.copies,
             "sources": self._config.data.sources,
+            "volume_scale": self._volume_scale,
             "seed": self._config.seed,
         }
         return {

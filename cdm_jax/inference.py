@@ -5,6 +5,7 @@ Each process computes its own subjects on its own devices and needs no other.
 
 import dataclasses
 import hashlib
+import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from ml_collections import ConfigDict
 
 from cdm_jax import checkpoint, parallel
 from cdm_jax.data.pipeline import padded_batches
+from cdm_jax.data.volume_scale import Lines, lines_to_json, read_lines, rescaled
 from cdm_jax.methods import base
 from cdm_jax.pattern import for_pattern
 from cdm_jax.tasks import task_of
@@ -33,8 +35,9 @@ class System:
     Attributes:
       method: the pure functions.
       model: parameters and statistics.
-      provenance: config, split and intensity scales of its training.
-      fingerprint: hash of the model's values.
+      provenance: config, split and intensity scales of its training, and the lines by which the
+        scale of whole volumes is corrected.
+      fingerprint: hash of the model's values and of these lines.
       batch_size: slices a call, over these devices.
     """
 
@@ -67,7 +70,9 @@ class System:
     def volumes(
         self, compiled: Compute, stored: Mapping[str, Slices], key: Key[Array, ""]
     ) -> dict[str, Float[np.ndarray, "slice h w t"]]:
-        """The named outputs of a compiled function for every slice of a subject.
+        """The named outputs of a compiled function for every slice of a subject, rescaled.
+
+        Outputs beside one called "mean" get its factors, see `volume_scale.rescaled`.
 
         Args:
           compiled: as `compile` returns it.
@@ -79,7 +84,9 @@ class System:
             keys = slice_keys(key, number * self.batch_size, self.batch_size)
             outputs = compiled(self.model, *self.put(batch, keys))
             parts.append({name: np.asarray(image)[:valid] for name, image in outputs.items()})
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        brain = np.any(stored["source"] > 0, axis=-1)
+        return rescaled(found, brain, self.provenance.lines, self.provenance.config.data.targets)
 
 
 def load_system(
@@ -100,6 +107,8 @@ def load_system(
       UserError: no checkpoint there, or no such choice.
     """
     model, provenance = checkpoint.load_model(stage_folder, which)
+    lines = read_lines(stage_folder, fingerprint(model)) or {}
+    provenance = dataclasses.replace(provenance, lines=lines)
     if sampler is not None:
         config = provenance.config.copy_and_resolve_references()
         config.sampler = sampler
@@ -115,7 +124,7 @@ def system_of(
         method=base.create(provenance.config),  # type: ignore[arg-type]
         model=jax.device_put(model, parallel.replicated(parallel.local_mesh())),
         provenance=provenance,
-        fingerprint=fingerprint(model),
+        fingerprint=fingerprint(model, provenance.lines),
         batch_size=batch_size_per_device * jax.local_device_count(),
     )
 
@@ -143,12 +152,14 @@ def slice_keys(key: Key[Array, ""], start: int, number: int) -> Key[Array, "{num
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(start, start + number))
 
 
-def fingerprint(model: base.Model) -> str:
-    """Hash of a model's values."""
+def fingerprint(model: base.Model, lines: Lines | None = None) -> str:
+    """Hash of a model's values, and of the lines that correct the scale of its volumes."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(model):
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.ascontiguousarray(leaf).tobytes())
+    if lines:
+        digest.update(json.dumps(lines_to_json(lines), sort_keys=True).encode())
     return digest.hexdigest()[:12]
 
 

@@ -22,8 +22,9 @@ from cdm_jax.writer import console
 
 FILE = "intervals.json"
 PREMISE = (
-    "CDM takes the covariance of its training noise from these validation patients, so that for "
-    "CDM a guarantee which presupposes that nothing was fitted to them is an approximation at best"
+    "the scale of whole volumes is fitted to these validation patients, and CDM takes the "
+    "covariance of its training noise from them, so that a guarantee which presupposes that "
+    "nothing was fitted to them is an approximation"
 )
 METHODS = {
     True: "conformal risk control over patients (Angelopoulos et al. 2022)",

@@ -8,8 +8,10 @@ from jaxtyping import Bool, Float
 
 from cdm_jax.data.cache import PreparedSubject
 from cdm_jax.data.prepare import FULL_SCALE
+from cdm_jax.data.volume_scale import Lines, Volume, best_factors, fit_lines, rescaled, tops
 
 FITTED_SLICES = 1000  # of all subjects together, where these are few
+FITTED_VOLUMES = 96  # whose scales are compared, at most
 FITTED_SLICES_EACH = 20  # at least: fewer would not show a brain from its base to its top
 
 
@@ -21,34 +23,41 @@ class NonLearned:
         copies: for each target, the channel of the source that is copied.
         means: mean intensity of each target in the brain.
         weights: of the quadratic in the sources' intensities that fits each target best.
+        targets: their names.
+        lines: by which the scale of the regression's volumes is corrected, as a system's is.
     """
 
     copies: tuple[int, ...]
     means: Float[np.ndarray, "t"]
     weights: Float[np.ndarray, "features t"]
+    targets: tuple[str, ...]
+    lines: Lines
 
     def rows(
         self, sources: Float[np.ndarray, "slice h w s"]
     ) -> Mapping[str, Float[np.ndarray, "slice h w t"]]:
-        """The three predictions in [0, 1] for source slices in [0, 1], background 0.
+        """The three predictions in [0, 1] for a subject's source slices in [0, 1], background 0.
 
         `copy`: the nearest source; `brain_mean`: a constant; `regression`: least squares on the
-        intensities of the same pixel.
+        intensities of the same pixel, and the scale of the whole volume.
         """
-        brain = (sources > 0).any(axis=-1, keepdims=True)
-        fitted = _features(sources) @ self.weights
+        brain = np.any(sources > 0, axis=-1, keepdims=True)
+        fitted = {"regression": _regression(sources, self.weights)}
+        fitted = rescaled(fitted, brain[..., 0], self.lines, self.targets)
         return {
             "copy": sources[..., list(self.copies)],
             "brain_mean": brain * self.means.astype(np.float32),
-            "regression": np.clip(fitted, 0, 1).astype(np.float32) * brain,
+            **fitted,
         }
 
 
-def fit_non_learned(train: Sequence[PreparedSubject], copies: Sequence[str]) -> NonLearned:
+def fit_non_learned(
+    train: Sequence[PreparedSubject], copies: Sequence[str], volume_scale: bool = True
+) -> NonLearned:
     """Fits the rows on training slices: as many of each subject, from its lowest to its highest.
 
     Sums over pixels are all that is kept of a subject, so that a cohort of any size fits in memory.
-    `copies` names for each target the source to copy.
+    `copies` names for each target the source to copy; `volume_scale` is as in the config.
     """
     sources = train[0].sources
     count = max(FITTED_SLICES_EACH, FITTED_SLICES // len(train))
@@ -63,7 +72,28 @@ def fit_non_learned(train: Sequence[PreparedSubject], copies: Sequence[str]) -> 
         copies=tuple(sources.index(name) for name in copies),
         means=products[0] / squares[0, 0],  # the first feature is 1
         weights=weights,
+        targets=train[0].targets,
+        lines=_fit_lines(train, weights) if volume_scale else {},
     )
+
+
+def _fit_lines(train: Sequence[PreparedSubject], weights: np.ndarray) -> Lines:
+    """Of training patients: so few weights are not fitted to the scale of any one of them."""
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    numbers = np.linspace(0, len(train) - 1, min(FITTED_VOLUMES, len(train)))
+    for subject in (train[number] for number in np.unique(numbers.astype(int))):
+        slices = subject.slices.astype(np.float32) / FULL_SCALE
+        sources, truth = np.split(slices, [len(subject.sources)], axis=-1)
+        volume, brain = _regression(sources, weights), np.any(sources > 0, axis=-1)
+        found = zip(tops(volume, brain), best_factors(truth, volume), strict=True)
+        for target, pair in zip(subject.targets, found, strict=True):
+            pairs.setdefault(target, []).append(pair)
+    return fit_lines(pairs)
+
+
+def _regression(sources: Float[np.ndarray, "slice h w s"], weights: np.ndarray) -> Volume:
+    brain = np.any(sources > 0, axis=-1, keepdims=True)
+    return np.clip(_features(sources) @ weights, 0, 1).astype(np.float32) * brain
 
 
 def _features(sources: Float[np.ndarray, "*n s"]) -> Float[np.ndarray, "*n f"]:

@@ -13,6 +13,7 @@ from rich.progress import track
 
 import cdm_jax
 from cdm_jax import api, enhancement, parallel
+from cdm_jax.data import volume_scale
 from cdm_jax.data.checks import same_image
 from cdm_jax.data.formats import check_file
 from cdm_jax.data.grids import oriented_like
@@ -250,6 +251,9 @@ class _Job:
             "reference_scale": origin.scales[target],
             "scale_rule": SCALE_RULE,
         }
+        if target in origin.lines:
+            line = dataclasses.asdict(origin.lines[target])
+            content["volume_scale"] = {"rule": volume_scale.RULE, **line}
         if self.resample_to is not None:
             content["resample_to"] = self.resample_to
         if self.bids:

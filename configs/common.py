@@ -123,6 +123,7 @@ def base(stage: str) -> ConfigDict:
             "init_from": "",  # what parameters start from: a finished run's folder, or "shipped"
             "precision": "float32",  # in which networks compute: "float32" or "bfloat16"
             "matmul_precision": "default",  # the device's; or "tensorfloat32", "float32"
+            "volume_scale": True,  # whether the scale of whole predicted volumes is corrected
             "parallel": "jit",  # how devices share the work: "jit", "pmap" or "fsdp"
             "data": _data(),
             "pipeline": SYSTEMS.get(stage, ()),  # stages to train in order, then evaluate

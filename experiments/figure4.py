@@ -8,6 +8,7 @@ two), each in the slice with the most of it: where none enhances with the most t
 no tumor the middle one. Stochastic systems show the mean of their samples.
 """
 
+import dataclasses
 import io
 import os
 from typing import Any
@@ -96,6 +97,10 @@ def painted(study: Study, stage: str, sources: np.ndarray) -> Float[np.ndarray, 
     """These slices by one system, in [0, 1]: the mean of its samples."""
     config = study.config("cdm")
     system = inference.load_system(study.workdir / stage, len(sources), config.sampler)
+    # Slices of several patients are no volume, so that their scale stays as it is.
+    system = dataclasses.replace(
+        system, provenance=dataclasses.replace(system.provenance, lines={})
+    )
     method = system.method
     samples = num_samples(config, stage) if method.stochastic else 1
 

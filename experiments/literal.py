@@ -46,6 +46,7 @@ class Variant:
 
 
 PRINTED = (
+    "volume_scale=false",
     "mrm.loss=l2norm",
     "mdn.condition=none",
     "mdn.decouple=merged",
