@@ -1,4 +1,4 @@
-"""Trainings that are killed at random moments, a short form of the long run."""
+"""Trainings that are killed at random moments, 20 times: a short form of the long run."""
 
 import random
 
@@ -8,7 +8,9 @@ from tests.stress import kill
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "kills"), [("m1", 4), (kill.PAIR, 1)])
+@pytest.mark.parametrize(
+    ("kind", "kills"), [("mrm", 6), ("m1", 6), ("cyclegan", 5), (kill.PAIR, 3)]
+)
 def test_killed_trainings_end_as_one_that_was_left_alone(kind, kills, tmp_path):
     counts = kill.stress(kind, kills, random.Random(1), tmp_path)
     assert counts["kills"] == kills and counts["runs"] >= 1
