@@ -15,6 +15,7 @@ from cdm_jax.errors import UserError, nearest
 # Options that former versions had, with the value that is left of each.
 REMOVED = {
     "condition_decoder": False,
+    "fusion": "add",
     "sampled_share": 0.5,
     "foreground_only": False,
     "mask_fill": "token",

@@ -66,7 +66,6 @@ def cunet(**changes) -> ConfigDict:
             "features": (64, 64, 128, 256, 512, 64),
             "encoder": "hybrid",  # what a scale is made of; Fig. 3b: "printed"
             "condition": "on",
-            "fusion": "add",
             "residual": True,  # whether features pass by the Condition Embedding; Fig. 3b: no
             "groups": 8,
             "source_skip": True,

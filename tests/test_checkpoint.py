@@ -57,6 +57,7 @@ def test_an_option_that_is_gone_differs_unless_it_had_the_value_that_is_left():
     ("key", "left", "gone"),
     [
         ("cunet.condition_decoder", False, True),
+        ("cunet.fusion", "add", "film"),
         ("mrm.mask_fill", "token", "zero"),
         ("mrm.normalization", "zscore", "per_sample"),
     ],

@@ -1,6 +1,6 @@
 """C-UNet and M1 in PyTorch, as one would write them there: what `pytorch` times beside ours.
 
-The default network alone: `encoder="hybrid"`, `fusion="add"`, the residual and the source skip. A
+The default network alone: `encoder="hybrid"`, the residual and the source skip. A
 test holds it to `cdm_jax.methods.cdm.cunet_network` with the same parameters.
 """
 

@@ -181,7 +181,6 @@ def create(config: Any) -> Segmenter:
         num_targets=len(REGIONS),
         encoder="hybrid",
         condition="none",
-        fusion="add",
         residual=True,
         source_skip=True,
     )

@@ -37,7 +37,7 @@ def _configure(stage, changes=None):
 
 @pytest.fixture(scope="session")
 def create():
-    """`create(stage, {"mrm.loss": "l1"})`: a tiny stage with these settings changed."""
+    """`create(stage, {"mrm.loss": "l2norm"})`: a tiny stage with these settings changed."""
     return lambda stage, changes=None: base.create(_configure(stage, changes))
 
 

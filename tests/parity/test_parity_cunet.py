@@ -51,7 +51,6 @@ def test_the_cunet_that_is_timed(condition):
         num_targets=3,
         encoder="hybrid",
         condition=condition,
-        fusion="add",
         residual=True,
         groups=GROUPS,
         source_skip=True,

@@ -45,9 +45,8 @@ from cdm_jax.tasks import given_in, task_of, with_pattern
 OPTIONS = {
     "encoder": ("hybrid", "printed"),
     "condition": ("on", "none", "keep_1x1"),
-    "fusion": ("add", "concat", "film"),
     "training_y": ("noised", "encoder", "sampled"),
-    "loss": ("mse", "l1", "l2norm"),
+    "loss": ("mse", "l2norm"),
 }
 
 
@@ -61,8 +60,8 @@ class CrossConditioned(Translator):
       mdn_stage: its name in the config, such as "mdn".
       optimizer: of all parameters.
       average_decay: decay of the moving average of parameters, 0 for none.
-      loss: "mse" (the text), "l2norm" (the unsquared norm that Eq. 4 prints, of each slice's
-        targets) or "l1".
+      loss: "mse" (the text) or "l2norm" (the unsquared norm that Eq. 4 prints, of each slice's
+        targets).
       training_y: what C-UNet is given in training: the "encoder"'s y of the true targets (which
         no patient with missing targets has), the MDN's "sampled" y, or "noised": the encoder's y
         with noise of the error that MDN makes on patients it never saw.
@@ -253,10 +252,7 @@ def synthesis_loss(
     difference = synthesis - truth
     if weight is not None:  # as if the batch were of what counts alone
         total = parallel.mean(weight.sum()) / weight.size
-        power = 1 if kind == "l1" else 2
-        difference *= ((weight / jnp.maximum(total, 1e-6)) ** (1 / power))[:, None, None]
-    if kind == "l1":
-        return jnp.mean(jnp.abs(difference))
+        difference *= jnp.sqrt(weight / jnp.maximum(total, 1e-6))[:, None, None]
     if kind == "l2norm":
         return jnp.mean(jnp.sqrt(jnp.sum(difference**2, axis=(1, 2, 3)) + 1e-12))
     return jnp.mean(difference**2)
@@ -315,7 +311,7 @@ def create(config: Any) -> CrossConditioned:
     section = config[config.stage]
     for name, allowed in OPTIONS.items():
         check_choice(config.stage, section, name, allowed)
-    check_removed(config.stage, section, condition_decoder=False)
+    check_removed(config.stage, section, condition_decoder=False, fusion="add")
     check_quantiles(config.stage, section)
     check_unet(config)
     network = build(CUNet, section, num_targets=len(config.data.targets))

@@ -46,18 +46,16 @@ class UpSample(nn.Module):
 
 
 class ConditionEmbedding(nn.Module):
-    """Fuses features with the representation at one scale.
+    """Adds the representation to features at one scale.
 
     Features go through LayerNorm, SiLU and a 1x1 convolution, y through a perceptron of two linear
-    layers with SiLU between; a residual carries the intensities that LayerNorm removes. The last
-    linear layer starts at zero, so that training starts from the plain UNet M1.
+    layers with SiLU between, and is added; a residual carries the intensities that LayerNorm
+    removes. The last linear layer starts at zero, so that training starts from the plain UNet M1.
 
     Attributes:
-      fusion: "add" (default), "concat" (then a 1x1 convolution) or "film" (y scales and shifts).
       residual: whether the features are added to what comes out, which Fig. 3b does not show.
     """
 
-    fusion: str
     residual: bool = True
 
     @nn.compact
@@ -72,16 +70,8 @@ class ConditionEmbedding(nn.Module):
         features = h.shape[-1]
         if y is None:
             return nn.Conv(features, (1, 1))(h)
-        outputs = 2 * features if self.fusion == "film" else features
-        code = nn.Dense(outputs, kernel_init=nn.initializers.zeros)(nn.silu(nn.Dense(features)(y)))
-        code = code[:, None, None]
-        if self.fusion == "concat":
-            code = jnp.broadcast_to(code, h.shape)
-            return nn.Conv(features, (1, 1))(jnp.concatenate([h, code], axis=-1))
-        if self.fusion == "film":
-            scale, shift = jnp.split(code, 2, axis=-1)
-            return nn.Conv(features, (1, 1))(h) * (1 + scale) + shift
-        return nn.Conv(features, (1, 1))(h) + code
+        code = nn.Dense(features, kernel_init=nn.initializers.zeros)(nn.silu(nn.Dense(features)(y)))
+        return nn.Conv(features, (1, 1))(h) + code[:, None, None]
 
 
 class IntervalHead(nn.Module):
@@ -123,7 +113,6 @@ class CUNet(nn.Module):
       encoder: "hybrid": a convolution block, then the Condition Embedding; "printed": the Condition
         Embedding alone between 3x3 stride-2 convolutions, as section II-B reads.
       condition: "on", "none" (M1) or "keep_1x1" (M1 with the first branch kept: the same capacity).
-      fusion: see `ConditionEmbedding`.
       residual: see `ConditionEmbedding`.
       groups: of GroupNorm.
       source_skip: whether the output layer sees the sources beside the last features. GroupNorm
@@ -137,7 +126,6 @@ class CUNet(nn.Module):
     num_targets: int
     encoder: str
     condition: str
-    fusion: str
     residual: bool
     groups: int
     source_skip: bool
@@ -146,9 +134,7 @@ class CUNet(nn.Module):
     def _embed(self, x: Array, y: Array | None) -> Array:
         if self.condition == "none":
             return x
-        return ConditionEmbedding(self.fusion, self.residual)(
-            x, y if self.condition == "on" else None
-        )
+        return ConditionEmbedding(self.residual)(x, y if self.condition == "on" else None)
 
     @nn.compact
     def __call__(

@@ -39,7 +39,7 @@ from cdm_jax.methods.settings import build, check_choice, check_least, check_rem
 from cdm_jax.nn.vit import from_patches, to_patches
 from cdm_jax.tasks import BACKGROUND
 
-LOSSES = ("mse", "l1", "l2norm")
+LOSSES = ("mse", "l2norm")
 
 
 def random_mask(
@@ -61,7 +61,7 @@ def masked_distances(
     """Of each image, the sum of the hidden patches' distances to the truth, and their number.
 
     The text says L2 and mean squared error while Eq. 1 prints an unsquared norm: "mse" is the
-    default, "l2norm" is what Eq. 1 prints, "l1" is SimMIM's.
+    default, "l2norm" is what Eq. 1 prints.
 
     Raises:
       UserError: unknown kind.
@@ -69,8 +69,6 @@ def masked_distances(
     difference = prediction - truth
     if kind == "mse":
         distance = jnp.mean(difference**2, axis=-1)
-    elif kind == "l1":
-        distance = jnp.mean(jnp.abs(difference), axis=-1)
     elif kind == "l2norm":
         distance = jnp.sqrt(jnp.sum(difference**2, axis=-1) + 1e-12)
     else:
