@@ -4,7 +4,7 @@ Positions are MNI coordinates in mm (right, front and head positive), one row a 
 """
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 from scipy import spatial, special
 
 from cdm_jax.phantom.fields import FieldSampler, Grid, smooth_field
@@ -41,6 +41,24 @@ def deform(rng: np.random.Generator, grid: Grid) -> Float32[np.ndarray, "x y z 3
     return positions - np.float32(rng.uniform(0, 0.6)) * near * offset
 
 
+def strip(
+    rng: np.random.Generator,
+    grid: Grid,
+    templates: Templates,
+    positions: Float32[np.ndarray, "x y z 3"],
+) -> tuple[Bool[np.ndarray, "x y z"], Float32[np.ndarray, "n"]]:
+    """Strips the skull: which voxels are left as brain, and their share of meninges.
+
+    Programs cut close to the cortex here and leave CSF or even meninges there. How deep a cut is
+    varies smoothly, and it is never deeper than 3 mm: so it makes neither holes nor dents.
+    """
+    depth = templates.depth_mm(positions)
+    cut = np.float32(rng.uniform(0.8, 1.8)) + np.float32(0.9) * smooth_field(rng, grid, 9.0)
+    cut = np.clip(cut + np.float32(0.4) * smooth_field(rng, grid, 4.0), -0.8, 3)
+    brain = depth > cut
+    return brain, np.clip(np.float32(0.3) - depth[brain], 0, 1)
+
+
 def tissue_fractions(
     rng: np.random.Generator,
     field: FieldSampler,
@@ -61,7 +79,7 @@ def tissue_fractions(
     logits = np.log(np.stack([white, gray, fluid]) + np.float32(0.01))
     logits[0] += np.float32(0.3) * field(4.0)
     logits[2] += np.float32(0.5) * field(4.0) + np.float32(rng.uniform(-0.3, 1.7))
-    white, gray, fluid = special.softmax(np.float32(2.3) * logits, axis=0)
+    white, gray, fluid = special.softmax(np.float32(2.0) * logits, axis=0)
     deep = special.expit(8 * (1 - np.linalg.norm((positions - [0, -4, 6]) / [33, 32, 17], axis=-1)))
     deep = deep.astype(np.float32)
     tissues = {"white": white, "gray": gray * (1 - deep), "deep_gray": gray * deep, "csf": fluid}
@@ -84,6 +102,6 @@ def _small_vessels(
 ) -> Float32[np.ndarray, "n"]:
     """Random vessels that mostly run in the sulci."""
     # Two smooth fields vanish together along winding lines.
-    squared = field(4.0) ** 2 + field(4.0) ** 2
-    vessel = np.exp(squared * np.float32(-1 / 0.3**2))
-    return np.float32(0.95) * vessel * np.clip(np.float32(1.6) * fluid + np.float32(0.05), 0, 1)
+    squared = field(6.0) ** 2 + field(6.0) ** 2
+    vessel = np.exp(squared * np.float32(-1 / 0.22**2))
+    return np.float32(0.95) * vessel * np.clip(np.float32(2.5) * fluid + np.float32(0.05), 0, 1)
