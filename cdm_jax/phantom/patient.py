@@ -18,8 +18,11 @@ from cdm_jax.phantom.templates import Templates, load_templates
 # in four brains of ten. Random protocols of 2 bent intensities by gammas whose logarithms varied
 # by .3: an image's level varied twice as much as in real patients. Those of 3 had as many spin
 # echoes after contrast agent as before it, and vessels darker than real ones. Those of 5 knew no
-# correction of bias but a perfect one; edema was as bright as white matter on some T1.
-VERSIONS = {"fixed": 3, "random": 6}
+# correction of bias but a perfect one; edema was as bright as white matter on some T1. Fixed 3 and
+# random 6 had smooth tumors with round borders, edema of one shade, an unbroken rim of CSF around
+# an angular brain, round white-matter lesions anywhere, no texture, and a salt of vessels; random 6
+# also CSF as bright as the brain on T2-FLAIR, and black cortex on T1.
+VERSIONS = {"fixed": 4, "random": 7}
 LAYOUTS = ("brats2023", "upenn_gbm")
 
 
@@ -146,8 +149,8 @@ def draw_body(
     """
     templates = load_templates(grid.voxel_mm)
     shape_rng, tissue_rng, tumor_rng, hidden_rng = map(np.random.default_rng, seed.spawn(4))
-    positions = anatomy.deform(shape_rng, grid)
-    brain, meninges = anatomy.strip(shape_rng, grid, templates, positions)
+    positions, depth = anatomy.deform(shape_rng, grid, templates)
+    brain, meninges = anatomy.strip(shape_rng, grid, depth)
     foci = tumor.draw_tumor(tumor_rng, templates) if with_tumor else ()
     tissues = _draw_tissues(tissue_rng, tumor_rng, templates, grid, brain, positions[brain], foci)
     tissues = anatomy.insert(tissues, {"meninges": meninges})
@@ -170,7 +173,7 @@ def draw_body(
 
 def _octaves(field: FieldSampler) -> Float32[np.ndarray, "n"]:
     """Unit variance on scales of 1.5 to 8 mm, as a tumor's inside differs from place to place."""
-    parts = [np.float32(part) * field(mm) for part, mm in ((0.7, 8), (0.6, 3.5), (0.39, 1.7))]
+    parts = [np.float32(part) * field(mm) for part, mm in ((0.7, 8.0), (0.6, 3.5), (0.39, 1.7))]
     return np.sum(parts, axis=0)
 
 

@@ -28,7 +28,7 @@ class Templates:
     """Maps of the average brain, values in [0, 1], on one 1 mm grid in MNI space (RAS).
 
     Attributes:
-        depth: mm within the border of the brain plus 3, at most 9; 0 is 3 mm or more outside.
+        depth: mm within the border of the brain plus 3, at most 15; 0 is 3 mm or more outside.
         ventricles: mm to the lateral ventricles below `_FAR_MM`; 0 is that or farther away.
         gray: Share of gray matter.
         white: Share of white matter; what is neither is CSF.
@@ -55,7 +55,7 @@ class Templates:
         return ndimage.map_coordinates(volume, coordinates, order=1)
 
     def depth_mm(self, positions_mm: Float32[np.ndarray, "*n 3"]) -> Float32[np.ndarray, "*n"]:
-        """How far within the border of the brain a position lies, from -3 to 6 mm."""
+        """How far within the border of the brain a position lies, from -3 to 12 mm."""
         return self.sample(self.depth, positions_mm) - 3
 
     def ventricle_mm(self, positions_mm: Float32[np.ndarray, "*n 3"]) -> Float32[np.ndarray, "*n"]:
@@ -77,15 +77,16 @@ def load_templates(voxel_mm: float) -> Templates:
         name: ndimage.gaussian_filter(maps[name], 0.1 * voxel_mm, truncate=3)
         for name in ("white", "gray")
     }
-    inside = ndimage.distance_transform_edt(maps["brain"])
-    outside = ndimage.distance_transform_edt(1 - maps["brain"])
-    signed = np.where(maps["brain"] > 0, inside - 0.5, 0.5 - outside)
+    # Narrow clefts that the mask leaves out would look like holes where the border is cut.
+    brain = ndimage.binary_closing(maps["brain"] > 0, iterations=3)
+    inside, outside = map(ndimage.distance_transform_edt, (brain, ~brain))
+    signed = np.where(brain, inside - 0.5, 0.5 - outside)
     certain = (np.argwhere(maps["white"] > 0.9) + origin).astype(np.float32)
     place = {"shape": blurred["white"].shape, "origin": origin}
     large = [_SAGITTAL_SINUS, _TRANSVERSE_SINUS, _mirror(_TRANSVERSE_SINUS)]
     return Templates(
         **blurred,
-        depth=np.clip(signed + 3, 0, 9).astype(np.float32),
+        depth=np.clip(signed + 3, 0, 15).astype(np.float32),
         ventricles=_near_ventricles(1 - maps["white"] - maps["gray"], signed),
         sinus=np.maximum(_tube(large, 3.5, **place), _tube([_STRAIGHT_SINUS], 2.0, **place)),
         choroid=_tube([_CHOROID_PLEXUS, _mirror(_CHOROID_PLEXUS)], 3.0, **place),
@@ -121,7 +122,7 @@ def _average_brain() -> tuple[dict[str, np.ndarray], Float32[np.ndarray, "3"]]:
     }
     maps = {name: np.asarray(image.dataobj) for name, image in images.items()}
     (box,) = ndimage.find_objects(maps["brain"].astype(np.uint8))
-    box = tuple(slice(max(part.start - 3, 0), part.stop + 3) for part in box)
+    box = tuple(slice(max(part.start - 4, 0), part.stop + 4) for part in box)
     corner = images["brain"].affine[:3, 3] + [part.start for part in box]
     cut = {name: volume[box].astype(np.float32) for name, volume in maps.items()}
     return cut, corner.astype(np.float32)

@@ -188,8 +188,8 @@ def _swell(
     edema = np.zeros_like(depth) + tissues.get("edema", np.float32(0))
     for name in _SPREAD.keys() & tissues.keys():
         farthest = np.float32(_SPREAD[name]) * reach
-        falling = np.float32(1.1) - np.float32(0.6) * outside / farthest
-        border = special.expit((farthest - outside) / (2 * sharp))
+        falling = np.float32(1.15) - np.float32(0.5) * outside / farthest
+        border = special.expit((farthest - outside) / (np.float32(1.3) * sharp))
         taken = tissues[name] * np.clip(falling, 0, 1) * border
         swollen[name] = tissues[name] - taken
         edema += taken
@@ -223,7 +223,7 @@ def chronic_lesions(
         near: mm to the lateral ventricles.
         white: Share of white matter.
     """
-    burden = np.float32(max(rng.uniform(-0.7, 1.0), 0))
+    burden = np.float32(max(rng.uniform(-0.6, 0.9), 0))
     if not burden:
         return np.zeros_like(white)
     wide = field(7.0)
