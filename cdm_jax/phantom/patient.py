@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Float32, UInt8
 
 from cdm_jax.errors import UserError
 from cdm_jax.phantom import anatomy, protocols, tumor
-from cdm_jax.phantom.fields import FieldSampler, Grid, scatter, smooth_field
+from cdm_jax.phantom.fields import FieldSampler, Grid, octaves, scatter, smooth_field
 from cdm_jax.phantom.scan import Body, scan
 from cdm_jax.phantom.templates import Templates, load_templates
 
@@ -155,26 +155,23 @@ def draw_body(
     tissues = _draw_tissues(tissue_rng, tumor_rng, templates, grid, brain, positions[brain], foci)
     tissues = anatomy.insert(tissues, {"meninges": meninges})
     field = _sampler(hidden_rng, grid, brain)
-    visible, hidden = _octaves(field), _octaves(field)
+    # Unit variance on scales of 1.5 to 8 mm, as a tumor's inside differs from place to place.
+    scales = ((0.7, 8.0), (0.6, 3.5), (0.39, 1.7))
+    visible, hidden = octaves(field, *scales), octaves(field, *scales)
     mixed = np.float32(predictable**0.5) * visible + np.float32((1 - predictable) ** 0.5) * hidden
     return Body(
         brain=brain,
         tissues=tissues,
-        # R2 of white matter in one region of six people is 18.0 /s, with a standard deviation of
-        # 7 % (Gelman et al. 1999, 3 T). Half of that, as it varies within a person, and T1 less.
-        texture=np.float32(0.012) * field(1.6) + np.float32(0.025) * field(5.0),
-        texture_t2=np.float32(0.035) * field(4.0),
+        # R2 in one region of the white matter of six people has a standard deviation of 7 %
+        # (Gelman et al. 1999, doi 10.1148/radiology.210.3.r99fe41759). Within a person, T2 is given
+        # 3.8 % and T1, whose contrasts are weaker, 2.5 %, on scales too short to pass for bias.
+        texture=octaves(field, (0.012, 1.6), (0.022, 3.5)),
+        texture_t2=np.float32(0.028) * field(3.0),
         lesion=np.float32(0.1) * np.clip(visible, -3, 3),
         dose=hidden_rng.uniform(0.75, 1.25),
         uptake=np.float32(hidden_rng.uniform(0.25, 1.5)) * np.exp(np.float32(0.5) * mixed),
         flair=np.float32(hidden_rng.uniform(0.92, 1.08)) * np.exp(np.float32(0.08) * field(8.0)),
     )
-
-
-def _octaves(field: FieldSampler) -> Float32[np.ndarray, "n"]:
-    """Unit variance on scales of 1.5 to 8 mm, as a tumor's inside differs from place to place."""
-    parts = [np.float32(part) * field(mm) for part, mm in ((0.7, 8.0), (0.6, 3.5), (0.39, 1.7))]
-    return np.sum(parts, axis=0)
 
 
 def _draw_tissues(

@@ -194,14 +194,15 @@ def _draw(rng: np.random.Generator, name: str, sequence: Sequence, left: float) 
     if rng.random() < (0.15 if in_3d else 0.5):  # thick slices, mostly axial
         axis = rng.choice(3, p=[0.05, 0.05, 0.9])
         blur[axis] = 0.42 * rng.uniform(2, 9 if axis == 2 else 5)
+    # On T2, most of the brain is far below the mean, where a window or gamma bends contrasts most.
+    dim = name == "t2"
     return Acquisition(
         sequence=sequence,
         noise=NOISE[name] * float(np.exp(rng.uniform(*np.log([0.25, 3.5])))),
-        bias=left * rng.uniform(0.02, 0.3),
+        bias=left * rng.uniform(0.02, 0.4 if name == "t2f" else 0.26),  # as measured
         blur_mm=(float(blur[0]), float(blur[1]), float(blur[2])),
         ghost=max(0.0, rng.uniform(-0.03, 0.03)),
-        # White matter has but half of the mean on T2: no window cuts as deep there.
-        black=rng.uniform(-0.2, 0.2 if name == "t2" else 0.35) if rng.random() < 0.5 else 0.0,
-        gamma=float(np.exp(0.2 * rng.standard_normal())),
+        black=rng.uniform(-0.2, 0.2 if dim else 0.35) if rng.random() < 0.5 else 0.0,
+        gamma=float(np.exp((0.15 if dim else 0.2) * rng.standard_normal())),
         gain=_SCANNER_UNITS * float(np.exp(0.5 * rng.standard_normal())),
     )

@@ -7,7 +7,7 @@ from jaxtyping import Float, Float32, UInt8
 from scipy import special
 
 from cdm_jax.phantom.anatomy import insert
-from cdm_jax.phantom.fields import FieldSampler
+from cdm_jax.phantom.fields import FieldSampler, octaves
 from cdm_jax.phantom.templates import Templates
 
 # Kinds of tumors and their share of patients. "cavity" is what a resection leaves: CSF in a thin
@@ -67,16 +67,11 @@ class Roughness:
 
 
 def draw_roughness(field: FieldSampler) -> Roughness:
-    """Draws several octaves of noise, which all foci share, as they lie at different places."""
-
-    def octaves(*parts: tuple[float, float]) -> Float32[np.ndarray, "n"]:
-        total: Float32[np.ndarray, "n"] = sum(np.float32(part) * field(mm) for part, mm in parts)
-        return total
-
+    """Draws it once for all foci, as they lie at different places."""
     return Roughness(
-        core=octaves((0.22, 10.0), (0.14, 5.0), (0.06, 2.5)),
-        rim=octaves((0.45, 6.0), (0.4, 2.5)),
-        reach=octaves((0.35, 10.0), (0.25, 4.0)),
+        core=octaves(field, (0.22, 10.0), (0.14, 5.0), (0.06, 2.5)),
+        rim=octaves(field, (0.45, 6.0), (0.4, 2.5)),
+        reach=octaves(field, (0.35, 10.0), (0.25, 4.0)),
     )
 
 

@@ -137,7 +137,7 @@ def test_old_lesions_lie_along_the_ventricles_and_the_young_have_none():
     shares = []
     for seed in range(30):
         rng = np.random.default_rng(seed)
-        field = lambda mm, rng=rng: smooth_field(rng, grid, mm).ravel()
+        field = lambda mm, rng=rng: smooth_field(rng, grid, mm).ravel()  # noqa: E731
         shares.append(tumor.chronic_lesions(rng, field, near, white))
     free = np.mean([share.max() == 0 for share in shares])
     assert free == pytest.approx(0.4, abs=0.2)
