@@ -98,9 +98,11 @@ def load_templates(voxel_mm: float) -> Templates:
 def _near_ventricles(
     fluid: Float32[np.ndarray, "x y z"], depth: Float[np.ndarray, "x y z"]
 ) -> Float32[np.ndarray, "x y z"]:
-    """`Templates.ventricles`: the two largest bodies of CSF deep in the brain."""
+    """`Templates.ventricles`: the two largest bodies of CSF deep in the brain, off the midline."""
     bodies, count = ndimage.label((fluid > 0.6) & (depth > 18))
     sizes = ndimage.sum_labels(bodies > 0, bodies, range(1, count + 1))
+    middle = np.unique(bodies[len(bodies) // 2])
+    sizes[middle[middle > 0] - 1] = 0
     lateral = np.isin(bodies, 1 + np.argsort(sizes)[-2:])
     distance = ndimage.distance_transform_edt(~lateral)
     return np.clip(_FAR_MM - distance, 0, _FAR_MM).astype(np.float32)

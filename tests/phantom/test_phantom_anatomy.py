@@ -64,7 +64,9 @@ def test_positions_know_how_far_they_are_from_border_and_ventricles():
     places = np.float32([[20, -20, 20], [0, -17, 120], [35, -45, 30], [60, -20, 20]])
     depth, ventricle = templates.depth_mm(places), templates.ventricle_mm(places)
     assert depth[0] == pytest.approx(12) and depth[1] == -3
-    assert ventricle[0] < 6 < ventricle[2] < 15 and ventricle[3] > 25
+    assert ventricle[0] < 6 < ventricle[2] < 20 < ventricle[3]
+    mirrored = templates.ventricle_mm(places * np.float32([-1, 1, 1]))
+    np.testing.assert_allclose(mirrored, ventricle, atol=0.01)
 
 
 def test_a_brain_has_the_volumes_of_an_adult_brain():
