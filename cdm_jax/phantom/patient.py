@@ -164,9 +164,9 @@ def draw_body(
         tissues=tissues,
         # R2 in one region of the white matter of six people has a standard deviation of 7 %
         # (Gelman et al. 1999, doi 10.1148/radiology.210.3.r99fe41759). Within a person, T2 is given
-        # 3.8 % and T1, whose contrasts are weaker, 2.5 %, on scales too short to pass for bias.
-        texture=octaves(field, (0.012, 1.6), (0.022, 3.5)),
-        texture_t2=np.float32(0.028) * field(3.0),
+        # 3.1 % and T1, whose contrasts are weaker, 2.2 %, on scales too short to pass for bias.
+        texture=octaves(field, (0.012, 1.6), (0.018, 2.5)),
+        texture_t2=np.float32(0.022) * field(2.5),
         lesion=np.float32(0.1) * np.clip(visible, -3, 3),
         dose=hidden_rng.uniform(0.75, 1.25),
         uptake=np.float32(hidden_rng.uniform(0.25, 1.5)) * np.exp(np.float32(0.5) * mixed),

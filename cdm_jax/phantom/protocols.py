@@ -130,7 +130,7 @@ def draw(rng: np.random.Generator) -> Protocol:
         ),
         "t2f": _draw_flair(rng),
     }
-    left = 0.0 if rng.random() < 0.5 else 1.0  # of the bias, where it has been corrected
+    left = 0.0 if rng.random() < 0.56 else 1.0  # of the bias, where it has been corrected
     distance_mm = float(np.exp(rng.uniform(*np.log(_CORRECTION_MM))))
     return Protocol(
         acquisitions={
@@ -167,7 +167,7 @@ def _draw_prepared(rng: np.random.Generator) -> Sequence:
     return Sequence(
         repetition_ms=rng.uniform(1500, 2500),
         echo_ms=rng.uniform(2, 5),
-        inversion_ms=rng.uniform(690, 1000),
+        inversion_ms=rng.uniform(670, 1000),
         inverted=rng.uniform(0.85, 1.0),
         inflow=rng.uniform(1.0, 1.5),
     )

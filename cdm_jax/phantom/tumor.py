@@ -176,15 +176,15 @@ def _swell(
     tissues: dict[str, Float32[np.ndarray, "n"]],
     sharp: np.float32,
 ) -> dict[str, Float32[np.ndarray, "n"]]:
-    """Edema in place of part of each tissue: all of it by the core, half as far as it reaches."""
+    """Edema in place of part of each tissue: all of it by the core, two thirds where it ends."""
     reach = np.float32(tumor.reach_mm) * np.exp(rough.reach)
     outside = np.maximum(-depth, 0)
     swollen = dict(tissues)
     edema = np.zeros_like(depth) + tissues.get("edema", np.float32(0))
     for name in _SPREAD.keys() & tissues.keys():
         farthest = np.float32(_SPREAD[name]) * reach
-        falling = np.float32(1.15) - np.float32(0.5) * outside / farthest
-        border = special.expit((farthest - outside) / (np.float32(1.3) * sharp))
+        falling = np.float32(1.2) - np.float32(0.5) * outside / farthest
+        border = special.expit((farthest - outside) / sharp)
         taken = tissues[name] * np.clip(falling, 0, 1) * border
         swollen[name] = tissues[name] - taken
         edema += taken
