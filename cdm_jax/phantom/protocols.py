@@ -130,7 +130,7 @@ def draw(rng: np.random.Generator) -> Protocol:
         ),
         "t2f": _draw_flair(rng),
     }
-    left = 0.0 if rng.random() < 0.56 else 1.0  # of the bias, where it has been corrected
+    left = 0.0 if rng.random() < 0.5 else 1.0  # of the bias, where it has been corrected
     distance_mm = float(np.exp(rng.uniform(*np.log(_CORRECTION_MM))))
     return Protocol(
         acquisitions={

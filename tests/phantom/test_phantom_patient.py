@@ -118,7 +118,7 @@ def test_necrosis_lies_in_the_enhancing_rim_and_that_in_the_edema(glioblastoma):
     assert set(np.unique(labels)) == {0, 1, 2, 3}
     depth = ndimage.distance_transform_edt(labels > 0)
     necrosis, edema, enhancing = (depth[labels == label].mean() for label in (1, 2, 3))
-    assert necrosis > enhancing > edema
+    assert min(necrosis, enhancing) > edema  # several foci: not one shell in another
     around_necrosis = ndimage.binary_dilation(labels == 1) & (labels != 1)
     assert np.mean(labels[around_necrosis] == 3) > 0.7
 
