@@ -59,6 +59,11 @@ def smooth_field(
     return field
 
 
+def octaves(field: FieldSampler, *parts: tuple[float, float]) -> np.ndarray:
+    """The sum of independent fields, each given by its standard deviation and its length in mm."""
+    return np.sum([np.float32(amount) * field(length_mm) for amount, length_mm in parts], axis=0)
+
+
 def scatter(brain: Bool[np.ndarray, "x y z"], values: np.ndarray) -> np.ndarray:
     """Puts the values of the brain voxels into a volume of zeros."""
     volume = np.zeros(brain.shape, values.dtype)

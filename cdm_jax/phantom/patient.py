@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Float32, UInt8
 
 from cdm_jax.errors import UserError
 from cdm_jax.phantom import anatomy, protocols, tumor
-from cdm_jax.phantom.fields import FieldSampler, Grid, scatter, smooth_field
+from cdm_jax.phantom.fields import FieldSampler, Grid, octaves, scatter, smooth_field
 from cdm_jax.phantom.scan import Body, scan
 from cdm_jax.phantom.templates import Templates, load_templates
 
@@ -18,8 +18,11 @@ from cdm_jax.phantom.templates import Templates, load_templates
 # in four brains of ten. Random protocols of 2 bent intensities by gammas whose logarithms varied
 # by .3: an image's level varied twice as much as in real patients. Those of 3 had as many spin
 # echoes after contrast agent as before it, and vessels darker than real ones. Those of 5 knew no
-# correction of bias but a perfect one; edema was as bright as white matter on some T1.
-VERSIONS = {"fixed": 3, "random": 6}
+# correction of bias but a perfect one; edema was as bright as white matter on some T1. Fixed 3 and
+# random 6 had smooth tumors with round borders, edema of one shade, an unbroken rim of CSF around
+# an angular brain, round white-matter lesions anywhere, no texture, and a salt of vessels; random 6
+# also CSF as bright as the brain on T2-FLAIR, and black cortex on T1.
+VERSIONS = {"fixed": 4, "random": 7}
 LAYOUTS = ("brats2023", "upenn_gbm")
 
 
@@ -146,24 +149,27 @@ def draw_body(
     """
     templates = load_templates(grid.voxel_mm)
     shape_rng, tissue_rng, tumor_rng, hidden_rng = map(np.random.default_rng, seed.spawn(4))
-    positions = anatomy.deform(shape_rng, grid)
-    # Skull stripping leaves or takes a millimeter, here more and there less, but makes no holes.
-    edge = templates.sample(templates.brain, positions)
-    brain = (edge + np.float32(0.12) * smooth_field(shape_rng, grid, 10.0) > 0.6) | (edge > 0.95)
+    positions, depth = anatomy.deform(shape_rng, grid, templates)
+    brain, meninges = anatomy.strip(shape_rng, grid, depth)
     foci = tumor.draw_tumor(tumor_rng, templates) if with_tumor else ()
     tissues = _draw_tissues(tissue_rng, tumor_rng, templates, grid, brain, positions[brain], foci)
-    left = np.clip(4 * (np.float32(0.55) - edge[brain]), 0, 1)
-    tissues = anatomy.insert(tissues, {"meninges": left})
+    tissues = anatomy.insert(tissues, {"meninges": meninges})
     field = _sampler(hidden_rng, grid, brain)
-    visible, hidden = field(6.0), field(6.0)
+    # Unit variance on scales of 1.5 to 8 mm, as a tumor's inside differs from place to place.
+    scales = ((0.7, 8.0), (0.6, 3.5), (0.39, 1.7))
+    visible, hidden = octaves(field, *scales), octaves(field, *scales)
     mixed = np.float32(predictable**0.5) * visible + np.float32((1 - predictable) ** 0.5) * hidden
     return Body(
         brain=brain,
         tissues=tissues,
-        texture=np.float32(0.012) * field(1.6) + np.float32(0.002) * field(6.0),
-        lesion=np.float32(0.08) * np.clip(visible, -3, 3),
+        # R2 in one region of the white matter of six people has a standard deviation of 7 %
+        # (Gelman et al. 1999, doi 10.1148/radiology.210.3.r99fe41759). Within a person, T2 is given
+        # 3.1 % and T1, whose contrasts are weaker, 2.2 %, on scales too short to pass for bias.
+        texture=octaves(field, (0.012, 1.6), (0.018, 2.5)),
+        texture_t2=np.float32(0.022) * field(2.5),
+        lesion=np.float32(0.1) * np.clip(visible, -3, 3),
         dose=hidden_rng.uniform(0.75, 1.25),
-        uptake=np.float32(hidden_rng.uniform(0.25, 1.5)) * np.exp(np.float32(0.4) * mixed),
+        uptake=np.float32(hidden_rng.uniform(0.25, 1.5)) * np.exp(np.float32(0.5) * mixed),
         flair=np.float32(hidden_rng.uniform(0.92, 1.08)) * np.exp(np.float32(0.08) * field(8.0)),
     )
 
@@ -183,16 +189,13 @@ def _draw_tissues(
     for focus in foci:
         before = tumor.displace(before, focus)
     tissues = anatomy.tissue_fractions(rng, field, templates, before)
-    chronic = tumor.chronic_lesions(rng, field, before, tissues["white"])
+    near = templates.ventricle_mm(before)
+    chronic = tumor.chronic_lesions(rng, field, near, tissues["white"])
     tissues = anatomy.insert(tissues, {"chronic_lesion": chronic})
-    for focus in foci:
-        lesions = tumor.lesion_fractions(tumor_field, focus, positions, tissues, grid.voxel_mm)
-        # What an earlier focus has left of a tissue and what this one adds are one.
-        rest = anatomy.insert(tissues, lesions)
-        kept = 1 - np.sum(list(lesions.values()), axis=0)
-        for name in lesions.keys() & tissues.keys():
-            rest[name] = rest[name] + kept * tissues[name]
-        tissues = rest
+    if foci:
+        rough = tumor.draw_roughness(tumor_field)
+        for focus in foci:
+            tissues = tumor.grow(rough, focus, positions, tissues, grid.voxel_mm)
     return tissues
 
 

@@ -125,7 +125,7 @@ def draw(rng: np.random.Generator) -> Protocol:
         "t1c": enhanced,
         "t2": Sequence(
             repetition_ms=rng.uniform(3000, 9000),
-            echo_ms=rng.uniform(75, 130),
+            echo_ms=rng.uniform(80, 120),
             transfer=rng.uniform(0.0, 0.35),
         ),
         "t2f": _draw_flair(rng),
@@ -167,7 +167,7 @@ def _draw_prepared(rng: np.random.Generator) -> Sequence:
     return Sequence(
         repetition_ms=rng.uniform(1500, 2500),
         echo_ms=rng.uniform(2, 5),
-        inversion_ms=rng.uniform(650, 1000),
+        inversion_ms=rng.uniform(670, 1000),
         inverted=rng.uniform(0.85, 1.0),
         inflow=rng.uniform(1.0, 1.5),
     )
@@ -183,7 +183,7 @@ def _draw_flair(rng: np.random.Generator) -> Sequence:
     return Sequence(
         repetition_ms=repetition,
         echo_ms=rng.uniform(80, 150),
-        inversion_ms=float(null * rng.uniform(0.8, 1.06)),
+        inversion_ms=float(null * rng.uniform(0.86, 1.04)),
     )
 
 
@@ -192,14 +192,17 @@ def _draw(rng: np.random.Generator, name: str, sequence: Sequence, left: float) 
     blur = rng.uniform(0.0, 0.4, 3)
     in_3d = name in ("t1", "t1c") and sequence.inversion_ms is not None
     if rng.random() < (0.15 if in_3d else 0.5):  # thick slices, mostly axial
-        blur[rng.choice(3, p=[0.1, 0.1, 0.8])] = 0.42 * rng.uniform(2, 9)
+        axis = rng.choice(3, p=[0.05, 0.05, 0.9])
+        blur[axis] = 0.42 * rng.uniform(2, 9 if axis == 2 else 5)
+    # On T2, most of the brain is far below the mean, where a window or gamma bends contrasts most.
+    dim = name == "t2"
     return Acquisition(
         sequence=sequence,
         noise=NOISE[name] * float(np.exp(rng.uniform(*np.log([0.25, 3.5])))),
-        bias=left * rng.uniform(0.02, 0.26),
+        bias=left * rng.uniform(0.02, 0.4 if name == "t2f" else 0.26),  # as measured
         blur_mm=(float(blur[0]), float(blur[1]), float(blur[2])),
         ghost=max(0.0, rng.uniform(-0.03, 0.03)),
-        black=rng.uniform(-0.2, 0.35) if rng.random() < 0.5 else 0.0,
-        gamma=float(np.exp(0.2 * rng.standard_normal())),
+        black=rng.uniform(-0.2, 0.2 if dim else 0.35) if rng.random() < 0.5 else 0.0,
+        gamma=float(np.exp((0.15 if dim else 0.2) * rng.standard_normal())),
         gain=_SCANNER_UNITS * float(np.exp(0.5 * rng.standard_normal())),
     )

@@ -13,7 +13,8 @@ from cdm_jax.phantom.fields import Grid, scatter, smooth_field
 from cdm_jax.phantom.protocols import Acquisition, Protocol
 
 _VARYING_FLAIR = ("edema", "low_grade", "chronic_lesion")
-_VARYING_RELAXATION = ("enhancing", "necrosis", "low_grade", "edema")
+# Times the deviation within a tumor: necrosis holds fluid, debris and blood side by side.
+_VARYING_RELAXATION = {"enhancing": 1.0, "necrosis": 1.6, "low_grade": 1.3, "edema": 0.8}
 _SWOLLEN = ("edema", "low_grade")
 _TUMORS_VARY = 2.5
 _TABLE = np.linspace(-0.5, 1.0, 151, dtype=np.float32)
@@ -27,6 +28,7 @@ class Body:
         brain: Which voxels are brain.
         tissues: Share of each tissue in each brain voxel; the shares sum to 1.
         texture: Relative deviation of T1 and T2 from those of the tissues.
+        texture_t2: Further deviation of T2, of which T1 tells nothing.
         lesion: The same within a tumor and its edema.
         dose: Contrast agent given, 1 for the standard dose (0.1 mmol/kg).
         uptake: Local uptake of contrast agent by the tumor relative to its mean.
@@ -36,6 +38,7 @@ class Body:
     brain: Bool[np.ndarray, "x y z"]
     tissues: dict[str, Float32[np.ndarray, "n"]]
     texture: Float32[np.ndarray, "n"]
+    texture_t2: Float32[np.ndarray, "n"]
     lesion: Float32[np.ndarray, "n"]
     dose: float
     uptake: Float32[np.ndarray, "n"]
@@ -109,9 +112,11 @@ def _clean_signal(
         held = np.flatnonzero(share > 1e-3)
         tissue, deviation = library[tissue_name], body.texture[held]
         if tissue_name in _VARYING_RELAXATION:
-            deviation = deviation + body.lesion[held]
+            varies = np.float32(_VARYING_RELAXATION[tissue_name])
+            deviation = np.clip(deviation + varies * body.lesion[held], -0.5, 1.0)
         # Where nothing but this deviation varies, a table of it saves most of the exponentials.
         local = name == "t1c" and tissue_name == "enhancing"
+        rate = np.float32(sequence.echo_ms / tissue.t2_ms)  # d log signal / d log T2
         scale = 1 + (deviation if local else _TABLE)
         t1, t2 = tissue.t1_ms * scale, tissue.t2_ms * scale
         if name == "t1c":
@@ -124,6 +129,7 @@ def _clean_signal(
             part = part * sequence.inflow
         if not local:
             part = np.interp(deviation, _TABLE, part)
+        part = part * np.exp(rate * body.texture_t2[held])
         if name == "t2f" and tissue_name in _VARYING_FLAIR:
             part = part * body.flair[held]
         total[held] += (share[held] * part).astype(np.float32)

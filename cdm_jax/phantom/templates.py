@@ -7,7 +7,7 @@ import dataclasses
 import functools
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from scipy import ndimage, special
 
 from cdm_jax.errors import UserError
@@ -19,6 +19,7 @@ _SAGITTAL_SINUS = (
 )
 _STRAIGHT_SINUS = ((0, -42, 8), (0, -58, 6), (0, -76, 1), (0, -94, -4))
 _TRANSVERSE_SINUS = ((-62, -46, -28), (-48, -74, -22), (-24, -90, -14), (0, -94, -4))
+_FAR_MM = 30.0
 _CHOROID_PLEXUS = ((17, -33, 21), (22, -40, 17), (26, -42, 12), (28, -47, 10))
 
 
@@ -27,7 +28,8 @@ class Templates:
     """Maps of the average brain, values in [0, 1], on one 1 mm grid in MNI space (RAS).
 
     Attributes:
-        brain: Whether a voxel lies in the brain, 0 or 1, slightly smoothed.
+        depth: mm within the border of the brain plus 3, at most 15; 0 is 3 mm or more outside.
+        ventricles: mm to the lateral ventricles below `_FAR_MM`; 0 is that or farther away.
         gray: Share of gray matter.
         white: Share of white matter; what is neither is CSF.
         sinus: Share of the dural sinuses.
@@ -36,7 +38,8 @@ class Templates:
         white_positions_mm: MNI coordinates of the voxels that are surely cerebral white matter.
     """
 
-    brain: Float32[np.ndarray, "x y z"]
+    depth: Float32[np.ndarray, "x y z"]
+    ventricles: Float32[np.ndarray, "x y z"]
     gray: Float32[np.ndarray, "x y z"]
     white: Float32[np.ndarray, "x y z"]
     sinus: Float32[np.ndarray, "x y z"]
@@ -51,6 +54,14 @@ class Templates:
         coordinates = np.moveaxis(positions_mm - self.origin_mm, -1, 0)
         return ndimage.map_coordinates(volume, coordinates, order=1)
 
+    def depth_mm(self, positions_mm: Float32[np.ndarray, "*n 3"]) -> Float32[np.ndarray, "*n"]:
+        """How far within the border of the brain a position lies, from -3 to 12 mm."""
+        return self.sample(self.depth, positions_mm) - 3
+
+    def ventricle_mm(self, positions_mm: Float32[np.ndarray, "*n 3"]) -> Float32[np.ndarray, "*n"]:
+        """How far a position is from the lateral ventricles, up to `_FAR_MM`."""
+        return np.float32(_FAR_MM) - self.sample(self.ventricles, positions_mm)
+
 
 @functools.lru_cache(maxsize=2)
 def load_templates(voxel_mm: float) -> Templates:
@@ -63,19 +74,38 @@ def load_templates(voxel_mm: float) -> Templates:
     """
     maps, origin = _average_brain()
     blurred = {
-        name: ndimage.gaussian_filter(volume, 0.1 * voxel_mm, truncate=3)
-        for name, volume in maps.items()
+        name: ndimage.gaussian_filter(maps[name], 0.1 * voxel_mm, truncate=3)
+        for name in ("white", "gray")
     }
+    # Narrow clefts that the mask leaves out would look like holes where the border is cut.
+    brain = ndimage.binary_closing(maps["brain"] > 0, iterations=3)
+    inside, outside = map(ndimage.distance_transform_edt, (brain, ~brain))
+    signed = np.where(brain, inside - 0.5, 0.5 - outside)
     certain = (np.argwhere(maps["white"] > 0.9) + origin).astype(np.float32)
     place = {"shape": blurred["white"].shape, "origin": origin}
     large = [_SAGITTAL_SINUS, _TRANSVERSE_SINUS, _mirror(_TRANSVERSE_SINUS)]
     return Templates(
         **blurred,
+        depth=np.clip(signed + 3, 0, 15).astype(np.float32),
+        ventricles=_near_ventricles(1 - maps["white"] - maps["gray"], signed),
         sinus=np.maximum(_tube(large, 3.5, **place), _tube([_STRAIGHT_SINUS], 2.0, **place)),
         choroid=_tube([_CHOROID_PLEXUS, _mirror(_CHOROID_PLEXUS)], 3.0, **place),
         origin_mm=origin,
         white_positions_mm=certain[certain[:, 2] > -20],  # Above the cerebellum and brain stem.
     )
+
+
+def _near_ventricles(
+    fluid: Float32[np.ndarray, "x y z"], depth: Float[np.ndarray, "x y z"]
+) -> Float32[np.ndarray, "x y z"]:
+    """`Templates.ventricles`: the two largest bodies of CSF deep in the brain, off the midline."""
+    bodies, count = ndimage.label((fluid > 0.6) & (depth > 18))
+    sizes = ndimage.sum_labels(bodies > 0, bodies, range(1, count + 1))
+    middle = np.unique(bodies[len(bodies) // 2])
+    sizes[middle[middle > 0] - 1] = 0
+    lateral = np.isin(bodies, 1 + np.argsort(sizes)[-2:])
+    distance = ndimage.distance_transform_edt(~lateral)
+    return np.clip(_FAR_MM - distance, 0, _FAR_MM).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=1)
@@ -94,7 +124,7 @@ def _average_brain() -> tuple[dict[str, np.ndarray], Float32[np.ndarray, "3"]]:
     }
     maps = {name: np.asarray(image.dataobj) for name, image in images.items()}
     (box,) = ndimage.find_objects(maps["brain"].astype(np.uint8))
-    box = tuple(slice(max(part.start - 3, 0), part.stop + 3) for part in box)
+    box = tuple(slice(max(part.start - 4, 0), part.stop + 4) for part in box)
     corner = images["brain"].affine[:3, 3] + [part.start for part in box]
     cut = {name: volume[box].astype(np.float32) for name, volume in maps.items()}
     return cut, corner.astype(np.float32)

@@ -119,9 +119,9 @@ def test_a_cohort_of_an_earlier_version_is_refused(brats, tmp_path):
     shutil.copytree(brats, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "phantom.json"
     held = json.loads(path.read_text())
-    assert held.pop("version") == VERSIONS["fixed"] == 3
+    assert held.pop("version") == VERSIONS["fixed"] == 4
     path.write_text(json.dumps(held))
-    with pytest.raises(UserError, match="version 1 instead of 3"):
+    with pytest.raises(UserError, match="version 1 instead of 4"):
         write_cohort(tmp_path, SMALL, num_workers=1)
 
 

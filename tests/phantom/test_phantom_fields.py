@@ -4,7 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from cdm_jax.phantom.fields import Grid, smooth_field
+from cdm_jax.phantom.fields import Grid, octaves, smooth_field
 
 
 def test_a_field_has_unit_variance_and_the_stated_correlation():
@@ -34,3 +34,10 @@ def test_the_affine_is_that_of_brats():
     expected = [[-1, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]]
     np.testing.assert_array_equal(affine, expected)
     assert nib.aff2axcodes(affine) == ("L", "P", "S")
+
+
+def test_octaves_add_their_variances():
+    grid, rng = Grid(shape=(48, 48, 48), voxel_mm=3.0), np.random.default_rng(0)
+    total = octaves(lambda mm: smooth_field(rng, grid, mm), (0.6, 5.0), (0.8, 2.0))
+    assert total.std() == pytest.approx(1, abs=0.1)
+    assert total.dtype == np.float32
