@@ -46,7 +46,7 @@ def test_an_odd_contrast_is_no_swap(settings, index):
 
 @pytest.mark.parametrize("pair", list(combinations(("t1", "t1c", "t2", "t2f"), 2)))
 def test_each_swap_is_found(pair):
-    volumes = images(CLEAR, 2)
+    volumes = images(CLEAR, 4)
     assert contrast.swapped(volumes) is None
     assert contrast.swapped(after_swap(volumes, *pair)) == pair
 
