@@ -4,7 +4,7 @@
 
 Predicts unseen phantom patients as the systems do slice by slice, on the scale that the volume
 itself tells (`cdm_jax/data/volume_scale.py`), and with the factors that fit the truth best, which
-nobody knows.
+nobody knows. The systems and the patients are those of `experiments.quantiles`.
 """
 
 import dataclasses
@@ -27,12 +27,12 @@ from cdm_jax.report.tables import with_interval
 from cdm_jax.rescaling import rescale_stage
 from cdm_jax.sampling import SubjectSampler
 from cdm_jax.writer import console
+from experiments import quantiles
 from experiments.segmenter import difference
 from experiments.study import DOCS, Study, main, write
 from experiments.uncertainty import values
 
 NAME = "volume_scale"
-STAGES = ("mrm", "mdn", "cunet", "m1")
 SYSTEMS = {"M1": ("m1", 1), "CDM mean of 8": ("cunet", 8)}  # stage, samples
 REGRESSION = "Regression"
 SLICES = 16  # a call
@@ -47,7 +47,8 @@ ROWS = (REGRESSION, *SYSTEMS)
 
 def measure(study: Study) -> None:
     """Trains what is missing, scores every unseen patient, writes the record."""
-    study.train(STAGES)
+    study = quantiles.placed(study)
+    study.train(quantiles.STAGES)
     dataset = study.data()
     for stage, _ in SYSTEMS.values():  # a run of a former version has none
         rescale_stage(study.workdir / stage, dataset)
@@ -69,7 +70,8 @@ def measure(study: Study) -> None:
                 "rows": rows,
             }
         )
-    study.save(NAME, {"command": study.command(NAME), "records": records})
+    content = {"command": study.command(NAME), "overrides": list(quantiles.OVERRIDES)}
+    study.save(NAME, content | {"records": records})
 
 
 def _predictors(study: Study, stage: str, samples: int) -> dict[str, SubjectSampler | NonLearned]:
@@ -150,7 +152,7 @@ def report(content: Mapping[str, Any]) -> str:
     targets = list(next(iter(content["records"][0]["rows"].values()))[CONVENTION])
     parts = [
         "# The scale of whole volumes",
-        f"Made by `{content['command']}`.",
+        f"Made by `{content['command']}`, with `{' '.join(content['overrides'])}`.",
         *(sentence(patients, row, target) for target in targets for row in ROWS),
         *(to_markdown(table(patients, target)) for target in targets),
         f"Means over {len(patients)} unseen phantom patients, 95 % bootstrap intervals over "

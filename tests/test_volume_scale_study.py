@@ -35,13 +35,14 @@ def test_what_is_said_follows_the_numbers(gain, said):
     assert said in found and "would give +3.00 [+3.00, +3.00] dB" in found
     factors = np.log(0.9 + 0.01 * np.arange(12))
     assert f"vary by {factors.std(ddof=1):.0%}" in found
-    text = study.report({"command": "python -m x", "records": records(gain)})
-    assert "Made by `python -m x`" in text and text.count("| M1 ") == 1
+    text = study.report({"command": "python -m x", "overrides": ["--y"], "records": records(gain)})
+    assert "Made by `python -m x`, with `--y`." in text and text.count("| M1 ") == 1
 
 
 @pytest.mark.slow
 def test_the_study_runs_and_corrects_what_has_a_line(finished_run, tmp_path, monkeypatch):
-    workdir = copy_run(finished_run, tmp_path / "run", STAGES)
+    copy_run(finished_run, tmp_path / f"run_{study.quantiles.NAME}", STAGES)
+    workdir = tmp_path / "run"
     own = Study(dataset="phantom", small=True, root="", workdir=workdir, smoke=True)
     own = dataclasses.replace(own, output=tmp_path / "out")
     study.measure(own)

@@ -68,7 +68,7 @@ def _ball():
 
 def _phantom():
     """A simulated patient's T1 taken for the T1c."""
-    patient = simulate_patient(PhantomSettings(shape=(48, 56, 40), voxel_mm=4.0), 0)
+    patient = simulate_patient(PhantomSettings(shape=(48, 56, 40), voxel_mm=4.0), 2)
     source, target = (patient.images[name].T.astype(np.float64) for name in ("t1", "t1c"))
     return _copied("phantom", source, target, patient.segmentation.T)
 
