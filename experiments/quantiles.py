@@ -45,9 +45,9 @@ from experiments.uncertainty import REGIONS, coverage_table, values
 
 NAME = "quantiles"
 STAGES = ("mrm", "mdn", "cunet", "m1")
+HEADS = ("--config.cunet.quantiles=(0.05,0.95)", "--config.m1.quantiles=(0.05,0.95)")
 # 80 patients are unseen and 96 calibrate; in two of three of them a tumor enhances. What n of
 # them promise may cost 1 / (n + 1) of coverage more than was asked for.
-HEADS = ("--config.cunet.quantiles=(0.05,0.95)", "--config.m1.quantiles=(0.05,0.95)")
 OVERRIDES = (
     *HEADS,
     "--config.phantom.num_patients=400",
