@@ -34,6 +34,7 @@ STEPS = 40
 ALONE = {"mrm": "", "mdn": "mrm", "cunet": "mrm,mdn", "m1": "", "cyclegan": "", "diffusion": ""}
 PAIR = "pair"
 KINDS = (*ALONE, PAIR)
+ENDS = 400  # seconds: who waits for a process that died while it joined does so for 300
 LEFT = (".partial", ".orbax-checkpoint-tmp")  # what a write that did not end is called
 
 
@@ -87,7 +88,7 @@ def disturb(rng: random.Random, started: list[subprocess.Popen], seconds: float)
         return False
     victim.send_signal(signal.SIGTERM if rng.random() < 0.2 else signal.SIGKILL)
     for process in started:  # where one is dead, the others end by themselves
-        process.communicate(timeout=120)
+        process.communicate(timeout=ENDS)
     return True
 
 
@@ -147,21 +148,27 @@ def stress(kind: str, kills: int, rng: random.Random, place: pathlib.Path) -> Co
 def main() -> None:
     """Kills each kind equally often, prints and writes the record."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=20, help="over all kinds")
+    parser.add_argument("--kills", type=int, default=20, help="over all kinds, asked for or not")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", default=",".join(KINDS))
-    parser.add_argument("--record", type=pathlib.Path)
+    parser.add_argument(
+        "--record", type=pathlib.Path, help="kinds that it has and are not asked for stay"
+    )
     options = parser.parse_args()
-    kinds, rng, done = options.kinds.split(","), random.Random(options.seed), {}
+    kinds, record = options.kinds.split(","), options.record
+    done = json.loads(record.read_text())["kinds"] if record and record.exists() else {}
     with tempfile.TemporaryDirectory() as place:
-        for number, kind in enumerate(kinds):
-            share = (options.kills + number) // len(kinds)
+        for number, kind in enumerate(KINDS):
+            share = (options.kills + number) // len(KINDS)
+            if kind not in kinds or not share:
+                continue
+            rng = random.Random(f"{options.seed} {kind}")
             done[kind] = dict(stress(kind, share, rng, pathlib.Path(place)))
             print(kind, done[kind], flush=True)
-    if options.record:
-        told = f"python -m tests.stress.kill --kills={options.kills} --seed={options.seed}"
-        text = json.dumps({"command": told, "steps": STEPS, "kinds": done}, indent=1)
-        options.record.write_text(text + "\n")
+            if record:
+                told = f"python -m tests.stress.kill --kills={options.kills} --seed={options.seed}"
+                text = json.dumps({"command": told, "steps": STEPS, "kinds": done}, indent=1)
+                record.write_text(text + "\n")
 
 
 if __name__ == "__main__":
