@@ -53,10 +53,11 @@ def examine(volumes: Mapping[str, Volume], voxel_size: Sizes | None = None) -> l
     empties = {finding.about for finding in found if finding.code == "empty"}
     volumes = {name: volume for name, volume in volumes.items() if name not in empties}
     found += _slabs({name: brains[name] for name in volumes if has_background(volumes[name])})
+    unstripped = {finding.about for finding in found if finding.code == "skull"}
     for one, other in combinations(volumes, 2):
         if text := same_image(volumes[one], volumes[other]):
             found.append(Finding(code="same-image", found=text, about=f"{one}, {other}"))
-        elif text := apart(brains[one], brains[other]):
+        elif unstripped.isdisjoint((one, other)) and (text := apart(brains[one], brains[other])):
             found.append(Finding(code="apart", found=text, about=f"{one}, {other}"))
     if pair := contrast.swapped(volumes):
         text = "look swapped by their contrast"
