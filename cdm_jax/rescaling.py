@@ -33,12 +33,10 @@ def rescale_stage(stage_folder: pathlib.Path, dataset: Dataset) -> None:
     saved = checkpoint.provenance(stage_folder)
     if saved is None or not isinstance(base.create(saved.config), base.Translator):
         return
+    system = inference.load_system(stage_folder, SLICES)  # which processes do together
+    fingerprint = inference.fingerprint(system.model)
     with parallel.first_process_first("fitting the scale of volumes"):
-        if not parallel.is_first():
-            return
-        system = inference.load_system(stage_folder, SLICES)
-        fingerprint = inference.fingerprint(system.model)
-        if read_lines(stage_folder, fingerprint) is None:
+        if parallel.is_first() and read_lines(stage_folder, fingerprint) is None:
             lines = fit_lines(measure(system, dataset.validation))
             save_lines(stage_folder, lines, fingerprint)
             told = ", ".join(f"{name} by {line.patients} scans" for name, line in lines.items())

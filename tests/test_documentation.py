@@ -10,7 +10,7 @@ import pytest
 from benchmarks import day_one, scaling
 from cdm_jax.records import WHOLE, per_patient
 from configs import brats, phantom
-from experiments import enhancement, quantiles, real, seeds, segmenter
+from experiments import enhancement, quantiles, real, seeds, segmenter, volume_scale
 from experiments.records import load_results
 from experiments.study import Study
 from experiments.uncertainty import values
@@ -137,7 +137,9 @@ def test_what_is_drawn_from_a_record_is_committed(module, name, tmp_path, monkey
     assert (tmp_path / name).read_text() == (DOCS / "results" / name).read_text()
 
 
-@pytest.mark.parametrize("module", [quantiles, enhancement, segmenter], ids=lambda m: m.NAME)
+@pytest.mark.parametrize(
+    "module", [quantiles, enhancement, segmenter, volume_scale], ids=lambda m: m.NAME
+)
 def test_what_is_drawn_of_a_study_is_committed(module, tmp_path, monkeypatch):
     (tmp_path / "phantom").mkdir()
     monkeypatch.setattr(module, "DOCS", tmp_path)

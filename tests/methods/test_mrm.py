@@ -275,7 +275,7 @@ def test_what_does_not_fit_is_refused(create, changes):
 
 
 def test_a_loss_that_does_not_exist_is_refused_before_training(create):
-    with pytest.raises(UserError, match="allowed are mse, l1, l2norm"):
+    with pytest.raises(UserError, match="allowed are mse, l2norm"):
         create("mrm", {"mrm.loss": "huber"})
 
 
