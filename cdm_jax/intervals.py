@@ -22,9 +22,9 @@ from cdm_jax.writer import console
 
 FILE = "intervals.json"
 PREMISE = (
-    "the scale of whole volumes is fitted to these validation patients, and CDM takes the "
-    "covariance of its training noise from them, so that a guarantee which presupposes that "
-    "nothing was fitted to them is an approximation"
+    "CDM takes the covariance of its training noise from these validation patients, and where the "
+    "scale of whole volumes is corrected, it is fitted to them: a guarantee which presupposes that "
+    "nothing was fitted to them is then an approximation at best"
 )
 METHODS = {
     True: "conformal risk control over patients (Angelopoulos et al. 2022)",
