@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from cdm_jax import checkpoint, parallel
 from cdm_jax.data.pipeline import padded_batches
-from cdm_jax.data.volume_scale import Lines, lines_to_json, read_lines, rescaled
+from cdm_jax.data.volume_scale import Curves, curves_to_json, read_curves, rescaled
 from cdm_jax.methods import base
 from cdm_jax.pattern import for_pattern
 from cdm_jax.tasks import task_of
@@ -35,9 +35,9 @@ class System:
     Attributes:
       method: the pure functions.
       model: parameters and statistics.
-      provenance: config, split and intensity scales of its training, and the lines by which the
+      provenance: config, split and intensity scales of its training, and the curves by which the
         scale of whole volumes is corrected.
-      fingerprint: hash of the model's values and of these lines.
+      fingerprint: hash of the model's values and of these curves.
       batch_size: slices a call, over these devices.
     """
 
@@ -72,7 +72,7 @@ class System:
     ) -> dict[str, Float[np.ndarray, "slice h w t"]]:
         """The named outputs of a compiled function for every slice of a subject, rescaled.
 
-        Outputs beside one called "mean" get its factors, see `volume_scale.rescaled`.
+        Outputs beside one called "mean" count as belonging to it, see `volume_scale.rescaled`.
 
         Args:
           compiled: as `compile` returns it.
@@ -86,7 +86,7 @@ class System:
             parts.append({name: np.asarray(image)[:valid] for name, image in outputs.items()})
         found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         brain = np.any(stored["source"] > 0, axis=-1)
-        return rescaled(found, brain, self.provenance.lines, self.provenance.config.data.targets)
+        return rescaled(found, brain, self.provenance.curves, self.provenance.config.data.targets)
 
 
 def load_system(
@@ -107,8 +107,8 @@ def load_system(
       UserError: no checkpoint there, or no such choice.
     """
     model, provenance = checkpoint.load_model(stage_folder, which)
-    lines = read_lines(stage_folder, fingerprint(model)) or {}
-    provenance = dataclasses.replace(provenance, lines=lines)
+    curves = read_curves(stage_folder, fingerprint(model)) or {}
+    provenance = dataclasses.replace(provenance, curves=curves)
     if sampler is not None:
         config = provenance.config.copy_and_resolve_references()
         config.sampler = sampler
@@ -124,7 +124,7 @@ def system_of(
         method=base.create(provenance.config),  # type: ignore[arg-type]
         model=jax.device_put(model, parallel.replicated(parallel.local_mesh())),
         provenance=provenance,
-        fingerprint=fingerprint(model, provenance.lines),
+        fingerprint=fingerprint(model, provenance.curves),
         batch_size=batch_size_per_device * jax.local_device_count(),
     )
 
@@ -152,14 +152,14 @@ def slice_keys(key: Key[Array, ""], start: int, number: int) -> Key[Array, "{num
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(start, start + number))
 
 
-def fingerprint(model: base.Model, lines: Lines | None = None) -> str:
-    """Hash of a model's values, and of the lines that correct the scale of its volumes."""
+def fingerprint(model: base.Model, curves: Curves | None = None) -> str:
+    """Hash of a model's values, and of the curves that correct the scale of its volumes."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(model):
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.ascontiguousarray(leaf).tobytes())
-    if lines:
-        digest.update(json.dumps(lines_to_json(lines), sort_keys=True).encode())
+    if curves:
+        digest.update(json.dumps(curves_to_json(curves), sort_keys=True).encode())
     return digest.hexdigest()[:12]
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 
 from cdm_jax.data.cache import PreparedSubject
 from cdm_jax.data.prepare import FULL_SCALE
-from cdm_jax.data.volume_scale import Lines, Volume, best_factors, fit_lines, rescaled, tops
+from cdm_jax.data.volume_scale import Curves, Scan, Volume, fit_curves, rescaled, scans_of
 
 FITTED_SLICES = 1000  # of all subjects together, where these are few
 FITTED_VOLUMES = 96  # whose scales are compared, at most
@@ -24,14 +24,14 @@ class NonLearned:
         means: mean intensity of each target in the brain.
         weights: of the quadratic in the sources' intensities that fits each target best.
         targets: their names.
-        lines: by which the scale of the regression's volumes is corrected, as a system's is.
+        curves: by which the scale of the regression's volumes is corrected, as a system's is.
     """
 
     copies: tuple[int, ...]
     means: Float[np.ndarray, "t"]
     weights: Float[np.ndarray, "features t"]
     targets: tuple[str, ...]
-    lines: Lines
+    curves: Curves
 
     def rows(
         self, sources: Float[np.ndarray, "slice h w s"]
@@ -43,7 +43,7 @@ class NonLearned:
         """
         brain = np.any(sources > 0, axis=-1, keepdims=True)
         fitted = {"regression": _regression(sources, self.weights)}
-        fitted = rescaled(fitted, brain[..., 0], self.lines, self.targets)
+        fitted = rescaled(fitted, brain[..., 0], self.curves, self.targets)
         return {
             "copy": sources[..., list(self.copies)],
             "brain_mean": brain * self.means.astype(np.float32),
@@ -73,22 +73,22 @@ def fit_non_learned(
         means=products[0] / squares[0, 0],  # the first feature is 1
         weights=weights,
         targets=train[0].targets,
-        lines=_fit_lines(train, weights) if volume_scale else {},
+        curves=_fit_curves(train, weights) if volume_scale else {},
     )
 
 
-def _fit_lines(train: Sequence[PreparedSubject], weights: np.ndarray) -> Lines:
+def _fit_curves(train: Sequence[PreparedSubject], weights: np.ndarray) -> Curves:
     """Of training patients: so few weights are not fitted to the scale of any one of them."""
-    pairs: dict[str, list[tuple[float, float]]] = {}
+    scans: dict[str, list[Scan]] = {}
     numbers = np.linspace(0, len(train) - 1, min(FITTED_VOLUMES, len(train)))
     for subject in (train[number] for number in np.unique(numbers.astype(int))):
         slices = subject.slices.astype(np.float32) / FULL_SCALE
         sources, truth = np.split(slices, [len(subject.sources)], axis=-1)
         volume, brain = _regression(sources, weights), np.any(sources > 0, axis=-1)
-        found = zip(tops(volume, brain), best_factors(truth, volume), strict=True)
-        for target, pair in zip(subject.targets, found, strict=True):
-            pairs.setdefault(target, []).append(pair)
-    return fit_lines(pairs)
+        found = scans_of(truth, volume, brain)
+        for target, scan in zip(subject.targets, found, strict=True):
+            scans.setdefault(target, []).append(scan)
+    return fit_curves(scans)
 
 
 def _regression(sources: Float[np.ndarray, "slice h w s"], weights: np.ndarray) -> Volume:

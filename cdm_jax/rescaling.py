@@ -1,4 +1,4 @@
-"""Fits the lines that correct the scale of a trained system's volumes, on validation patients.
+"""Fits the curves that correct the scale of a trained system's volumes, on validation patients.
 
 See `data/volume_scale.py`. `train` calls it when a stage that makes images is done.
 """
@@ -13,7 +13,7 @@ from cdm_jax import checkpoint, inference, parallel
 from cdm_jax.data.cache import PreparedSubject
 from cdm_jax.data.dataset import Dataset
 from cdm_jax.data.prepare import FULL_SCALE
-from cdm_jax.data.volume_scale import Pairs, best_factors, fit_lines, read_lines, save_lines, tops
+from cdm_jax.data.volume_scale import Scan, fit_curves, read_curves, save_curves, scans_of
 from cdm_jax.inference import System, subject_key
 from cdm_jax.methods import base
 from cdm_jax.sampling import SubjectSampler
@@ -25,7 +25,7 @@ SLICES = 16  # a call and device
 
 
 def rescale_stage(stage_folder: pathlib.Path, dataset: Dataset) -> None:
-    """Fits the lines of a finished stage, unless they are there or it makes no images.
+    """Fits the curves of a finished stage, unless they are there or it makes no images.
 
     Of an any-to-any system, scans are predicted under each pattern of its config. Test patients are
     never looked at.
@@ -36,21 +36,21 @@ def rescale_stage(stage_folder: pathlib.Path, dataset: Dataset) -> None:
     system = inference.load_system(stage_folder, SLICES)  # which processes do together
     fingerprint = inference.fingerprint(system.model)
     with parallel.first_process_first("fitting the scale of volumes"):
-        if parallel.is_first() and read_lines(stage_folder, fingerprint) is None:
-            lines = fit_lines(measure(system, dataset.validation))
-            save_lines(stage_folder, lines, fingerprint)
-            told = ", ".join(f"{name} by {line.patients} scans" for name, line in lines.items())
+        if parallel.is_first() and read_curves(stage_folder, fingerprint) is None:
+            curves = fit_curves(measure(system, dataset.validation))
+            save_curves(stage_folder, curves, fingerprint)
+            told = ", ".join(f"{name} by {curve.scans} scans" for name, curve in curves.items())
             console.print(f"scale of whole volumes: {told or 'left as it is'}")
 
 
-def measure(system: System, subjects: Sequence[PreparedSubject]) -> Pairs:
-    """Predicts scans as they are without lines, beside what was acquired."""
+def measure(system: System, subjects: Sequence[PreparedSubject]) -> dict[str, list[Scan]]:
+    """Predicts scans as they are without curves, beside what was acquired."""
     data = system.provenance.config.data
     tasks = [(tuple(data.sources), tuple(data.targets))]
     if is_any := inference.is_any_to_any(system):
         names = system.provenance.config.evaluate.patterns
         tasks = [parse_pattern(name, tuple(data.sources)) for name in names]
-    pairs: dict[str, list[tuple[float, float]]] = {}
+    scans: dict[str, list[Scan]] = {}
     for number, (sources, targets) in enumerate(tasks):
         own = inference.restricted(system, sources, targets) if is_any else system
         known = [s for s in subjects if {*sources, *targets} <= s.intensities.keys()]
@@ -59,9 +59,9 @@ def measure(system: System, subjects: Sequence[PreparedSubject]) -> Pairs:
             continue
         sampler = SubjectSampler(own, 1)
         for subject in track(chosen, "fitting the scale of volumes", console=console):
-            for target, pair in _pairs(sampler, subject.view(sources, targets)).items():
-                pairs.setdefault(target, []).append(pair)
-    return pairs
+            for target, scan in _scans(sampler, subject.view(sources, targets)).items():
+                scans.setdefault(target, []).append(scan)
+    return scans
 
 
 def _share(
@@ -72,12 +72,11 @@ def _share(
     return [subjects[(number * size + i) % len(subjects)] for i in range(count)]
 
 
-def _pairs(sampler: SubjectSampler, subject: PreparedSubject) -> dict[str, tuple[float, float]]:
-    """For each target the top of the predicted volume, and the factor that fits it best."""
+def _scans(sampler: SubjectSampler, subject: PreparedSubject) -> dict[str, Scan]:
+    """What is predicted of each target, beside what was acquired."""
     slices, split = subject.slices, len(subject.sources)
     key = subject_key(sampler.system.provenance.config.seed, subject.subject_id)
     volume = sampler.volumes({"source": slices[..., :split]}, key)["mean"]
     brain = np.any(slices[..., :split] > 0, axis=-1)
     truth = slices[..., split:].astype(np.float32) / FULL_SCALE
-    found = zip(tops(volume, brain), best_factors(truth, volume), strict=True)
-    return dict(zip(subject.targets, found, strict=True))
+    return dict(zip(subject.targets, scans_of(truth, volume, brain), strict=True))

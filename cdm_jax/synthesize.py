@@ -251,9 +251,9 @@ class _Job:
             "reference_scale": origin.scales[target],
             "scale_rule": SCALE_RULE,
         }
-        if target in origin.lines:
-            line = dataclasses.asdict(origin.lines[target])
-            content["volume_scale"] = {"rule": volume_scale.RULE, **line}
+        if target in origin.curves:
+            curve = dataclasses.asdict(origin.curves[target])
+            content["volume_scale"] = {"rule": volume_scale.RULE, **curve}
         if self.resample_to is not None:
             content["resample_to"] = self.resample_to
         if self.bids:

@@ -99,7 +99,7 @@ def painted(study: Study, stage: str, sources: np.ndarray) -> Float[np.ndarray, 
     system = inference.load_system(study.workdir / stage, len(sources), config.sampler)
     # Slices of several patients are no volume, so that their scale stays as it is.
     system = dataclasses.replace(
-        system, provenance=dataclasses.replace(system.provenance, lines={})
+        system, provenance=dataclasses.replace(system.provenance, curves={})
     )
     method = system.method
     samples = num_samples(config, stage) if method.stochastic else 1

@@ -109,7 +109,7 @@ def real_subjects(root: pathlib.Path) -> list[Subject]:
 def score_real(root: pathlib.Path, workdir: pathlib.Path) -> Scored:
     """Scores of real patients: the shipped model's, and baselines fitted on the other patients."""
     model, found = cdm_jax.load(), Scored({name: [] for name in PATTERNS})
-    provenance = dataclasses.replace(model.system.provenance, lines={})
+    provenance = dataclasses.replace(model.system.provenance, curves={})
     system = dataclasses.replace(model.system, provenance=provenance)
     models = {ROW: model, PLAIN: TrainedModel(model.folder, system)}
     for subject in real_subjects(root):

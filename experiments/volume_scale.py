@@ -18,7 +18,7 @@ from rich.progress import track
 from cdm_jax import inference
 from cdm_jax.data.cache import PreparedSubject
 from cdm_jax.data.prepare import FULL_SCALE
-from cdm_jax.data.volume_scale import Volume, best_factors
+from cdm_jax.data.volume_scale import Volume
 from cdm_jax.metrics.aggregate import compare, summarize
 from cdm_jax.non_learned import NonLearned, fit_non_learned
 from cdm_jax.records import per_patient
@@ -36,6 +36,8 @@ NAME = "volume_scale"
 SYSTEMS = {"M1": ("m1", 1), "CDM mean of 8": ("cunet", 8)}  # stage, samples
 REGRESSION = "Regression"
 SLICES = 16  # a call
+BRIGHTEST = 0.03  # part of a brain: lesions, vessels
+METRICS = {"psnr": ("PSNR in dB", ".2f"), "mae_brightest": ("error where brightest", ".3f")}
 CONVENTION = "volume_scale"  # of the records: slices of the model's frame, in the brain
 AS_PREDICTED, CORRECTED, BEST = "slice by slice", "volume's scale", "best factors"
 KINDS = (AS_PREDICTED, CORRECTED, BEST)
@@ -56,7 +58,7 @@ def measure(study: Study) -> None:
         row: _predictors(study, *one) for row, one in SYSTEMS.items()
     }
     fitted = fit_non_learned(dataset.train, dataset.copies)
-    plain = dataclasses.replace(fitted, lines={})
+    plain = dataclasses.replace(fitted, curves={})
     predictors[REGRESSION] = {AS_PREDICTED: plain, CORRECTED: fitted}
     records = []
     for subject in track(dataset.test, "measuring", console=console):
@@ -76,7 +78,7 @@ def measure(study: Study) -> None:
 
 def _predictors(study: Study, stage: str, samples: int) -> dict[str, SubjectSampler | NonLearned]:
     system = inference.load_system(study.workdir / stage, SLICES)
-    provenance = dataclasses.replace(system.provenance, lines={})
+    provenance = dataclasses.replace(system.provenance, curves={})
     plain = dataclasses.replace(system, provenance=provenance)
     return {
         AS_PREDICTED: SubjectSampler(plain, samples),
@@ -87,21 +89,30 @@ def _predictors(study: Study, stage: str, samples: int) -> dict[str, SubjectSamp
 def _rows(
     predictors: Mapping[str, Mapping[str, SubjectSampler | NonLearned]], subject: PreparedSubject
 ) -> Iterator[tuple[str, Any]]:
-    """Rows of a patient's record: PSNR in the brain, and the factor that would have fitted."""
+    """Rows of a patient's record: scores in the brain, and the factor that would have fitted."""
     slices = subject.slices.astype(np.float32) / FULL_SCALE
     sources, truth = np.split(slices, [len(subject.sources)], axis=-1)
     brain = np.any(sources > 0, axis=-1)
     for row, ways in predictors.items():
         images = {kind: _images(one, subject, sources) for kind, one in ways.items()}
-        factors = np.array(best_factors(truth, images[AS_PREDICTED]))
+        made = images[AS_PREDICTED][brain].astype(np.float64)
+        factors = np.sum(made * truth[brain], axis=0) / np.sum(made**2, axis=0)
         images[BEST] = np.clip(images[AS_PREDICTED] * factors, 0, 1)
         for kind, volume in images.items():
-            errors = np.square(volume - truth)[brain].mean(axis=0, dtype=np.float64)
             found = {
-                target: {"psnr": float(-10 * np.log10(error)), "factor": float(factor)}
-                for target, error, factor in zip(subject.targets, errors, factors, strict=True)
+                target: _scores(volume[brain][:, t], truth[brain][:, t]) | {"factor": factors[t]}
+                for t, target in enumerate(subject.targets)
             }
             yield f"{row}, {kind}", {CONVENTION: found}
+
+
+def _scores(made: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """PSNR in the brain, and the mean absolute error where the truth is brightest."""
+    brightest = truth >= np.percentile(truth, 100 * (1 - BRIGHTEST))
+    return {
+        "psnr": float(-10 * np.log10(np.mean((made - truth) ** 2, dtype=np.float64))),
+        "mae_brightest": float(np.abs(made - truth)[brightest].mean()),
+    }
 
 
 def _images(
@@ -134,16 +145,17 @@ def sentence(patients: pd.DataFrame, row: str, target: str) -> str:
     )
 
 
-def table(patients: pd.DataFrame, target: str) -> pd.DataFrame:
-    """Texts: PSNR of each row, a column a kind."""
+def table(patients: pd.DataFrame, target: str, metric: str) -> pd.DataFrame:
+    """Texts: a metric of each row, a column a kind."""
+    name, form = METRICS[metric]
     cells = {
         kind: [
-            with_interval(summarize(values(patients, f"{row}, {kind}", target, "psnr")), ".2f")
+            with_interval(summarize(values(patients, f"{row}, {kind}", target, metric)), form)
             for row in ROWS
         ]
         for kind in KINDS
     }
-    return pd.DataFrame(cells, index=pd.Index(ROWS, name=f"PSNR in dB, {target}"))
+    return pd.DataFrame(cells, index=pd.Index(ROWS, name=f"{name}, {target}"))
 
 
 def report(content: Mapping[str, Any]) -> str:
@@ -154,9 +166,10 @@ def report(content: Mapping[str, Any]) -> str:
         "# The scale of whole volumes",
         f"Made by `{content['command']}`, with `{' '.join(content['overrides'])}`.",
         *(sentence(patients, row, target) for target in targets for row in ROWS),
-        *(to_markdown(table(patients, target)) for target in targets),
+        *(to_markdown(table(patients, t, metric)) for t in targets for metric in METRICS),
         f"Means over {len(patients)} unseen phantom patients, 95 % bootstrap intervals over "
-        "patients in brackets; PSNR in the brain, in slices of the model's size.",
+        "patients in brackets; in the brain, in slices of the model's size. Error where brightest: "
+        f"mean absolute error in the {BRIGHTEST:.0%} of the brain that are brightest in truth.",
     ]
     return "\n\n".join(parts) + "\n"
 

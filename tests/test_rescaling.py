@@ -10,12 +10,12 @@ import pytest
 import cdm_jax
 from cdm_jax import commands, inference, rescaling, shipped
 from cdm_jax.data.dataset import load_dataset
-from cdm_jax.data.volume_scale import FILE, Line
+from cdm_jax.data.volume_scale import FILE, Curve, tops
 from cdm_jax.sampling import SubjectSampler
 from cdm_jax.synthesize import synthesize_folder
 from tests import helpers
 
-HALF = Line(offset=math.log(0.5), power=0.0, lowest=0.1, highest=1.0, patients=8)
+HALF = Curve(offsets=[math.log(0.5)], powers=[0.0], lowest=0.1, highest=1.0, scans=8)
 
 
 @pytest.fixture
@@ -25,20 +25,20 @@ def stage(finished_run, tmp_path):
 
 @pytest.fixture
 def halved(stage, finished_run, monkeypatch):
-    """A stage with the line that halves T2-FLAIR."""
-    monkeypatch.setattr(rescaling, "fit_lines", lambda pairs: {"t2f": HALF})
+    """A stage with the curve that halves T2-FLAIR."""
+    monkeypatch.setattr(rescaling, "fit_curves", lambda scans: {"t2f": HALF})
     config = inference.load_system(stage, 1).provenance.config
     rescaling.rescale_stage(stage, load_dataset(config, finished_run))
     return stage
 
 
-def test_pairs_are_those_of_validation_patients_as_predicted(stage, finished_run):
+def test_scans_are_those_of_validation_patients_as_predicted(stage, finished_run):
     """By hand, from what the system predicts."""
     system = inference.load_system(stage, 8)
     dataset = load_dataset(system.provenance.config, finished_run)
-    pairs = rescaling.measure(system, dataset.validation)
-    assert list(pairs) == ["t1c", "t2f"]
-    assert {len(ones) for ones in pairs.values()} == {len(dataset.validation)}
+    scans = rescaling.measure(system, dataset.validation)
+    assert list(scans) == ["t1c", "t2f"]
+    assert {len(ones) for ones in scans.values()} == {len(dataset.validation)}
     subject = dataset.validation[0]
     slices = subject.slices / np.float32(65535)
     stored = {"source": subject.slices[..., :2]}
@@ -46,13 +46,15 @@ def test_pairs_are_those_of_validation_patients_as_predicted(stage, finished_run
     made = SubjectSampler(system, 1).volumes(stored, key)["mean"]
     brain = (slices[..., :2] > 0).any(axis=-1)
     for channel, target in enumerate(("t1c", "t2f")):
-        image, truth = made[..., channel], slices[..., 2 + channel]
-        top, factor = pairs[target][0]
-        assert top == pytest.approx(np.percentile(image[brain], 99.5), rel=1e-5)
-        assert factor == pytest.approx((image * truth).sum() / (image**2).sum(), rel=1e-4)
+        image, truth = made[..., channel][brain], slices[..., 2 + channel][brain]
+        top, values, acquired = scans[target][0]
+        assert top == tops(made, brain)[channel]
+        step = math.ceil(len(image) / len(values))
+        np.testing.assert_array_equal(values, image[::step])
+        np.testing.assert_allclose(acquired, truth[::step], rtol=1e-6)
 
 
-def test_volumes_images_and_sidecars_are_on_the_scale_of_the_line(halved, finished_run, tmp_path):
+def test_volumes_images_and_sidecars_are_on_the_scale_of_the_curve(halved, finished_run, tmp_path):
     plain = finished_run / "m1"
     before, after = (inference.load_system(folder, 8) for folder in (plain, halved))
     assert before.fingerprint != after.fingerprint
@@ -72,10 +74,10 @@ def test_volumes_images_and_sidecars_are_on_the_scale_of_the_line(halved, finish
         np.testing.assert_allclose(other, factor * one, rtol=1e-5, atol=1e-4)
         told = json.loads((made["after"] / f"{made['after'].name}-{target}.json").read_text())
         assert ("volume_scale" in told) == (target == "t2f")
-    assert told["volume_scale"]["offset"] == HALF.offset
+    assert told["volume_scale"]["offsets"] == HALF.offsets
 
 
-def test_lines_are_fitted_once_and_again_for_other_weights(halved, finished_run, monkeypatch):
+def test_curves_are_fitted_once_and_again_for_other_weights(halved, finished_run, monkeypatch):
     dataset = load_dataset(inference.load_system(halved, 1).provenance.config, finished_run)
     calls = []
     monkeypatch.setattr(rescaling, "measure", lambda *_: calls.append("measured") or {})
@@ -83,27 +85,27 @@ def test_lines_are_fitted_once_and_again_for_other_weights(halved, finished_run,
     assert not calls
     content = json.loads((halved / FILE).read_text())
     (halved / FILE).write_text(json.dumps(content | {"checkpoint": "of other weights"}))
-    assert not inference.load_system(halved, 1).provenance.lines
+    assert not inference.load_system(halved, 1).provenance.curves
     rescaling.rescale_stage(halved, dataset)
     assert calls == ["measured"]
-    assert inference.load_system(halved, 1).provenance.lines == {"t2f": HALF}
+    assert inference.load_system(halved, 1).provenance.curves == {"t2f": HALF}
 
 
-def test_what_makes_no_images_has_no_lines(finished_run, tmp_path):
+def test_what_makes_no_images_has_no_curves(finished_run, tmp_path):
     run = helpers.copy_run(finished_run, tmp_path / "run", ("mrm",))
     config = helpers.smoke_config("mrm")
     rescaling.rescale_stage(run / "mrm", load_dataset(config, finished_run))
     assert not (run / "mrm" / FILE).exists()
 
 
-def test_an_exported_model_keeps_its_lines(halved, tmp_path):
+def test_an_exported_model_keeps_its_curves(halved, tmp_path):
     shipped.export(halved, tmp_path / "exported")
     _, provenance = shipped.load_model(tmp_path / "exported")
-    assert provenance.lines == {"t2f": HALF}
-    assert cdm_jax.load(halved).system.provenance.lines == provenance.lines
+    assert provenance.curves == {"t2f": HALF}
+    assert cdm_jax.load(halved).system.provenance.curves == provenance.curves
 
 
-def test_train_fits_lines_unless_told_not_to(finished_run, tmp_path, monkeypatch):
+def test_train_fits_curves_unless_told_not_to(finished_run, tmp_path, monkeypatch):
     """Of a finished run of a former version, too."""
     run = helpers.copy_run(finished_run, tmp_path / "run", ("m1",))
     seen = []

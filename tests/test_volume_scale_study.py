@@ -16,8 +16,9 @@ def records(gain, patients=12):
     for n in range(patients):
         base = 20 + rng.standard_normal()
         levels = (base, base + gain + 0.1 * rng.standard_normal(), base + 3)
+        told = {"factor": 0.9 + 0.01 * n, "mae_brightest": 0.1}
         rows = {
-            f"{row}, {kind}": {study.CONVENTION: {"t2f": {"psnr": level, "factor": 0.9 + 0.01 * n}}}
+            f"{row}, {kind}": {study.CONVENTION: {"t2f": told | {"psnr": level}}}
             for row in study.ROWS
             for kind, level in zip(study.KINDS, levels, strict=True)
         }
@@ -36,7 +37,7 @@ def test_what_is_said_follows_the_numbers(gain, said):
     factors = np.log(0.9 + 0.01 * np.arange(12))
     assert f"vary by {factors.std(ddof=1):.0%}" in found
     text = study.report({"command": "python -m x", "overrides": ["--y"], "records": records(gain)})
-    assert "Made by `python -m x`, with `--y`." in text and text.count("| M1 ") == 1
+    assert "Made by `python -m x`, with `--y`." in text and text.count("| M1 ") == 2
 
 
 @pytest.mark.slow

@@ -3,12 +3,13 @@
 By the intensity rule (`intensity.py`) the 99.5th percentile of an acquired volume's brain is 1. In
 a patient with bright lesions all other tissue is therefore darker, in every slice, also in one that
 shows no lesion. A network that sees a slice at a time cannot know that; the volume that it has
-predicted tells part of it, as its own 99.5th percentile, the top, differs from that of others:
+predicted tells part of it, as its own 99.5th percentile, the top, differs from that of others. As
+lesions themselves stay near 1, the factor depends on the value as well:
 
-  log(factor) = offset + power * log(top).
+  log(factor) = sum over i of (offset_i + power_i * log(top)) * log(value)^i
 
-The line is fitted to the factors that fit the volumes of other patients best. The lines of a
-trained stage lie in `<workdir>/<stage>/volume_scale.json`.
+with i up to 2. The curve is fitted to the volumes of patients who were not trained on. The curves
+of a trained stage lie in `<workdir>/<stage>/volume_scale.json`.
 """
 
 import dataclasses
@@ -27,64 +28,80 @@ from cdm_jax.files import write_json
 
 FILE = "volume_scale.json"
 RULE = (
-    "the predicted volume was multiplied by exp(offset) * top^power, top being its own 99.5th "
-    "percentile in the brain, between lowest and highest"
+    "each value was multiplied by exp of the sum over i of (offsets[i] + powers[i] log(top)) "
+    "log(value)^i, top being the predicted volume's 99.5th percentile in the brain, between lowest "
+    "and highest; values below 0.05 got the factor of 0.05"
 )
-LEAST = 8  # patients for a line
+LEAST = 8  # patients for a curve
+DARKEST = 0.05  # below, the factor stays: logarithms of noise would decide it
+VOXELS = 4000  # of a patient that a curve is fitted to
+STEPS = 10  # of Gauss and Newton's method, which needs about five
+SLOPE = 0.1  # of a curve at the least: what is brighter stays so
 
 Volume = Float[np.ndarray, "slice h w t"]
-Pairs = Mapping[str, Sequence[tuple[float, float]]]
-"""Target -> the top of each predicted volume, and the factor that fits it best."""
+Values = Float[np.ndarray, "_"]
+Scan = tuple[float, Values, Values]
+"""The top of a predicted volume, and voxels of its brain beside the acquired ones."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Line:
-    """By what to multiply a volume, given its top.
+class Curve:
+    """By what to multiply the values of a volume, given its top.
 
     Attributes:
-        offset: of the logarithm of the factor.
-        power: by which the factor follows the top.
-        lowest: top of the patients that it was fitted to; a lower one counts as this one.
+        offsets: one for each power of the value's logarithm, from 0.
+        powers: by which the factor follows the top; as many.
+        lowest: top of the scans that it was fitted to; a lower one counts as this one.
         highest: the same at the other end.
-        patients: to whose volumes it was fitted.
+        scans: to how many it was fitted.
     """
 
-    offset: float
-    power: float
+    offsets: Sequence[float]
+    powers: Sequence[float]
     lowest: float
     highest: float
-    patients: int
+    scans: int
 
-    def factor(self, top: float) -> float:
-        """The factor of a volume with this top; 1 for an empty volume."""
+    def factors(
+        self, values: Float[np.ndarray, "*shape"], top: float
+    ) -> Float[np.ndarray, "*shape"]:
+        """The factor of each value in a volume with this top; 1 in an empty one."""
         if top <= 0:
-            return 1.0
-        within = min(max(top, self.lowest), self.highest)
-        return math.exp(self.offset + self.power * math.log(within))
+            return np.ones_like(values)
+        within = math.log(min(max(top, self.lowest), self.highest))
+        logs = np.log(np.maximum(values, DARKEST))
+        pairs = zip(self.offsets, self.powers, strict=True)
+        return np.exp(sum((o + p * within) * logs**i for i, (o, p) in enumerate(pairs)))
+
+    def is_rising(self) -> bool:
+        """Whether a larger value stays the larger one, with every top."""
+        values = np.linspace(DARKEST, 1, 200)
+        ends = [values * self.factors(values, top) for top in (self.lowest, self.highest)]
+        return all((np.diff(np.log(end)) > SLOPE * np.diff(np.log(values))).all() for end in ends)
 
 
-Lines = Mapping[str, Line]
-"""Target -> its line; a target without one keeps its scale."""
+Curves = Mapping[str, Curve]
+"""Target -> its curve; a target without one keeps its scale."""
 
 
-def lines_to_json(lines: Lines) -> dict[str, Any]:
+def curves_to_json(curves: Curves) -> dict[str, Any]:
     """As JSON types."""
-    return {target: dataclasses.asdict(line) for target, line in lines.items()}
+    return {target: dataclasses.asdict(curve) for target, curve in curves.items()}
 
 
-def lines_from_json(content: Mapping[str, Any]) -> Lines:
-    """What `lines_to_json` gave."""
-    return {target: Line(**values) for target, values in content.items()}
+def curves_from_json(content: Mapping[str, Any]) -> Curves:
+    """What `curves_to_json` gave."""
+    return {target: Curve(**values) for target, values in content.items()}
 
 
-def save_lines(stage_folder: pathlib.Path, lines: Lines, fingerprint: str) -> None:
-    """Writes a stage's lines as a whole, for the model with this fingerprint."""
-    content = {"checkpoint": fingerprint, "lines": lines_to_json(lines)}
+def save_curves(stage_folder: pathlib.Path, curves: Curves, fingerprint: str) -> None:
+    """Writes a stage's curves as a whole, for the model with this fingerprint."""
+    content = {"checkpoint": fingerprint, "curves": curves_to_json(curves)}
     write_json(stage_folder / FILE, content)
 
 
-def read_lines(stage_folder: pathlib.Path, fingerprint: str) -> Lines | None:
-    """The lines of a stage; None where none were fitted to the model with this fingerprint.
+def read_curves(stage_folder: pathlib.Path, fingerprint: str) -> Curves | None:
+    """The curves of a stage; None where none were fitted to the model with this fingerprint.
 
     Raises:
         UserError: the file is damaged.
@@ -92,7 +109,8 @@ def read_lines(stage_folder: pathlib.Path, fingerprint: str) -> Lines | None:
     path = stage_folder / FILE
     try:
         content = json.loads(path.read_text())
-        return lines_from_json(content["lines"]) if content["checkpoint"] == fingerprint else None
+        known = content["checkpoint"] == fingerprint
+        return curves_from_json(content["curves"]) if known else None
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -106,76 +124,106 @@ def tops(volume: Float[np.ndarray, "*slices t"], brain: Bool[np.ndarray, "*slice
     return np.percentile(volume[brain], PERCENTILE, axis=0).tolist()
 
 
-def best_factors(truth: Volume, volume: Volume) -> list[float]:
-    """For each target what to multiply a volume by for the least square error; 1 if it is empty."""
-    axes = (0, 1, 2)
-    squares = np.sum(np.square(volume, dtype=np.float64), axis=axes)
-    products = np.sum(truth * volume, axis=axes, dtype=np.float64)
-    return np.where(squares > 0, products / np.maximum(squares, 1e-12), 1.0).tolist()
+def scans_of(truth: Volume, volume: Volume, brain: Bool[np.ndarray, "slice h w"]) -> list[Scan]:
+    """For each target what `fit_curve` takes of a predicted volume: evenly spaced voxels."""
+    step = max(1, np.count_nonzero(brain) // VOXELS)
+    seen, acquired = (image[brain][::step].astype(np.float64).T for image in (volume, truth))
+    return list(zip(tops(volume, brain), seen, acquired, strict=True))
 
 
-def fit_line(tops: Sequence[float], factors: Sequence[float]) -> Line | None:
-    """Least squares of the factors' logarithms on the tops'.
+def fit_curve(scans: Sequence[Scan]) -> Curve | None:
+    """Least squares of the acquired values on the predicted ones.
+
+    Of the curves with as many powers of the value as they may have, and of none, that one is taken
+    which predicts each scan best from all the others.
 
     Returns:
-        None of fewer than `LEAST` volumes, and where the line predicts the factor of a volume that
-        it was not fitted to no better than a factor of 1 does.
+        None of fewer than `LEAST` scans, and where no curve is better than none.
     """
-    told = np.array([(t, f) for t, f in zip(tops, factors, strict=True) if t > 0 and f > 0])
+    told = [scan for scan in scans if scan[0] > 0]
     if len(told) < LEAST:
         return None
-    x, y = np.log(told).T
-    spread = x - x.mean()
-    if not (squares := spread @ spread):
-        return None
-    power = spread @ y / squares
-    offset = y.mean() - power * x.mean()
-    leverage = 1 / len(x) + spread**2 / squares
-    left_out = (y - offset - power * x) / np.maximum(1 - leverage, 1e-6)
-    if left_out @ left_out >= y @ y:
-        return None
-    return Line(
-        offset=float(offset),
-        power=float(power),
-        lowest=float(told[:, 0].min()),
-        highest=float(told[:, 0].max()),
-        patients=len(told),
+    best, least = None, sum(float(np.sum((y - x) ** 2)) for _, x, y in told)
+    for order in range(3):
+        curve, error = _fitted(told, order)
+        if error < least and curve.is_rising():
+            best, least = curve, error
+    return best
+
+
+def _fitted(scans: Sequence[Scan], order: int) -> tuple[Curve, float]:
+    """A curve by Gauss and Newton's method, and its square error on scans that are left out.
+
+    Without a scan, another step from the curve of all gives the curve of the others.
+    """
+    ridge = 1e-6 * np.eye(2 * order + 2)
+    weights = np.zeros(2 * order + 2)
+    parts: list[tuple[np.ndarray, np.ndarray]] = []
+    for _ in range(STEPS):
+        parts = [_normal(scan, weights) for scan in scans]
+        whole, slope = (np.sum([part[k] for part in parts], axis=0) for k in (0, 1))
+        weights = weights + np.linalg.solve(whole + ridge, slope)
+    error = 0.0
+    for scan, (own, pull) in zip(scans, parts, strict=True):
+        without = weights - np.linalg.solve(whole - own + ridge, pull)
+        _, x, y = scan
+        error += float(np.sum((y - x * np.exp(_features(scan, order) @ without)) ** 2))
+    seen = [top for top, _, _ in scans]
+    curve = Curve(
+        offsets=weights[: order + 1].tolist(),
+        powers=weights[order + 1 :].tolist(),
+        lowest=min(seen),
+        highest=max(seen),
+        scans=len(scans),
     )
+    return curve, error
 
 
-def fit_lines(pairs: Pairs) -> Lines:
-    """The line of each target that one helps, see `fit_line`."""
-    found = {target: fit_line(*zip(*ones, strict=True)) for target, ones in pairs.items()}
-    return {target: line for target, line in found.items() if line is not None}
+def _features(scan: Scan, order: int) -> Float[np.ndarray, "voxel _"]:
+    top, values, _ = scan
+    logs = np.log(np.maximum(values, DARKEST))[:, None] ** np.arange(order + 1)
+    return np.concatenate([logs, math.log(top) * logs], axis=1)
+
+
+def _normal(scan: Scan, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A scan's part of the normal equations at these weights."""
+    features = _features(scan, len(weights) // 2 - 1)
+    made = scan[1] * np.exp(features @ weights)
+    slopes = made[:, None] * features
+    return slopes.T @ slopes, slopes.T @ (scan[2] - made)
+
+
+def fit_curves(scans: Mapping[str, Sequence[Scan]]) -> Curves:
+    """The curve of each target that one helps, see `fit_curve`."""
+    found = {target: fit_curve(ones) for target, ones in scans.items()}
+    return {target: curve for target, curve in found.items() if curve is not None}
 
 
 def rescaled(
     volumes: Mapping[str, Volume],
     brain: Bool[np.ndarray, "slice h w"],
-    lines: Lines,
+    curves: Curves,
     targets: Sequence[str],
-    leading: str = "mean",
 ) -> dict[str, Volume]:
     """Volumes in [0, 1] on the scale that they should have.
 
     Args:
-        volumes: by name, from one subject's slices.
+        volumes: by name, from one subject's slices. Where one is the "mean", its top counts for
+            all: others are the ends of its interval, or the "deviation", which gets the mean's
+            factors.
         brain: of these slices.
-        lines: by target.
+        curves: by target.
         targets: of the volumes' channels.
-        leading: name of the volume whose factors all others get too, such as the mean of which
-            "lower" is the lower end; without such a volume each has its own.
     """
-    if not brain.any() or lines.keys().isdisjoint(targets):
+    if not brain.any() or curves.keys().isdisjoint(targets):
         return dict(volumes)
-
-    def factors(volume: Volume) -> Float[np.ndarray, " t"]:
-        pairs = zip(targets, tops(volume, brain), strict=True)
-        found = [lines[name].factor(top) if name in lines else 1.0 for name, top in pairs]
-        return np.array(found, np.float32)
-
-    common = factors(volumes[leading]) if leading in volumes else None
-    return {
-        name: np.clip(volume * (factors(volume) if common is None else common), 0, 1)
-        for name, volume in volumes.items()
-    }
+    found = {}
+    for name, volume in volumes.items():
+        seen = tops(volumes.get("mean", volume), brain)
+        values = volumes["mean"] if name == "deviation" else volume
+        found[name] = volume.copy()
+        for channel, (target, top) in enumerate(zip(targets, seen, strict=True)):
+            if target in curves:
+                factors = curves[target].factors(values[..., channel], top)
+                found[name][..., channel] = np.clip(volume[..., channel] * factors, 0, 1)
+    return found
