@@ -400,7 +400,7 @@ def test_the_smoke_variant_of_every_stage_runs(file, runs):
         ("cunet", {"mdn.decouple": "halves"}),
         ("mdn", {"mdn.condition": "age"}),
         ("mdn", {"mdn.schedule": "sigmoid"}),
-        ("cunet", {"cunet.fusion": "attention"}),
+        ("cunet", {"cunet.loss": "l1"}),
         ("m1", {"m1.encoder": "residual"}),
         ("m1", {"m1.optimizer.schedule": "step"}),
         ("m1", {"m1.optimizer.decay": "none"}),
