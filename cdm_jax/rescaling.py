@@ -78,7 +78,8 @@ def _pairs(sampler: SubjectSampler, subject: PreparedSubject) -> dict[str, tuple
     """For each target the top of the predicted volume, and the factor that fits it best."""
     slices, split = subject.slices, len(subject.sources)
     key = subject_key(sampler.system.provenance.config.seed, subject.subject_id)
-    volume = sampler.volumes({"source": slices[..., :split]}, key)["mean"]
+    sources = sampler.system.sources_of(slices, subject.slice_indices)
+    volume = sampler.volumes({"source": sources}, key)["mean"]
     brain = np.any(slices[..., :split] > 0, axis=-1)
     truth = slices[..., split:].astype(np.float32) / FULL_SCALE
     found = zip(tops(volume, brain), best_factors(truth, volume), strict=True)
