@@ -36,20 +36,20 @@ def check_task(config: Any) -> None:
     Raises:
       UserError: as said.
     """
-    task, stage = task_of(config.data), config.stage
-    if not isinstance(task.context, int) or isinstance(task.context, bool) or task.context < 0:
+    context, stage = config.data.get("context", 0), config.stage
+    if not isinstance(context, int) or isinstance(context, bool) or context < 0:
         raise UserError(
-            f"data.context {task.context} is no number of slices: use 0 for the slice alone, or "
+            f"data.context {context} is no number of slices: use 0 for the slice alone, or "
             "how many neighbors to each side are seen too, such as 1"
         )
     if config[stage].method.startswith("cdm."):
         return
-    if task.is_any:
+    if task_of(config.data).is_any:
         raise UserError(
             f"{stage} has a fixed task, the published one: only CDM's stages and M1 take "
             "any modalities; use other data.sources and data.targets"
         )
-    if task.context:
+    if context:
         raise UserError(
             f"{stage} sees single slices: only CDM's stages, M1 and M2 see neighbors; use "
             "--config.data.context=0 for it"
