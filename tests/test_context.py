@@ -1,19 +1,25 @@
 """Systems that see a slice's neighbors: what they see, what they paint, what is refused."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import cdm_jax
 from benchmarks import networks
 from cdm_jax import checkpoint, inference, run, sampling, shapes
+from cdm_jax.cards import JUDGED
+from cdm_jax.data.native import read_native
 from cdm_jax.errors import UserError
+from cdm_jax.evaluate import evaluate_run
 from cdm_jax.methods import base
 from cdm_jax.preflight import check_settings
 from cdm_jax.tasks import Task, given_in, task_of
 from configs import brats, phantom
+from tests import helpers
 
 ALL = ("t1", "t1c", "t2", "t2f")
 FIXED = Task(sources=("t1", "t2"), targets=("t1c", "t2f"), context=1)
@@ -284,3 +290,66 @@ def test_runs_of_former_versions_have_no_context_and_go_on_without(tmp_path):
     config.data.context = 1
     with pytest.raises(UserError, match=r"data\.context: None -> 1"):
         run.check_same(config, saved, ("data", "m1"), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained(finished_run, tmp_path_factory):
+    """Config, workdir and patients of a tiny run that sees neighbors, and of its segmenter."""
+    workdir = helpers.copy_run(finished_run, tmp_path_factory.mktemp("context") / "run")
+    for stage in helpers.STAGES:
+        config = helpers.smoke_config(stage, context=1)
+        config.validation.share = 100.0  # every slice
+        dataset = helpers.train(stage, workdir, config)
+    helpers.train("segmenter", workdir)
+    config = helpers.smoke_config("cdm", context=1)
+    config.checkpoint.use = "last"
+    return config, workdir, dataset
+
+
+@pytest.mark.slow
+def test_validation_and_evaluation_see_the_same_neighbors(trained):
+    """Slices that are read one by one in training, and whole volumes."""
+    config, workdir, dataset = trained
+    config = config.copy_and_resolve_references()
+    config.evaluate.update({"part": "validation", "systems": ("m1",), "conventions": ("paper",)})
+    records = evaluate_run(config, workdir, dataset)
+    lines = (workdir / "m1/metrics.jsonl").read_text().splitlines()
+    logged = [json.loads(line) for line in lines if "validation/loss" in line][-1]
+    for target in ("t1c", "t2f"):
+        expected = np.mean([r["rows"]["m1"]["paper"][target]["psnr"] for r in records])
+        assert logged[f"validation/psnr_{target}"] == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.slow
+def test_every_row_is_scored_and_judged_with_neighbors(trained):
+    config, workdir, dataset = trained
+    records = evaluate_run(config, workdir, dataset)
+    assert len(records) == len(dataset.test)
+    rows = {
+        "copy",
+        "regression",
+        "m1",
+        "cunet",
+        "cunet/mean_of_2",
+        "cunet/shuffled",
+        "cunet/oracle",
+    }
+    assert all(rows <= set(record["rows"]) for record in records)
+    assert len(list((workdir / "evaluation" / JUDGED.format("test")).glob("*.json"))) == len(
+        records
+    )
+    assert "sources with 1 more to each side" in (workdir / "m1/MODEL_CARD.md").read_text()
+
+
+@pytest.mark.slow
+def test_synthesis_is_what_the_system_makes_of_a_prepared_subject(trained):
+    _, workdir, dataset = trained
+    model, subject = cdm_jax.load(workdir / "m1"), dataset.test[0]
+    files = dataset.subjects[subject.subject_id]
+    made = model.synthesize({name: files.images[name] for name in ("t1", "t2")})
+    brain = read_native(files, ("t1", "t2"), ("t1", "t2")).brain
+    drawn = sampling.SubjectSampler(model.system, 1).draw(subject, subject.slices, brain)
+    for target, volumes in drawn.items():
+        scale = model.system.provenance.scales[target]
+        image = np.moveaxis(made[target].get_fdata(), (0, 1, 2), (2, 1, 0))
+        np.testing.assert_allclose(image, volumes["mean"] * scale, rtol=1e-4, atol=1e-3)
