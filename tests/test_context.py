@@ -10,7 +10,7 @@ import pytest
 
 import cdm_jax
 from benchmarks import networks
-from cdm_jax import checkpoint, inference, run, sampling, shapes
+from cdm_jax import checkpoint, commands, inference, run, sampling, shapes
 from cdm_jax.cards import JUDGED
 from cdm_jax.data.native import read_native
 from cdm_jax.errors import UserError
@@ -353,3 +353,16 @@ def test_synthesis_is_what_the_system_makes_of_a_prepared_subject(trained):
         scale = model.system.provenance.scales[target]
         image = np.moveaxis(made[target].get_fdata(), (0, 1, 2), (2, 1, 0))
         np.testing.assert_allclose(image, volumes["mean"] * scale, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_each_pattern_of_a_run_for_whatever_is_missing_is_scored(finished_run, tmp_path):
+    workdir = helpers.copy_run(finished_run, tmp_path / "run")
+    config = helpers.smoke_config("any", context=1)
+    config.evaluate.update({"patterns": ("t1+t2", "t1"), "conventions": ("volume",), "rows": ()})
+    commands.train(config=config, workdir=workdir)
+    for pattern, missing in (("t1+t2", {"t1c", "t2f"}), ("t1", {"t1c", "t2", "t2f"})):
+        (path, *_) = (workdir / "evaluation/test" / pattern).glob("*.json")
+        rows = json.loads(path.read_text())["rows"]
+        assert {"cunet", "cunet/shuffled", "cunet/oracle", "m1", "regression"} <= set(rows)
+        assert all(set(scores["volume"]) == missing for scores in rows.values())
