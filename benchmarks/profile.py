@@ -29,6 +29,7 @@ from benchmarks.networks import bytes_of, flops_of, key
 from benchmarks.records import load_results, save_results
 from benchmarks.traces import by_kind, operations
 from cdm_jax import checkpoint, inference, parallel
+from cdm_jax.data.pipeline import stored_sources
 from cdm_jax.methods import base
 from cdm_jax.shapes import create, example, stored_shapes
 from cdm_jax.tasks import task_of
@@ -78,9 +79,18 @@ def fresh_state(config: ConfigDict, stage: str, devices: parallel.Devices) -> ba
 
 def random_batch(config: ConfigDict, number: int) -> dict[str, np.ndarray]:
     """A stored training batch, as the input pipeline gives it."""
-    shape, draws = stored_shapes(config, number)["images"].shape, np.random.default_rng(0)
-    images = draws.integers(1, 2**16, shape, np.uint16)
-    return {"images": images, "mirrored": draws.random(number) < 0.5}
+    draws, shapes = np.random.default_rng(0), stored_shapes(config, number)
+    images = {
+        name: draws.integers(1, 2**16, shapes[name].shape, np.uint16)
+        for name in ("images", "neighbors")
+        if name in shapes
+    }
+    return images | {"mirrored": draws.random(number) < 0.5}
+
+
+def random_sources(config: ConfigDict, number: int) -> np.ndarray:
+    """Stored sources of such a batch, as a system takes them."""
+    return stored_sources(random_batch(config, number), len(config.data.sources))
 
 
 def training_step(config: ConfigDict, stage: str) -> Program:
@@ -117,8 +127,7 @@ def sampler(config: ConfigDict, stage: str) -> Program:
         images = method.translate(model, batch["source"], draw, 1)[0]
         return {stage: base.to_unit_range(images)}
 
-    images = random_batch(config, number)["images"]
-    slices = devices.put({"source": images[..., : len(config.data.sources)]})
+    slices = devices.put({"source": random_sources(config, number)})
     return Program(
         stage=stage,
         part="sampler",

@@ -264,14 +264,15 @@ class _Evaluation:
         if CEILING in rows:
             found[CEILING] = targets.astype(np.float32) / FULL_SCALE
         matched = np.linspace(0, len(other.slice_indices) - 1, len(slices)).round().astype(int)
-        stored = {
-            "source": sources,
-            "target": targets,
-            "other": other.read_slices(matched)[..., :num_sources],
-        }
+        others = other.slices
         key = inference.subject_key(self._config.seed, subject.subject_id)
         for name, system in self._systems.items():
             if own := tuple(row for row in rows if system_of(row) == name):
+                stored = {
+                    "source": system.sources_of(slices, subject.slice_indices),
+                    "target": targets,
+                    "other": system.sources_of(others, other.slice_indices)[matched],
+                }
                 found |= system.volumes(self._compile(name, own), stored, key)
         return {row: found[row] for row in rows}
 

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Key, UInt16
 from ml_collections import ConfigDict
 
 from cdm_jax import checkpoint, parallel
+from cdm_jax.data.neighbors import with_neighbors
 from cdm_jax.data.pipeline import padded_batches
 from cdm_jax.data.volume_scale import Curves, curves_to_json, read_curves, rescaled
 from cdm_jax.methods import base
@@ -57,11 +58,23 @@ class System:
         @jax.jit
         def run(model: base.Model, stored: Mapping[str, Array], key: Array) -> Outputs:
             batch = {name: base.to_model_range(slices) for name, slices in stored.items()}
-            brain = jnp.any(stored["source"] > 0, axis=-1, keepdims=True)
+            own = self.method.own(stored["source"])
+            brain = jnp.any(own > 0, axis=-1, keepdims=True)
             outputs = compute(model, batch, key)
             return {name: image * brain for name, image in outputs.items()}
 
         return run
+
+    def sources_of(self, slices: Slices, slice_indices: Sequence[int]) -> Slices:
+        """A subject's stored slices as this system takes them: their sources and neighbors'.
+
+        Args:
+          slices: all of them, the sources first among their modalities.
+          slice_indices: z index of each.
+        """
+        data = self.provenance.config.data
+        own = slices[..., : len(data.sources)]
+        return with_neighbors(own, slice_indices, task_of(data).context)
 
     def put(self, stored: Mapping[str, Slices], keys: Key[Array, "slice"]) -> tuple[Any, Any]:
         """A batch and its slices' keys, shared out over this process's devices."""
@@ -76,7 +89,8 @@ class System:
 
         Args:
           compiled: as `compile` returns it.
-          stored: "source" and whatever else the function takes, slices in order.
+          stored: "source", as `sources_of` gives it, and whatever else the function takes; slices
+            in order.
           key: of this subject; each slice folds in its number.
         """
         parts = []
@@ -85,7 +99,7 @@ class System:
             outputs = compiled(self.model, *self.put(batch, keys))
             parts.append({name: np.asarray(image)[:valid] for name, image in outputs.items()})
         found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        brain = np.any(stored["source"] > 0, axis=-1)
+        brain = np.any(self.method.own(stored["source"]) > 0, axis=-1)
         return rescaled(found, brain, self.provenance.curves, self.provenance.config.data.targets)
 
 

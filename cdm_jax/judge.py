@@ -27,6 +27,7 @@ from cdm_jax.data.nifti import read_voxel_size
 from cdm_jax.data.pipeline import padded_batches
 from cdm_jax.data.prepare import (
     FULL_SCALE,
+    Prepared,
     PrepareSettings,
     prepare_subject,
     quantize,
@@ -105,7 +106,7 @@ class Judge:
             "conventions": {JUDGED_BY: ""},
             "rows": {},
         }
-        for row, (images, given) in self._given(prepared.slices, files.subject_id):
+        for row, (images, given) in self._given(prepared):
             found = self._regions(images, given)
             scores = record["rows"].setdefault(row, {}).setdefault(JUDGED_BY, {})
             for number, name in enumerate(REGIONS):
@@ -116,13 +117,11 @@ class Judge:
                 }
         return record
 
-    def _given(
-        self, slices: np.ndarray, subject: str
-    ) -> Iterator[tuple[str, tuple[Images, tuple[str, ...]]]]:
+    def _given(self, prepared: Prepared) -> Iterator[tuple[str, tuple[Images, tuple[str, ...]]]]:
         """Each row's images in [0, 1], and which of them the segmenter is told that it has."""
         names = tuple(self.config.data.sources)
         sources, targets = tuple(self._task.sources), tuple(self._task.targets)
-        acquired = slices.astype(np.float32) / FULL_SCALE
+        acquired = prepared.slices.astype(np.float32) / FULL_SCALE
         missing = [names.index(name) for name in targets]
 
         def filled(images: Images) -> tuple[Images, tuple[str, ...]]:
@@ -131,9 +130,10 @@ class Judge:
             return whole, names
 
         yield ACQUIRED, (acquired, names)
-        stored = {"source": slices[..., [names.index(name) for name in sources]]}
-        key = inference.subject_key(self.config.seed, subject)
+        own = prepared.slices[..., [names.index(name) for name in sources]]
+        key = inference.subject_key(self.config.seed, prepared.subject_id)
         for row, sampler in self._samplers.items():
+            stored = {"source": sampler.system.sources_of(own, prepared.slice_indices)}
             yield row, filled(sampler.volumes(stored, key)["mean"])
         copies = [names.index(name) for name in copied_sources(self._task)]
         yield COPY, filled(acquired[..., copies])

@@ -4,9 +4,10 @@ Evaluation and synthesis then need to know of fixed tasks alone.
 """
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, Num
 
 from cdm_jax.errors import UserError
 from cdm_jax.methods.base import Batch, Metrics, Model, Prediction, State, Translate, Translator
@@ -36,11 +37,21 @@ class Pattern(Translator):
 
     def _placed(
         self, images: Float[Array, "b h w _"], names: tuple[str, ...]
-    ) -> Float[Array, "b h w m"]:
-        """Images of some modalities among all, the others behind the background."""
+    ) -> Float[Array, "b h w _"]:
+        """Images of some modalities among all, the others behind the background.
+
+        Each slice, those of neighbors behind the first, gets its place for every modality.
+        """
         hidden = jnp.full(images.shape[:-1], BACKGROUND, images.dtype)
-        found = {name: images[..., channel] for channel, name in enumerate(names)}
-        return jnp.stack([found.get(name, hidden) for name in self.modalities], axis=-1)
+        placed = []
+        for first in range(0, images.shape[-1], len(names)):
+            found = {name: images[..., first + n] for n, name in enumerate(names)}
+            placed += [found.get(name, hidden) for name in self.modalities]
+        return jnp.stack(placed, axis=-1)
+
+    def own(self, sources: Num[Any, "b h w s"]) -> Num[Any, "b h w _"]:
+        """The slices' own sources, without those of neighbors."""
+        return sources[..., : len(self.sources)]
 
     def _wanted(self, images: Float[Array, "*b h w m"]) -> Float[Array, "*b h w t"]:
         return images[..., jnp.array([self.modalities.index(name) for name in self.targets])]

@@ -76,7 +76,8 @@ def _scans(sampler: SubjectSampler, subject: PreparedSubject) -> dict[str, Scan]
     """What is predicted of each target, beside what was acquired."""
     slices, split = subject.slices, len(subject.sources)
     key = subject_key(sampler.system.provenance.config.seed, subject.subject_id)
-    volume = sampler.volumes({"source": slices[..., :split]}, key)["mean"]
+    sources = sampler.system.sources_of(slices, subject.slice_indices)
+    volume = sampler.volumes({"source": sources}, key)["mean"]
     brain = np.any(slices[..., :split] > 0, axis=-1)
     truth = slices[..., split:].astype(np.float32) / FULL_SCALE
     return dict(zip(subject.targets, scans_of(truth, volume, brain), strict=True))

@@ -130,7 +130,7 @@ def slice_batches(
     The last batch is filled up from the start. Each process reads its own part of each. The
     patterns of an any-to-any task are the same each time.
     """
-    source = SliceSource(subjects, any_to_any=task.is_any)
+    source = SliceSource(subjects, any_to_any=task.is_any, context=task.context)
     chosen = np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).astype(int))
     batches = np.resize(chosen, (-(-len(chosen) // batch_size), batch_size))
     for number, indices in enumerate(batches):

@@ -125,7 +125,7 @@ class SubjectSampler:
         """
         config = self.system.provenance.config
         key = inference.subject_key(config.seed, subject.subject_id)
-        stored = {"source": np.asarray(slices)[..., : len(config.data.sources)]}
+        stored = {"source": self.system.sources_of(np.asarray(slices), subject.slice_indices)}
         outputs = self.volumes(stored, key)
         return {
             target: {

@@ -13,12 +13,17 @@ from cdm_jax.tasks import task_of
 Shapes = Any  # a tree of jax.ShapeDtypeStruct
 
 
+def source_channels(data: ConfigDict) -> int:
+    """Channels of a slice's sources, those of its neighbors included, by a section `data`."""
+    return len(data.sources) * (1 + 2 * task_of(data).context)
+
+
 def example(config: ConfigDict, number: int) -> Shapes:
     """The shapes of a batch of this many slices."""
     data = config.data
     shapes = {
-        name: jax.ShapeDtypeStruct((number, data.size, data.size, len(modalities)), jnp.float32)
-        for name, modalities in (("source", data.sources), ("target", data.targets))
+        name: jax.ShapeDtypeStruct((number, data.size, data.size, channels), jnp.float32)
+        for name, channels in (("source", source_channels(data)), ("target", len(data.targets)))
     }
     if task_of(data).is_any:
         shapes["weight"] = jax.ShapeDtypeStruct((number, len(data.targets)), jnp.float32)
@@ -28,11 +33,14 @@ def example(config: ConfigDict, number: int) -> Shapes:
 def stored_shapes(config: ConfigDict, number: int) -> dict[str, jax.ShapeDtypeStruct]:
     """What a stored batch of this many slices is made of, as the input pipeline gives it."""
     data, task = config.data, task_of(config.data)
-    modalities = len(task.modalities)
+    modalities, pixels = len(task.modalities), (number, data.size, data.size)
     shapes = {
-        "images": jax.ShapeDtypeStruct((number, data.size, data.size, modalities), jnp.uint16),
+        "images": jax.ShapeDtypeStruct((*pixels, modalities), jnp.uint16),
         "mirrored": jax.ShapeDtypeStruct((number,), jnp.bool_),
     }
+    if task.context:
+        beside = source_channels(data) - len(data.sources)
+        shapes["neighbors"] = jax.ShapeDtypeStruct((*pixels, beside), jnp.uint16)
     if task.is_any:
         shapes["known"] = jax.ShapeDtypeStruct((number, modalities), jnp.bool_)
     return shapes

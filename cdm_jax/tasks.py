@@ -3,6 +3,9 @@
 A fixed task has sources and other modalities as targets, alike in every slice. Of an any-to-any
 task every modality is both: each slice draws which ones it gives (its pattern), the others are
 hidden behind the background, and the loss counts those that are hidden and known in truth.
+
+With context a network sees the neighbors of a slice too: their sources are further channels behind
+the slice's own (`data/neighbors.py`). Targets are the slice's own.
 """
 
 import dataclasses
@@ -11,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Key, Shaped, UInt16
 from ml_collections import ConfigDict
 
 from cdm_jax import draws
@@ -35,6 +38,7 @@ class Task:
       gain: standard deviation of the logarithm of the factor by which each source of a training
         slice is multiplied. Targets stay as they are: nothing tells a network how they vary.
       gamma: that of the power to which it is raised.
+      context: neighbors to each side of a slice whose sources are seen too.
     """
 
     sources: tuple[str, ...]
@@ -43,6 +47,7 @@ class Task:
     share: float = 0.0
     gain: float = 0.0
     gamma: float = 0.0
+    context: int = 0
 
     @property
     def is_any(self) -> bool:
@@ -68,18 +73,20 @@ class Task:
 
         Args:
           stored: "images", uint16 [b, h, w, modality]; "mirrored", which slices are mirrored left
-            to right; of an any-to-any task "known", which modalities each slice's subject has.
+            to right; of an any-to-any task "known", which modalities each slice's subject has;
+            with context "neighbors", the sources of the slices beside each.
           key: draws the patterns, and gains and gammas; of the batch, or of each slice.
           training: whether the sources' intensities vary by gain and gamma.
 
         Returns:
-          "source" and "target" in [-1, 1]; of an any-to-any task also "weight" [b, target]: 1 of
-          what is hidden and known, else 0.
+          "source", the slice's own first, and "target" in [-1, 1]; of an any-to-any task also
+          "weight" [b, target]: 1 of what is hidden and known, else 0.
         """
-        images = stored["images"]
-        images = jnp.where(stored["mirrored"][:, None, None, None], images[:, :, ::-1], images)
-        floats = images.astype(jnp.float32) * (2 / 65535) - 1
+        floats = _floats(stored["images"], stored["mirrored"])
         seen = floats[..., : len(self.sources)]
+        if self.context:
+            beside = _floats(stored["neighbors"], stored["mirrored"])
+            seen = jnp.concatenate([seen, beside], axis=-1)
         if training and (self.gain or self.gamma):
             seen = self._vary(seen, jax.random.fold_in(key, _INTENSITIES))
         if not self.is_any:
@@ -92,11 +99,15 @@ class Task:
         }
 
     def _vary(
-        self, images: Float[Array, "b h w m"], key: Key[Array, ""]
-    ) -> Float[Array, "b h w m"]:
-        """Each modality of each slice by another gain and gamma; the background stays."""
+        self, images: Float[Array, "b h w c"], key: Key[Array, ""]
+    ) -> Float[Array, "b h w c"]:
+        """Each source of each slice by another gain and gamma; the background stays.
+
+        Those of a slice are its neighbors' too, as a scanner's are of a whole volume.
+        """
         spread = jnp.array([[[self.gain], [self.gamma]]])
-        logarithms = spread * draws.normal(key, (images.shape[0], 2, images.shape[-1]))
+        logarithms = spread * draws.normal(key, (images.shape[0], 2, len(self.sources)))
+        logarithms = for_channels(logarithms, images.shape[-1])
         gain, gamma = jnp.moveaxis(jnp.exp(logarithms), 1, 0)[:, :, None, None]
         return 2 * jnp.clip(gain * ((images + 1) / 2) ** gamma, 0, 1) - 1
 
@@ -113,23 +124,42 @@ class Task:
         return table[jnp.argmax(jnp.where(possible, scores, -jnp.inf), axis=-1)]
 
 
-def hide(images: Float[Array, "b h w m"], given: Bool[Array, "b m"]) -> Float[Array, "b h w m"]:
-    """Images in [-1, 1] with what is not given behind the background."""
-    return jnp.where(given[:, None, None], images, BACKGROUND)
+def _floats(
+    images: UInt16[Array, "b h w c"], mirrored: Bool[Array, "b"]
+) -> Float[Array, "b h w c"]:
+    """Stored images in [-1, 1], some of them mirrored left to right."""
+    images = jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+    return images.astype(jnp.float32) * (2 / 65535) - 1
+
+
+def for_channels(
+    values: Shaped[Array, "*lead m"], channels: int
+) -> Shaped[Array, "*lead {channels}"]:
+    """Values of modalities for all channels of these: of a slice and, where seen, its neighbors."""
+    modalities = values.shape[-1]
+    return values if modalities == channels else jnp.tile(values, channels // modalities)
+
+
+def hide(images: Float[Array, "b h w c"], given: Bool[Array, "b m"]) -> Float[Array, "b h w c"]:
+    """Images in [-1, 1], with what is not given behind the background in every slice."""
+    return jnp.where(for_channels(given, images.shape[-1])[:, None, None], images, BACKGROUND)
 
 
 def given_in(sources: Float[Array, "b h w m"]) -> Bool[Array, "b m"]:
-    """Which modalities a slice gives: those of which anything is above the background."""
+    """Which modalities a slice gives: those of which anything is above the background.
+
+    The sources are the slice's own, without neighbors.
+    """
     return jnp.any(sources > BACKGROUND, axis=(1, 2))
 
 
 def with_pattern(
-    images: Float[Array, "b h w m"], given: Bool[Array, "b m"]
-) -> Float[Array, "b h w 2*m"]:
-    """Images, hidden where they are not given, and a channel more for each: 1 if given, else -1."""
+    images: Float[Array, "b h w c"], given: Bool[Array, "b m"]
+) -> Float[Array, "b h w c+m"]:
+    """Images, hidden where they are not given, and a channel a modality: 1 if given, else -1."""
     channels = jnp.where(given, 1.0, -1.0)[:, None, None]
-    hidden = hide(images, given)
-    return jnp.concatenate([hidden, jnp.broadcast_to(channels, images.shape)], axis=-1)
+    hidden, shape = hide(images, given), (*images.shape[:-1], given.shape[-1])
+    return jnp.concatenate([hidden, jnp.broadcast_to(channels, shape)], axis=-1)
 
 
 def task_of(data: ConfigDict) -> Task:
@@ -141,6 +171,7 @@ def task_of(data: ConfigDict) -> Task:
         share=data.favored_share,
         gain=data.augment.gain,
         gamma=data.augment.gamma,
+        context=data.get("context", 0),  # former versions' config has none
     )
 
 

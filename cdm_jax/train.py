@@ -131,6 +131,7 @@ def _training_iterator(run: Run) -> Any:
     batches = training_batches(
         run.dataset.train,
         **_order(run),
+        context=task_of(run.config.data).context,
         threads=run.config.data.read_threads or os.cpu_count() or 1,
         process_index=jax.process_index(),
         process_count=jax.process_count(),

@@ -41,7 +41,7 @@ class Validation:
         )
         chosen = [chosen_slices(subject, number, run.config.seed) for subject in subjects]
         self._task = task_of(run.config.data)
-        self._source = SliceSource(subjects, chosen, self._task.is_any)
+        self._source = SliceSource(subjects, chosen, self._task.is_any, self._task.context)
         # Those from the middle of the brains come first: the first batch is what pictures show.
         middles = np.array([len(subject.slice_indices) // 2 for subject in subjects])
         numbers, places = self._source.positions.T

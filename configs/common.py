@@ -91,6 +91,7 @@ def _data() -> dict[str, object]:
         "targets": ("t1c", "t2f"),  # modalities to synthesize; the sources: any missing one
         "favored": (),  # where any may be missing, sources of a pattern drawn more often
         "favored_share": 0.0,  # how often that is
+        "context": 0,  # neighbors to each side of a slice, seen as further sources; paper: none
         "copies": (),  # source shown by the "copy" row for each target; (): by name
         "patterns": ConfigDict(),  # modality -> names of its files; empty: known layouts
         "size": 256,  # rows and columns of a slice in the model's frame, in pixels

@@ -11,6 +11,7 @@ no tumor the middle one. Stochastic systems show the mean of their samples.
 import dataclasses
 import io
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -37,6 +38,8 @@ STAGES = {stage: ROWS[row] for stage, row in HEADLINES.items()}
 ERROR_LIMIT = 0.3  # of the truth's range, where the error map's colors end
 ZOOM_MARGIN = 4  # pixels around the tumor
 
+Shown = tuple[PreparedSubject, int, Bool[np.ndarray, "h w"]]
+
 
 def measure(study: Study) -> None:
     """Paints the slices with every trained system; writes the record, a compressed .npz."""
@@ -52,7 +55,7 @@ def measure(study: Study) -> None:
     }
     for stage in STAGES:
         if checkpoint.finished(study.workdir / stage):
-            images[stage] = painted(study, stage, slices[..., :number])
+            images[stage] = painted(study, stage, shown)
     content: dict[str, Any] = {name: to_bytes(image) for name, image in images.items()}
     content["subjects"] = np.array([subject.subject_id for subject, *_ in shown])
     content["source_names"] = np.array(shown[0][0].sources)
@@ -72,9 +75,7 @@ def to_bytes(image: Float[np.ndarray, "..."]) -> np.ndarray:
     return np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
 
 
-def patients_to_show(
-    dataset: Dataset,
-) -> list[tuple[PreparedSubject, int, Bool[np.ndarray, "h w"]]]:
+def patients_to_show(dataset: Dataset) -> list[Shown]:
     """(subject, place among its slices, what to enlarge in the model's frame), most first."""
     found = []
     for subject in dataset.test:
@@ -93,10 +94,11 @@ def patients_to_show(
     return [entry[1:] for entry in found[:PATIENTS]]
 
 
-def painted(study: Study, stage: str, sources: np.ndarray) -> Float[np.ndarray, "n h w t"]:
-    """These slices by one system, in [0, 1]: the mean of its samples."""
+def painted(study: Study, stage: str, shown: Sequence[Shown]) -> Float[np.ndarray, "n h w t"]:
+    """The slices to show by one system, in [0, 1]: the mean of its samples."""
     config = study.config("cdm")
-    system = inference.load_system(study.workdir / stage, len(sources), config.sampler)
+    system = inference.load_system(study.workdir / stage, len(shown), config.sampler)
+    slices = [system.sources_of(s.slices, s.slice_indices)[place] for s, place, _ in shown]
     # Slices of several patients are no volume, so that their scale stays as it is.
     system = dataclasses.replace(
         system, provenance=dataclasses.replace(system.provenance, curves={})
@@ -108,7 +110,9 @@ def painted(study: Study, stage: str, sources: np.ndarray) -> Float[np.ndarray, 
         drawn = method.synthesize(model, batch["source"], key, samples)
         return {"mean": drawn.mean(axis=0)}
 
-    return system.volumes(system.compile(mean), {"source": sources}, jax.random.key(0))["mean"]
+    return system.volumes(system.compile(mean), {"source": np.stack(slices)}, jax.random.key(0))[
+        "mean"
+    ]
 
 
 def show(study: Study) -> None:

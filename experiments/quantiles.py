@@ -38,6 +38,7 @@ from cdm_jax.report.rows import MEAN_OF
 from cdm_jax.report.tables import with_interval
 from cdm_jax.sampling import Drawn, SubjectSampler, draw_beside_truth, load_uncertain
 from cdm_jax.scoring import usable_segmentation
+from cdm_jax.shapes import source_channels
 from cdm_jax.writer import console
 from experiments.records import load_results, save_results
 from experiments.study import DOCS, Study, main, write
@@ -160,7 +161,7 @@ def cost(study: Study, stage: str) -> dict[str, float]:
     method, size = system.method, system.provenance.config.data.size
     assert isinstance(method, CrossConditioned)
     params = system.model["params"]["network"]
-    sources = jnp.zeros((8, size, size, len(system.provenance.config.data.sources)))
+    sources = jnp.zeros((8, size, size, source_channels(system.provenance.config.data)))
     width = method.mdn.representation.representation_width if method.mdn else 0
     y = jnp.zeros((8, width)) if method.mdn else None
     plain = {name: layer for name, layer in params.items() if name != HEAD}

@@ -15,10 +15,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cdm_jax import inference
-from cdm_jax.data.pipeline import SliceSource, plain_plans
+from cdm_jax.data.pipeline import SliceSource, plain_plans, stored_sources
 from cdm_jax.evaluate import evaluate_run
 from cdm_jax.records import Record
 from cdm_jax.rows import num_samples, sample_rows
+from cdm_jax.tasks import task_of
 from cdm_jax.writer import console
 from experiments.records import main_values
 from experiments.study import Study, chosen
@@ -90,9 +91,9 @@ def seconds_a_slice(study: Study, stage: str, steps: int) -> float:
     compiled = system.compile(
         lambda model, batch, key: {"t": system.method.translate(model, batch["source"], key, 1)[0]}
     )
-    source, number = SliceSource(study.data().test), system.batch_size
-    images = source.read(plain_plans(np.arange(number)))["images"]
-    slices = images[..., : len(config.data.sources)]
+    data, number = system.provenance.config.data, system.batch_size
+    source = SliceSource(study.data().test, context=task_of(data).context)
+    slices = stored_sources(source.read(plain_plans(np.arange(number))), len(data.sources))
     keys = inference.slice_keys(jax.random.key(0), 0, number)
     batch = system.put({"source": slices}, keys)
     jax.block_until_ready(compiled(system.model, *batch))

@@ -120,7 +120,7 @@ def _images(
 ) -> Volume:
     if isinstance(predictor, NonLearned):
         return predictor.rows(sources)["regression"]
-    stored = {"source": subject.slices[..., : len(subject.sources)]}
+    stored = {"source": predictor.system.sources_of(subject.slices, subject.slice_indices)}
     config = predictor.system.provenance.config
     key = inference.subject_key(config.seed, subject.subject_id)
     return predictor.volumes(stored, key)["mean"]

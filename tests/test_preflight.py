@@ -51,6 +51,12 @@ TRAINING = {
     "an option of the last stage": ("cdm", ("--config.m1.groups=5",), "m1.groups 5 do not divide"),
     "a size": ("m1", ("--config.data.size=33",), "data.size 33 cannot be halved"),
     "a size of patches": ("mrm", ("--config.data.size=36",), "cannot divide data.size by mrm.mask"),
+    "neighbors": ("m1", ("--config.data.context=-1",), "data.context -1 is no number of slices"),
+    "neighbors of a compared system": (
+        "pix2pix",
+        ("--config.data.context=1",),
+        "pix2pix sees single slices: only CDM's stages",
+    ),
     "an optimizer": (
         "mrm",
         ("--config.mrm.optimizer.schedule=linaer",),

@@ -64,15 +64,28 @@ def test_a_killed_run_of_each_stage_of_any_other_system_does_so_too(
         assert_compiled(compiled, 3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stages", [STAGES, ("m1,any",)], ids=["fixed", "any"])
+def test_a_killed_run_that_sees_neighbors_does_so_too(
+    stages, finished_run, tmp_path, monkeypatch, caplog
+):
+    whole, broken = (copy_run(finished_run, tmp_path / name) for name in ("whole", "broken"))
+    for stage in stages:
+        with compilations(caplog) as compiled:
+            helpers.train(stage, whole, smoke_config(stage, context=1))
+            kill_and_continue(stage, broken, whole, monkeypatch, context=1)
+        assert_compiled(compiled, 3)
+
+
 def assert_compiled(compiled, trainings):
     """The step and the validation once in each training."""
     for function in ("jit(step)", "jit(validate)"):
         assert sum(function in message for message in compiled) == trainings, compiled
 
 
-def kill_and_continue(stage, workdir, whole, monkeypatch):
+def kill_and_continue(argument, workdir, whole, monkeypatch, **data):
     """Trains a stage with a break, and compares it with that of the run without one."""
-    write = Writer.scalars
+    write, stage = Writer.scalars, argument.partition(",")[0]
 
     def die_at_step_three(self, step, values):
         if step == 3:
@@ -81,10 +94,10 @@ def kill_and_continue(stage, workdir, whole, monkeypatch):
 
     monkeypatch.setattr(Writer, "scalars", die_at_step_three)
     with pytest.raises(RuntimeError, match="killed"):
-        helpers.train(stage, workdir)
+        helpers.train(argument, workdir, smoke_config(argument, **data))
     monkeypatch.undo()
     assert not checkpoint.finished(workdir / stage)
-    helpers.train(stage, workdir)
+    helpers.train(argument, workdir, smoke_config(argument, **data))
     assert_same_model(workdir / stage, whole / stage)
     lines = (workdir / stage / "metrics.jsonl").read_text()
     assert lines == (whole / stage / "metrics.jsonl").read_text()

@@ -15,7 +15,7 @@ from benchmarks.networks import networks
 from benchmarks.parts.checks import ROOT
 from benchmarks.parts.rows import Row, SkippedError
 from benchmarks.parts.session import NO_TIME, Session
-from cdm_jax.shapes import create
+from cdm_jax.shapes import create, source_channels
 
 NETWORKS = ("cunet", "m1")
 
@@ -63,7 +63,7 @@ def cunet_options(config: ConfigDict, stage: str) -> dict[str, Any]:
     (network,) = networks(config, stage)
     return {
         "features": list(section.features),
-        "sources": len(config.data.sources),
+        "sources": source_channels(config.data),
         "targets": len(config.data.targets),
         "groups": section.groups,
         "representation": mdn.representation.representation_width if mdn else 0,

@@ -13,7 +13,7 @@ from benchmarks.networks import key
 from benchmarks.parts.rows import Row
 from benchmarks.parts.session import Session, in_time, median_seconds, products
 from benchmarks.parts.steps import Repeated
-from benchmarks.profile import Program, fresh_state, random_batch
+from benchmarks.profile import Program, fresh_state, random_sources
 from benchmarks.profile import sampler as slice_sampler
 from cdm_jax import parallel
 from cdm_jax.methods import base
@@ -70,7 +70,7 @@ def codes(config: ConfigDict, slices: int) -> Program:
     """MDN's sampling of representations, one a slice."""
     method: Any = create(config, "mdn")
     model = base.model_of(fresh_state(config, "mdn", parallel.all_devices("jit")))
-    images = random_batch(config, slices)["images"][..., : len(config.data.sources)]
+    images = random_sources(config, slices)
     return Program(
         stage="mdn",
         part="sampler",

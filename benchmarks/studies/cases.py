@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from benchmarks.networks import networks
 from benchmarks.parts.pytorch import cunet_options
-from cdm_jax.shapes import create
+from cdm_jax.shapes import create, source_channels
 from configs import brats, phantom
 
 Case = dict[str, Any]
@@ -65,7 +65,7 @@ def _mdn_options(config: ConfigDict) -> dict[str, Any]:
     section, method = config.mdn, create(config, "mdn")
     return {
         "representation": method.representation.representation_width,  # type: ignore[attr-defined]
-        "sources": len(config.data.sources),
+        "sources": source_channels(config.data),
         "targets": len(config.data.targets),
         "width": section.width,
         "blocks": section.blocks,

@@ -29,7 +29,7 @@ from benchmarks.studies.worker import Prepared, repeated
 from cdm_jax import memory, parallel, workers
 from cdm_jax.methods import base
 from cdm_jax.optim import make_optimizer
-from cdm_jax.shapes import create
+from cdm_jax.shapes import create, source_channels
 
 Forward = Callable[[Any], Array]  # from parameters to what should be the target
 
@@ -102,7 +102,7 @@ def _work(config: ConfigDict, case: Case) -> tuple[Any, Forward, Array]:
     params: Any = fresh_state(config, stage, parallel.all_devices("jit")).params
     data, keys = config.data, jax.random.split(key(), 4)
     images = (number, data.size, data.size)
-    sources = jax.random.normal(keys[0], (*images, len(data.sources)))
+    sources = jax.random.normal(keys[0], (*images, source_channels(data)))
     if stage == "mdn":
         y, noised = jax.random.normal(
             keys[1], (2, number, method.representation.representation_width)

@@ -13,10 +13,12 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt16
 
 from cdm_jax.data.cache import PreparedSubject
+from cdm_jax.data.neighbors import neighbor_places
 from cdm_jax.errors import UserError
 
 Item = dict[str, UInt16[np.ndarray, "batch height width _modality"]]
 # "images": uint16 [b, h, w, modality]; "mirrored": bool [b]; any-to-any "known": bool [b, modality]
+# With context "neighbors": uint16 [b, h, w, neighbor x source], see `data/neighbors.py`.
 Stored = dict[str, np.ndarray]
 Plan = tuple[int, int, bool]  # slice of the sources, slice of the targets, mirrored or not
 
@@ -38,6 +40,7 @@ class SliceSource:
         prepared: Sequence[PreparedSubject],
         chosen: Sequence[Sequence[int]] | None = None,
         any_to_any: bool = False,
+        context: int = 0,
     ) -> None:
         """Lists the slices.
 
@@ -45,6 +48,7 @@ class SliceSource:
             prepared: the subjects.
             chosen: places among each subject's slices; those to train on where None.
             any_to_any: whether subjects may lack modalities; what each has is read too.
+            context: neighbors to each side whose sources are read too.
 
         Raises:
             UserError: the subjects' modalities differ, or there is nothing to train on.
@@ -67,6 +71,8 @@ class SliceSource:
         self._shape = prepared[0].shape
         self._prepared = tuple(prepared)
         self.positions = np.array(positions)
+        self._neighbors = [neighbor_places(s.slice_indices, context) for s in prepared]
+        self._context = context
         self._known: Bool[np.ndarray, "subject modality"] | None = None
         if any_to_any:
             self._known = np.array(
@@ -89,11 +95,34 @@ class SliceSource:
         stored = {"images": images, "mirrored": plans[:, 2].astype(bool)}
         if self._known is not None:
             stored["known"] = self._known[self.positions[plans[:, 0], 0]]
+        if self._context:
+            stored["neighbors"] = self._read_neighbors(plans[:, 0], first_target)
         return stored
+
+    def _read_neighbors(
+        self, indices: Int[np.ndarray, "batch"], sources: int
+    ) -> UInt16[np.ndarray, "batch height width _channel"]:
+        """The first `sources` modalities of each neighbor of these slices; targets stay behind."""
+        size = self._shape[:2]
+        found = np.zeros((len(indices), *size, 2 * self._context * sources), np.uint16)
+        whole = np.empty(self._shape, np.uint16)
+        for out, (number, position) in zip(found, self.positions[indices].tolist(), strict=True):
+            for n, place in enumerate(self._neighbors[number][position].tolist()):
+                if place >= 0:
+                    self._prepared[number].read_slice(place, whole)
+                    out[..., n * sources : (n + 1) * sources] = whole[..., :sources]
+        return found
 
     def _read_slice(self, index: int, out: UInt16[np.ndarray, "height width modality"]) -> None:
         number, position = self.positions[index].tolist()
         self._prepared[number].read_slice(position, out)
+
+
+def stored_sources(stored: Mapping[str, np.ndarray], number: int) -> np.ndarray:
+    """The sources of a stored batch, the first `number` of its modalities, and their neighbors'."""
+    parts = [stored["images"][..., :number]]
+    parts += [stored["neighbors"]] if "neighbors" in stored else []
+    return np.concatenate(parts, axis=-1)
 
 
 def plain_plans(indices: Int[np.ndarray, "batch"]) -> Int[np.ndarray, "batch 3"]:
@@ -111,6 +140,7 @@ def training_batches(
     any_to_any: bool = False,
     simulated: Sequence[PreparedSubject] = (),
     simulated_share: float = 0.0,
+    context: int = 0,
     threads: int = 4,
     process_index: int = 0,
     process_count: int = 1,
@@ -131,6 +161,7 @@ def training_batches(
         any_to_any: whether subjects may lack modalities.
         simulated: patients to mix in.
         simulated_share: of the slices that are theirs, in the long run.
+        context: neighbors to each side of a slice whose sources are read too.
         threads: that read batches side by side; the batches do not depend on it.
         process_index: which of the processes this is.
         process_count: how many processes share a batch.
@@ -144,7 +175,7 @@ def training_batches(
             f"a batch of {batch_size} slices cannot be shared by {process_count} processes: use a "
             "multiple"
         )
-    source = SliceSource([*prepared, *simulated], any_to_any=any_to_any)
+    source = SliceSource([*prepared, *simulated], any_to_any=any_to_any, context=context)
     plans = _source_plans(source, len(prepared), simulated_share, seed, flips, paired)
     number = batch_size // process_count
     own = range(process_index * number, (process_index + 1) * number)

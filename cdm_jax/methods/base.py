@@ -19,15 +19,14 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree
 
 from cdm_jax import parallel
-from cdm_jax.errors import UserError
+from cdm_jax.methods.settings import check_task
 from cdm_jax.optim import moving_average
 from cdm_jax.precision import with_precision
-from cdm_jax.tasks import task_of
 
 Batch = Mapping[str, Num[Array, "b ..."]]  # "source", "target"; any-to-any "weight": `tasks.Task`
 Batches = Callable[[], Iterable[Batch]]  # one pass over slices
 Keys = Key[Array, "*keys"]  # one for all slices of a batch, or one for each
-Sources = Float[Array, "b h w s"]  # in [-1, 1]
+Sources = Float[Array, "b h w s"]  # in [-1, 1]; the neighbors', if seen, behind the slice's own
 Samples = Float[Array, "k b h w t"]  # k translations of the same sources
 Prediction = dict[str, Samples]  # "mean", and where they are predicted "lower" and "upper" ends
 Metrics = dict[str, Float[Array, "..."]]  # numbers, or one for each target modality
@@ -151,6 +150,10 @@ class Translator(Method):
         """Whether two keys give two results."""
         return False
 
+    def own(self, sources: Num[Any, "b h w s"]) -> Num[Any, "b h w _"]:
+        """The slices' own sources, without those of neighbors, which only some systems see."""
+        return sources
+
     @abc.abstractmethod
     def translate(self, model: Model, sources: Sources, key: Keys, num_samples: int) -> Samples:
         """Independent translations of the same sources, in [-1, 1].
@@ -200,10 +203,11 @@ class Translator(Method):
         convention `paper` has it; "brain_error", the sum of squared errors in the brain, and
         "brain_pixels".
         """
-        brain = in_brain(batch["source"])
+        own = self.own(batch["source"])
+        brain = in_brain(own)
         counted = weight_of(batch)
         prediction = self.synthesize(model, batch["source"], keys, 1)[0] * brain
-        source, truth = to_unit_range(batch["source"]), to_unit_range(batch["target"])
+        source, truth = to_unit_range(own), to_unit_range(batch["target"])
         square = (prediction - truth) ** 2
         error = square.mean(axis=(1, 2))
         shown = jnp.any(truth > 0, axis=(1, 2)) & (counted > 0)
@@ -244,15 +248,12 @@ def create(config: Any) -> Method:
     """Builds the system of the config's stage: `config[stage].method` names its module.
 
     Raises:
-      UserError: settings that do not fit, or a compared system for an any-to-any task.
+      UserError: settings that do not fit, or a compared system for an any-to-any task or with
+        context.
     """
-    section = config[config.stage]
-    if task_of(config.data).is_any and not section.method.startswith("cdm."):
-        raise UserError(
-            f"{config.stage} has a fixed task, the published one: only CDM's stages and M1 take "
-            "any modalities; use other data.sources and data.targets"
-        )
-    method = importlib.import_module(f"cdm_jax.methods.{section.method}").create(config)
+    check_task(config)
+    name = config[config.stage].method
+    method = importlib.import_module(f"cdm_jax.methods.{name}").create(config)
     return with_precision(method, config.precision, config.matmul_precision)
 
 

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from cdm_jax.errors import UserError
 from cdm_jax.optim import average_decay, make_optimizer
+from cdm_jax.tasks import task_of
 
 SMALLEST = 24  # at fewer pixels no score is left of a PatchGAN
 
@@ -27,6 +28,32 @@ def build(kind: Callable[..., T], section: Any, **parts: Any) -> T:
     if "average_decay" in found:
         found["average_decay"] = average_decay(section)
     return kind(**found, **parts)
+
+
+def check_task(config: Any) -> None:
+    """Refuses a context that is no number of slices, and what a compared system was not made for.
+
+    Raises:
+      UserError: as said.
+    """
+    context, stage = config.data.get("context", 0), config.stage
+    if not isinstance(context, int) or isinstance(context, bool) or context < 0:
+        raise UserError(
+            f"data.context {context} is no number of slices: use 0 for the slice alone, or "
+            "how many neighbors to each side are seen too, such as 1"
+        )
+    if config[stage].method.startswith("cdm."):
+        return
+    if task_of(config.data).is_any:
+        raise UserError(
+            f"{stage} has a fixed task, the published one: only CDM's stages and M1 take "
+            "any modalities; use other data.sources and data.targets"
+        )
+    if context:
+        raise UserError(
+            f"{stage} sees single slices: only CDM's stages, M1 and M2 see neighbors; use "
+            "--config.data.context=0 for it"
+        )
 
 
 def check_choice(stage: str, section: Any, name: str, allowed: Iterable[str]) -> None:

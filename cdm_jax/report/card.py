@@ -152,7 +152,7 @@ def _facts(
     return {
         "method": config[stage]["method"],
         "from": f"{', '.join(data['sources'])} to {', '.join(data['targets'])}",
-        "size": f"axial slices of {data['size']} x {data['size']} pixels",
+        "size": f"axial slices of {data['size']} x {data['size']} pixels{_beside(data)}",
         "parameters": counts,
         "training": f"{config[stage]['train']['num_steps']} steps of {provenance['batch_size']} "
         f"slices, seed {config['seed']}",
@@ -161,6 +161,12 @@ def _facts(
         "reference scales": scales,
         "software": f"cdm_jax {cdm_jax.__version__}",
     }
+
+
+def _beside(data: Mapping[str, Any]) -> str:
+    """How many neighbors of a slice are seen, in words; former versions' config does not say."""
+    context = data.get("context", 0)
+    return f", sources with {context} more to each side" if context else ""
 
 
 def _numbers(stage: str, translates: bool, records: Sequence[Record]) -> list[str]:

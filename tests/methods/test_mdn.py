@@ -342,7 +342,7 @@ def _strength(shift=0, gain=0.0, noise=0.0):
 
 def test_shifts_are_whole_pixels_both_ways_and_differ_between_slices():
     image = jnp.full((64, 8, 8, 1), -1.0).at[:, 4, 4].set(1.0)
-    moved = np.asarray(disturb(jax.random.key(0), image, _strength(shift=2)))
+    moved = np.asarray(disturb(jax.random.key(0), image, _strength(shift=2), 1))
     _, rows, columns, _ = np.nonzero(moved > 0)
     assert len(rows) == 64
     assert set(rows) == set(columns) == {2, 3, 4, 5, 6}
@@ -351,7 +351,7 @@ def test_shifts_are_whole_pixels_both_ways_and_differ_between_slices():
 
 def test_gain_scales_each_modality_around_the_background():
     image = jnp.zeros((500, 2, 2, 2)).at[:, 0].set(-1)
-    scaled = np.asarray(disturb(jax.random.key(0), image, _strength(gain=0.2)))
+    scaled = np.asarray(disturb(jax.random.key(0), image, _strength(gain=0.2), 2))
     assert (scaled[:, 0] == -1).all()
     factor = scaled[:, 1, 0] + 1
     np.testing.assert_array_equal(scaled[:, 1, 1] + 1, factor)
@@ -360,11 +360,19 @@ def test_gain_scales_each_modality_around_the_background():
     assert abs(np.corrcoef(factor.T)[0, 1]) < 0.2
 
 
+def test_a_slice_and_its_neighbors_are_disturbed_alike():
+    """Where all three are the same images, they stay the same."""
+    image = jax.random.uniform(jax.random.key(1), (8, 6, 6, 2), minval=-1.0)
+    moved = disturb(jax.random.key(0), jnp.tile(image, 3), _strength(shift=2, gain=0.2), 2)
+    own = disturb(jax.random.key(0), image, _strength(shift=2, gain=0.2), 2)
+    np.testing.assert_array_equal(moved, np.tile(own, 3))
+
+
 def test_noise_has_the_stated_deviation_and_nothing_asked_is_nothing_done():
     image = jax.random.uniform(jax.random.key(1), (4, 32, 32, 2), minval=-1.0)
-    noise = np.asarray(disturb(jax.random.key(0), image, _strength(noise=0.05)) - image)
+    noise = np.asarray(disturb(jax.random.key(0), image, _strength(noise=0.05), 2) - image)
     assert noise.std() == pytest.approx(0.05, rel=0.05)
-    same = disturb(jax.random.key(0), image, _strength())
+    same = disturb(jax.random.key(0), image, _strength(), 2)
     np.testing.assert_allclose(same, image, atol=1e-6)
 
 

@@ -48,6 +48,21 @@ def card(stage="cunet", translates=True, records=(), facts=FACTS, limits=LIMITS,
     )
 
 
+def test_neighbors_are_told_where_there_are_any():
+    saved = provenance()
+    assert "64 x 64 pixels\n" in card()
+    saved["config"]["data"]["context"] = 2
+    told = model_card(
+        provenance=saved,
+        parameters={"cunet": 1},
+        patients=PATIENTS,
+        translates=True,
+        facts={},
+        limits=[],
+    )
+    assert "64 x 64 pixels, sources with 2 more to each side\n" in told
+
+
 def records(patients=4):
     """Rows whose PSNR is 10 for the first of them, 11 for the next, and so on."""
     names = ["copy", "resampled_truth", "cunet", "cunet/oracle", "m1", "pix2pix"]

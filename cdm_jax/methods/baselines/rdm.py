@@ -97,4 +97,5 @@ def create(config: Any, stage: str = "") -> RDM:
         sampler=make_sampler(section.sampler, section, prediction="x0"),
         augmentation=None,
         num_samples=config.evaluate.num_samples,
+        num_sources=len(config.data.sources),
     )

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, Num
 
 from cdm_jax import draws, parallel
 from cdm_jax.errors import UserError
@@ -70,6 +70,7 @@ class CrossConditioned(Translator):
         Above 1 C-UNet trusts y less than the size of MDN's error would allow.
       noise: deviation of white noise added to the encoder's y (not where it is "noised" already).
       condition_dropout: probability that a learned null replaces y.
+      num_sources: source modalities; the neighbors' channels, if any, come behind the slice's own.
       any_to_any: whether any modality may be missing; all are then synthesized.
     """
 
@@ -83,6 +84,7 @@ class CrossConditioned(Translator):
     error_scale: float
     noise: float
     condition_dropout: float
+    num_sources: int
     any_to_any: bool = False
 
     @property
@@ -99,6 +101,10 @@ class CrossConditioned(Translator):
     def quantiles(self) -> tuple[float, ...]:
         """Levels of the two ends that `predict` gives beside the mean, where it gives them."""
         return self.network.quantiles
+
+    def own(self, sources: Num[Any, "b h w s"]) -> Num[Any, "b h w _"]:
+        """The slices' own sources, without those of neighbors."""
+        return sources[..., : self.num_sources]
 
     def init(self, key: Key[Array, ""], batch: Batch, frozen: Model) -> State:
         """Fresh parameters beside the frozen MRM and MDN."""
@@ -144,7 +150,7 @@ class CrossConditioned(Translator):
             if not self.quantiles:
                 return synthesis_loss(painted, truth, self.loss, weight), {}
             # The background, where every end is the mean, would outweigh what there is to learn.
-            counted = in_brain(batch["source"]) * weight_of(batch)[:, None, None]
+            counted = in_brain(self.own(batch["source"])) * weight_of(batch)[:, None, None]
             pinball = pinball_loss(painted[1:], truth, self.quantiles, counted)
             return synthesis_loss(painted[0], truth, self.loss, weight) + pinball, {}
 
@@ -159,7 +165,7 @@ class CrossConditioned(Translator):
 
     def _inputs(self, sources: Array) -> Array:
         """What the network sees of the sources: in an any-to-any task also which are given."""
-        return with_pattern(sources, given_in(sources)) if self.any_to_any else sources
+        return with_pattern(sources, given_in(self.own(sources))) if self.any_to_any else sources
 
     def translate(self, model: Model, sources: Sources, key: Keys, num_samples: int) -> Samples:
         """Sources to targets, once for each of `num_samples` sampled representations.
@@ -321,5 +327,6 @@ def create(config: Any) -> CrossConditioned:
         network=network,
         optimizer=make_optimizer(section.optimizer, section.train.num_steps),
         mdn=create_mdn(config, section.mdn_stage) if section.condition == "on" else None,
+        num_sources=len(config.data.sources),
         any_to_any=task_of(config.data).is_any,
     )

@@ -63,6 +63,7 @@ class MDN(Method):
       sampler: DDIM with the schedule of training.
       augmentation: strengths of the disturbances of the sources, see `source.disturb`.
       num_samples: samples averaged where a mean is measured.
+      num_sources: source modalities; the neighbors' channels, if any, come behind the slice's own.
       any_to_any: whether any modality may be missing.
     """
 
@@ -74,6 +75,7 @@ class MDN(Method):
     sampler: DDIM
     augmentation: Any
     num_samples: int
+    num_sources: int
     any_to_any: bool = False
 
     depends_on = ("mrm",)
@@ -112,7 +114,7 @@ class MDN(Method):
         if dropout is None:
             return apply(self.encoder, params["encoder"], self._inputs(sources, sources))
         disturb_key, dropout_key = jax.random.split(dropout)
-        disturbed = disturb(disturb_key, sources, self.augmentation)
+        disturbed = disturb(disturb_key, sources, self.augmentation, self.num_sources)
         return apply(
             self.encoder,
             params["encoder"],
@@ -123,7 +125,8 @@ class MDN(Method):
 
     def _inputs(self, images: Array, sources: Array) -> Array:
         """What the encoder sees of images: in an any-to-any task also which the sources give."""
-        return with_pattern(images, given_in(sources)) if self.any_to_any else images
+        own = sources[..., : self.num_sources]
+        return with_pattern(images, given_in(own)) if self.any_to_any else images
 
     def _errors(
         self, params: Any, y: Float[Array, "b d"], context: Array | None, key: Keys
@@ -258,5 +261,6 @@ def create(config: Any, stage: str = "") -> MDN:
         encoder=build(SourceEncoder, section.encoder) if section.condition == "source" else None,
         sampler=make_sampler(config.sampler, section, prediction=section.prediction),
         num_samples=config.evaluate.num_samples,
+        num_sources=len(config.data.sources),
         any_to_any=task_of(config.data).is_any,
     )

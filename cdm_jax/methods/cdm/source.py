@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Key
 
 from cdm_jax import draws
 from cdm_jax.nn.dropout import Dropout
+from cdm_jax.tasks import for_channels
 
 
 class SourceEncoder(nn.Module):
@@ -46,7 +47,7 @@ class SourceEncoder(nn.Module):
 
 
 def disturb(
-    key: Key[Array, ""], images: Float[Array, "b h w s"], strength: Any
+    key: Key[Array, ""], images: Float[Array, "b h w s"], strength: Any, modalities: int
 ) -> Float[Array, "b h w s"]:
     """Shifts, rescales and adds noise to images, each slice by its own draw.
 
@@ -54,7 +55,8 @@ def disturb(
       key: drives all draws.
       images: in [-1, 1], background -1.
       strength: `shift` in pixels (whole, both ways), `gain` (half-width of a uniform factor of
-        each modality around 1) and `noise` (deviation).
+        each modality around 1, the same for a slice and its neighbors) and `noise` (deviation).
+      modalities: of a slice; further channels are those of its neighbors.
     """
     shift_key, gain_key, noise_key = jax.random.split(key, 3)
     b, _, _, channels = images.shape
@@ -65,6 +67,7 @@ def disturb(
         shifts = draws.draw(shift_key, (b, 2), whole)
         images = jax.vmap(lambda image, by: jnp.roll(image, by, axis=(0, 1)))(images, shifts)
     uniform = functools.partial(jax.random.uniform, minval=-1.0, maxval=1.0)
-    gain = 1 + strength.gain * draws.draw(gain_key, (b, 1, 1, channels), uniform)
+    gain = 1 + strength.gain * draws.draw(gain_key, (b, 1, 1, modalities), uniform)
+    gain = for_channels(gain, channels)
     noise = strength.noise * draws.normal(noise_key, images.shape)
     return (images + 1) * gain - 1 + noise
