@@ -96,7 +96,7 @@ def test_enhancement_is_scored_where_t1_was_not_predicted(truth, tmp_path):
         both = 2 * (synthetic & real).sum() / (synthetic.sum() + real.sum())
         assert scores["enhancement_dice"] == pytest.approx(both, abs=0.02)
         overlaps.append(both)
-    assert min(overlaps) > 0.3 and max(overlaps) < 1
+    assert min(overlaps) > 0.2 and max(overlaps) < 1
     assert "Enhancement: T1c less T1" in (tmp_path / "out/tables.md").read_text()
 
     both = tmp_path / "both"
