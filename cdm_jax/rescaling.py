@@ -13,7 +13,7 @@ from cdm_jax import checkpoint, inference, parallel
 from cdm_jax.data.cache import PreparedSubject
 from cdm_jax.data.dataset import Dataset
 from cdm_jax.data.prepare import FULL_SCALE
-from cdm_jax.data.volume_scale import Scan, fit_curves, read_curves, save_curves, scans_of
+from cdm_jax.data.volume_scale import LEAST, Scan, fit_curves, read_curves, save_curves, scans_of
 from cdm_jax.inference import System, subject_key
 from cdm_jax.methods import base
 from cdm_jax.sampling import SubjectSampler
@@ -27,8 +27,9 @@ SLICES = 16  # a call and device
 def rescale_stage(stage_folder: pathlib.Path, dataset: Dataset) -> None:
     """Fits the curves of a finished stage, unless they are there or it makes no images.
 
-    Of an any-to-any system, scans are predicted under each pattern of its config. Test patients are
-    never looked at.
+    Where there are too few validation patients for a curve, training patients are taken as well: a
+    network that knows these by heart gets a weaker correction than it needs. Of an any-to-any
+    system, scans are predicted under each pattern of its config. Test patients are never looked at.
     """
     saved = checkpoint.provenance(stage_folder)
     if saved is None or not isinstance(base.create(saved.config), base.Translator):
@@ -37,7 +38,10 @@ def rescale_stage(stage_folder: pathlib.Path, dataset: Dataset) -> None:
     fingerprint = inference.fingerprint(system.model)
     with parallel.first_process_first("fitting the scale of volumes"):
         if parallel.is_first() and read_curves(stage_folder, fingerprint) is None:
-            curves = fit_curves(measure(system, dataset.validation))
+            subjects = tuple(dataset.validation)
+            if len(subjects) < LEAST:
+                subjects += tuple(dataset.train)
+            curves = fit_curves(measure(system, subjects))
             save_curves(stage_folder, curves, fingerprint)
             told = ", ".join(f"{name} by {curve.scans} scans" for name, curve in curves.items())
             console.print(f"scale of whole volumes: {told or 'left as it is'}")
