@@ -91,6 +91,17 @@ def test_curves_are_fitted_once_and_again_for_other_weights(halved, finished_run
     assert inference.load_system(halved, 1).provenance.curves == {"t2f": HALF}
 
 
+def test_training_patients_are_seen_only_where_too_few_validate(stage, finished_run, monkeypatch):
+    dataset = load_dataset(inference.load_system(stage, 1).provenance.config, finished_run)
+    seen = []
+    monkeypatch.setattr(rescaling, "measure", lambda _, subjects: seen.append(subjects) or {})
+    rescaling.rescale_stage(stage, dataset)
+    (stage / FILE).unlink()
+    monkeypatch.setattr(rescaling, "LEAST", len(dataset.validation))
+    rescaling.rescale_stage(stage, dataset)
+    assert seen == [(*dataset.validation, *dataset.train), tuple(dataset.validation)]
+
+
 def test_what_makes_no_images_has_no_curves(finished_run, tmp_path):
     run = helpers.copy_run(finished_run, tmp_path / "run", ("mrm",))
     config = helpers.smoke_config("mrm")
