@@ -25,13 +25,13 @@ from ml_collections import ConfigDict
 from rich.table import Table
 from rich.text import Text
 
+from benchmarks.batches import random_batch, random_sources
 from benchmarks.networks import bytes_of, flops_of, key
 from benchmarks.records import load_results, save_results
 from benchmarks.traces import by_kind, operations
 from cdm_jax import checkpoint, inference, parallel
-from cdm_jax.data.pipeline import stored_sources
 from cdm_jax.methods import base
-from cdm_jax.shapes import create, example, stored_shapes
+from cdm_jax.shapes import create, example
 from cdm_jax.tasks import task_of
 from cdm_jax.train import make_step
 from cdm_jax.writer import console
@@ -75,22 +75,6 @@ def fresh_state(config: ConfigDict, stage: str, devices: parallel.Devices) -> ba
     shapes = example(config, number * devices.mesh.size)
     batch = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
     return devices.init_sharded(method.init, key(), batch, frozen)
-
-
-def random_batch(config: ConfigDict, number: int) -> dict[str, np.ndarray]:
-    """A stored training batch, as the input pipeline gives it."""
-    draws, shapes = np.random.default_rng(0), stored_shapes(config, number)
-    images = {
-        name: draws.integers(1, 2**16, shapes[name].shape, np.uint16)
-        for name in ("images", "neighbors")
-        if name in shapes
-    }
-    return images | {"mirrored": draws.random(number) < 0.5}
-
-
-def random_sources(config: ConfigDict, number: int) -> np.ndarray:
-    """Stored sources of such a batch, as a system takes them."""
-    return stored_sources(random_batch(config, number), len(config.data.sources))
 
 
 def training_step(config: ConfigDict, stage: str) -> Program:

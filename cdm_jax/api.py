@@ -51,8 +51,8 @@ class Synthesis(Mapping[str, Image]):
 
     All are float32 on the grid of the first source that states an orientation (or that was asked
     for): its shape, axis order, affine, qform, sform and their codes to the bit. Values are the
-    network's [0, 1] times the system's reference scale of the modality, 0 outside the brain of the
-    sources.
+    network's [0, 1], on the scale that the whole volume tells (`data/volume_scale.py`), times the
+    system's reference scale of the modality; 0 outside the brain of the sources.
 
     Attributes:
       subject: name that the draws depended on.

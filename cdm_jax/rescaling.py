@@ -21,6 +21,7 @@ from cdm_jax.tasks import parse_pattern
 from cdm_jax.writer import console
 
 SCANS = 96  # to predict at most
+FEW = 24  # the same where training patients are among them: a diffusion model's scans are dear
 SLICES = 16  # a call and device
 
 
@@ -40,7 +41,7 @@ def rescale_stage(stage_folder: pathlib.Path, dataset: Dataset) -> None:
         if parallel.is_first() and read_curves(stage_folder, fingerprint) is None:
             subjects = tuple(dataset.validation)
             if len(subjects) < LEAST:
-                subjects += tuple(dataset.train)
+                subjects += tuple(dataset.train[: FEW - len(subjects)])
             curves = fit_curves(measure(system, subjects))
             save_curves(stage_folder, curves, fingerprint)
             told = ", ".join(f"{name} by {curve.scans} scans" for name, curve in curves.items())

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.batches import random_batch
 from benchmarks.networks import key
 from benchmarks.parts.rows import Row, SkippedError, survive
 from benchmarks.parts.session import Session, in_time, products
-from benchmarks.profile import fresh_state, random_batch
+from benchmarks.profile import fresh_state
 from cdm_jax import parallel
 from cdm_jax.methods import base
 from cdm_jax.shapes import create

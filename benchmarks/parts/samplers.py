@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from benchmarks.batches import random_sources
 from benchmarks.networks import key
 from benchmarks.parts.rows import Row
 from benchmarks.parts.session import Session, in_time, median_seconds, products
 from benchmarks.parts.steps import Repeated
-from benchmarks.profile import Program, fresh_state, random_sources
+from benchmarks.profile import Program, fresh_state
 from benchmarks.profile import sampler as slice_sampler
 from cdm_jax import parallel
 from cdm_jax.methods import base

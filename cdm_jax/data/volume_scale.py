@@ -218,8 +218,9 @@ def rescaled(
     if not brain.any() or curves.keys().isdisjoint(targets):
         return dict(volumes)
     found = {}
+    common = tops(volumes["mean"], brain) if "mean" in volumes else None
     for name, volume in volumes.items():
-        seen = tops(volumes.get("mean", volume), brain)
+        seen = common or tops(volume, brain)
         values = volumes["mean"] if name == "deviation" else volume
         found[name] = volume.copy()
         for channel, (target, top) in enumerate(zip(targets, seen, strict=True)):
