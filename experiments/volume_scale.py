@@ -163,7 +163,7 @@ def report(content: Mapping[str, Any]) -> str:
     patients = per_patient(content["records"], CONVENTION)
     targets = list(next(iter(content["records"][0]["rows"].values()))[CONVENTION])
     parts = [
-        "# The scale of whole volumes",
+        "# What correcting the scale gains",
         f"Made by `{content['command']}`, with `{' '.join(content['overrides'])}`.",
         *(sentence(patients, row, target) for target in targets for row in ROWS),
         *(to_markdown(table(patients, t, metric)) for t in targets for metric in METRICS),

@@ -181,8 +181,10 @@ def _swell(
     outside = np.maximum(-depth, 0)
     swollen = dict(tissues)
     edema = np.zeros_like(depth) + tissues.get("edema", np.float32(0))
-    for name in _SPREAD.keys() & tissues.keys():
-        farthest = np.float32(_SPREAD[name]) * reach
+    for name, part in _SPREAD.items():  # in this order, as sums of floats depend on it
+        if name not in tissues:
+            continue
+        farthest = np.float32(part) * reach
         falling = np.float32(1.2) - np.float32(0.5) * outside / farthest
         border = special.expit((farthest - outside) / sharp)
         taken = tissues[name] * np.clip(falling, 0, 1) * border
