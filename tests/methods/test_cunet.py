@@ -292,7 +292,6 @@ def test_one_source_three_targets_and_every_other_option_train(start, train, sam
         "data.sources": ("t2",),
         "data.targets": ("a", "b", "c"),
         "cunet.training_y": "sampled",
-        "cunet.fusion": "film",
         "cunet.encoder": "printed",
     }
     shape = {"sources": 1, "targets": 3}
