@@ -20,8 +20,8 @@ from orbax.checkpoint import v1 as ocp
 
 from cdm_jax import parallel, seals
 from cdm_jax.config import plain, to_config
+from cdm_jax.data.correction import Correction
 from cdm_jax.data.ranges import Ranges
-from cdm_jax.data.volume_scale import Curves, curves_from_json, curves_to_json
 from cdm_jax.errors import UserError
 from cdm_jax.methods.base import Model, State
 
@@ -45,8 +45,8 @@ class Provenance:
         synthesized targets are written.
       ranges: what the training patients' sources look like, see `data.ranges`; empty where that was
         not measured, as in checkpoints of earlier versions.
-      curves: by which the scale of predicted volumes is corrected, see `data.volume_scale`. They
-        are fitted after the training, and a checkpoint's own are empty.
+      correction: of whole predicted volumes, see `data.correction`. It is fitted after training; a
+        checkpoint's own is empty.
     """
 
     config: ConfigDict
@@ -54,7 +54,7 @@ class Provenance:
     split: str
     scales: Mapping[str, float]
     ranges: Ranges = dataclasses.field(default_factory=dict)
-    curves: Curves = dataclasses.field(default_factory=dict)
+    correction: Correction = dataclasses.field(default_factory=Correction)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types."""
@@ -65,7 +65,7 @@ class Provenance:
             "split": self.split,
             "scales": dict(self.scales),
             "ranges": {name: list(ends) for name, ends in self.ranges.items()},
-            "curves": curves_to_json(self.curves),
+            **self.correction.to_json(),
         }
 
     @classmethod
@@ -77,7 +77,7 @@ class Provenance:
             split=content["split"],
             scales=content["scales"],
             ranges={name: (low, high) for name, (low, high) in content.get("ranges", {}).items()},
-            curves=curves_from_json(content.get("curves", {})),
+            correction=Correction.from_json(content),
         )
 
 

@@ -17,9 +17,9 @@ from jaxtyping import Array, Float, Key, UInt16
 from ml_collections import ConfigDict
 
 from cdm_jax import checkpoint, parallel
+from cdm_jax.data.correction import Correction, read_correction
 from cdm_jax.data.neighbors import with_neighbors
 from cdm_jax.data.pipeline import padded_batches
-from cdm_jax.data.volume_scale import Curves, curves_to_json, read_curves, rescaled
 from cdm_jax.methods import base
 from cdm_jax.pattern import for_pattern
 from cdm_jax.tasks import task_of
@@ -36,9 +36,9 @@ class System:
     Attributes:
       method: the pure functions.
       model: parameters and statistics.
-      provenance: config, split and intensity scales of its training, and the curves by which the
-        scale of whole volumes is corrected.
-      fingerprint: hash of the model's values and of these curves.
+      provenance: config, split and intensity scales of its training, and what corrects whole
+        volumes.
+      fingerprint: hash of the model's values and of this correction.
       batch_size: slices a call, over these devices.
     """
 
@@ -83,9 +83,9 @@ class System:
     def volumes(
         self, compiled: Compute, stored: Mapping[str, Slices], key: Key[Array, ""]
     ) -> dict[str, Float[np.ndarray, "slice h w t"]]:
-        """The named outputs of a compiled function for every slice of a subject, rescaled.
+        """The named outputs of a compiled function for every slice of a subject, corrected.
 
-        Outputs beside one called "mean" count as belonging to it, see `volume_scale.rescaled`.
+        Outputs beside one called "mean" count as belonging to it, see `correction.apply`.
 
         Args:
           compiled: as `compile` returns it.
@@ -99,8 +99,8 @@ class System:
             outputs = compiled(self.model, *self.put(batch, keys))
             parts.append({name: np.asarray(image)[:valid] for name, image in outputs.items()})
         found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        brain = np.any(self.method.own(stored["source"]) > 0, axis=-1)
-        return rescaled(found, brain, self.provenance.curves, self.provenance.config.data.targets)
+        sources, targets = self.method.own(stored["source"]), self.provenance.config.data.targets
+        return self.provenance.correction.apply(found, sources, targets)
 
 
 def load_system(
@@ -121,8 +121,8 @@ def load_system(
       UserError: no checkpoint there, or no such choice.
     """
     model, provenance = checkpoint.load_model(stage_folder, which)
-    curves = read_curves(stage_folder, fingerprint(model)) or {}
-    provenance = dataclasses.replace(provenance, curves=curves)
+    correction = read_correction(stage_folder, fingerprint(model)) or Correction()
+    provenance = dataclasses.replace(provenance, correction=correction)
     if sampler is not None:
         config = provenance.config.copy_and_resolve_references()
         config.sampler = sampler
@@ -138,9 +138,15 @@ def system_of(
         method=base.create(provenance.config),  # type: ignore[arg-type]
         model=jax.device_put(model, parallel.replicated(parallel.local_mesh())),
         provenance=provenance,
-        fingerprint=fingerprint(model, provenance.curves),
+        fingerprint=fingerprint(model, provenance.correction),
         batch_size=batch_size_per_device * jax.local_device_count(),
     )
+
+
+def uncorrected(system: System) -> System:
+    """The same system with volumes as its network predicts them."""
+    provenance = dataclasses.replace(system.provenance, correction=Correction())
+    return dataclasses.replace(system, provenance=provenance)
 
 
 def is_any_to_any(system: System) -> bool:
@@ -166,14 +172,14 @@ def slice_keys(key: Key[Array, ""], start: int, number: int) -> Key[Array, "{num
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(start, start + number))
 
 
-def fingerprint(model: base.Model, curves: Curves | None = None) -> str:
-    """Hash of a model's values, and of the curves that correct the scale of its volumes."""
+def fingerprint(model: base.Model, correction: Correction | None = None) -> str:
+    """Hash of a model's values, and of what corrects its volumes."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(model):
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.ascontiguousarray(leaf).tobytes())
-    if curves:
-        digest.update(json.dumps(curves_to_json(curves), sort_keys=True).encode())
+    if correction:
+        digest.update(json.dumps(correction.to_json(), sort_keys=True).encode())
     return digest.hexdigest()[:12]
 
 

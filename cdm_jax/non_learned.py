@@ -7,9 +7,11 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from cdm_jax.data.cache import PreparedSubject
+from cdm_jax.data.polynomials import products
 from cdm_jax.data.prepare import FULL_SCALE
 from cdm_jax.data.volume_scale import Curves, Scan, Volume, fit_curves, rescaled, scans_of
 
+DEGREE = 2  # of the regression's polynomial
 FITTED_SLICES = 1000  # of all subjects together, where these are few
 FITTED_VOLUMES = 96  # whose scales are compared, at most
 FITTED_SLICES_EACH = 20  # at least: fewer would not show a brain from its base to its top
@@ -61,16 +63,16 @@ def fit_non_learned(
     """
     sources = train[0].sources
     count = max(FITTED_SLICES_EACH, FITTED_SLICES // len(train))
-    squares, products = np.zeros(()), np.zeros(())
+    squares, sums = np.zeros(()), np.zeros(())
     for subject in train:
         pixels = _brain_pixels(subject, count).astype(np.float64)
-        features = _features(pixels[:, : len(sources)])
+        features = products(pixels[:, : len(sources)], DEGREE)
         squares = squares + features.T @ features
-        products = products + features.T @ pixels[:, len(sources) :]
-    weights, *_ = np.linalg.lstsq(squares, products, rcond=None)  # the normal equations
+        sums = sums + features.T @ pixels[:, len(sources) :]
+    weights, *_ = np.linalg.lstsq(squares, sums, rcond=None)  # the normal equations
     return NonLearned(
         copies=tuple(sources.index(name) for name in copies),
-        means=products[0] / squares[0, 0],  # the first feature is 1
+        means=sums[0] / squares[0, 0],  # the first feature is 1
         weights=weights,
         targets=train[0].targets,
         curves=_fit_curves(train, weights) if volume_scale else {},
@@ -93,15 +95,8 @@ def _fit_curves(train: Sequence[PreparedSubject], weights: np.ndarray) -> Curves
 
 def _regression(sources: Float[np.ndarray, "slice h w s"], weights: np.ndarray) -> Volume:
     brain = np.any(sources > 0, axis=-1, keepdims=True)
-    return np.clip(_features(sources) @ weights, 0, 1).astype(np.float32) * brain
-
-
-def _features(sources: Float[np.ndarray, "*n s"]) -> Float[np.ndarray, "*n f"]:
-    """One, the sources, and all products of two."""
-    s = sources.shape[-1]
-    products = [sources[..., i] * sources[..., j] for i in range(s) for j in range(i, s)]
-    linear = [sources[..., i] for i in range(s)]
-    return np.stack([np.ones_like(linear[0]), *linear, *products], axis=-1)
+    fitted = products(sources, DEGREE) @ weights
+    return np.clip(fitted, 0, 1).astype(np.float32) * brain
 
 
 def _brain_pixels(subject: PreparedSubject, count: int) -> Float[np.ndarray, "n m"]:

@@ -251,9 +251,8 @@ class _Job:
             "reference_scale": origin.scales[target],
             "scale_rule": SCALE_RULE,
         }
-        if target in origin.curves:
-            curve = dataclasses.asdict(origin.curves[target])
-            content["volume_scale"] = {"rule": volume_scale.RULE, **curve}
+        if curve := origin.correction.curves.get(target):
+            content["volume_scale"] = {"rule": volume_scale.RULE, **dataclasses.asdict(curve)}
         if self.resample_to is not None:
             content["resample_to"] = self.resample_to
         if self.bids:

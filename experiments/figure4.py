@@ -8,7 +8,6 @@ two), each in the slice with the most of it: where none enhances with the most t
 no tumor the middle one. Stochastic systems show the mean of their samples.
 """
 
-import dataclasses
 import io
 import os
 from collections.abc import Sequence
@@ -100,9 +99,7 @@ def painted(study: Study, stage: str, shown: Sequence[Shown]) -> Float[np.ndarra
     system = inference.load_system(study.workdir / stage, len(shown), config.sampler)
     slices = [system.sources_of(s.slices, s.slice_indices)[place] for s, place, _ in shown]
     # Slices of several patients are no volume, so that their scale stays as it is.
-    system = dataclasses.replace(
-        system, provenance=dataclasses.replace(system.provenance, curves={})
-    )
+    system = inference.uncorrected(system)
     method = system.method
     samples = num_samples(config, stage) if method.stochastic else 1
 

@@ -10,7 +10,6 @@ in `docs/results/shipped.md` and the model's card. `--show` draws them again.
 """
 
 import argparse
-import dataclasses
 import os
 import pathlib
 import platform
@@ -32,6 +31,7 @@ from cdm_jax.data.nifti import read_volume
 from cdm_jax.data.ranges import training_ranges
 from cdm_jax.data.subjects import Subject, find_subjects
 from cdm_jax.evaluate_patterns import evaluate_patterns, summary
+from cdm_jax.inference import uncorrected
 from cdm_jax.metrics.conventions import Case, get_convention
 from cdm_jax.phantom import PhantomSettings, write_patient
 from cdm_jax.records import Record, read_records
@@ -109,9 +109,7 @@ def real_subjects(root: pathlib.Path) -> list[Subject]:
 def score_real(root: pathlib.Path, workdir: pathlib.Path) -> Scored:
     """Scores of real patients: the shipped model's, and baselines fitted on the other patients."""
     model, found = cdm_jax.load(), Scored({name: [] for name in PATTERNS})
-    provenance = dataclasses.replace(model.system.provenance, curves={})
-    system = dataclasses.replace(model.system, provenance=provenance)
-    models = {ROW: model, PLAIN: TrainedModel(model.folder, system)}
+    models = {ROW: model, PLAIN: TrainedModel(model.folder, uncorrected(model.system))}
     for subject in real_subjects(root):
         fitted = _baselines(subject, root, workdir / "real")
         for name in PATTERNS:

@@ -78,10 +78,8 @@ def measure(study: Study) -> None:
 
 def _predictors(study: Study, stage: str, samples: int) -> dict[str, SubjectSampler | NonLearned]:
     system = inference.load_system(study.workdir / stage, SLICES)
-    provenance = dataclasses.replace(system.provenance, curves={})
-    plain = dataclasses.replace(system, provenance=provenance)
     return {
-        AS_PREDICTED: SubjectSampler(plain, samples),
+        AS_PREDICTED: SubjectSampler(inference.uncorrected(system), samples),
         CORRECTED: SubjectSampler(system, samples),
     }
 

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 import cdm_jax
-from cdm_jax import calibration, checkpoint, enhancement, inference, sampling
+from cdm_jax import calibration, checkpoint, enhancement, inference, rescaling, sampling
 from cdm_jax import intervals as calibrated
+from cdm_jax.data import ends
 from cdm_jax.data.dataset import load_dataset
 from cdm_jax.data.nifti import GRID_FIELDS, read_labels, read_volume
+from cdm_jax.data.polynomials import products
+from cdm_jax.data.volume_scale import Curve
 from cdm_jax.errors import UserError
 from cdm_jax.metrics import conformal
 from cdm_jax.metrics.regions import region_masks
@@ -312,6 +315,44 @@ def test_a_map_of_another_checkpoint_or_a_damaged_file_does_not_count(
     assert enhancement.find_enhancement(tmp_path, plain, 1) is None
     enhancement.save_enhancement(tmp_path, None)
     assert not (tmp_path / enhancement.FILE).exists()
+
+
+def test_ends_are_fitted_to_corrected_volumes_of_training_patients_alone(
+    run, dataset, sampler, tmp_path, monkeypatch
+):
+    """By hand from the file, and from volumes as the network predicts them."""
+    seen, predict = [], rescaling._predicted
+    monkeypatch.setattr(ends, "LEAST_SCANS", 1)
+    monkeypatch.setattr(rescaling, "_predicted", lambda *a: (seen.append(a[1]), predict(*a))[1])
+    curve = Curve(offsets=[-0.7], powers=[0.0], lowest=0.1, highest=1.0, scans=8)
+    monkeypatch.setattr(rescaling, "measure", lambda *_: {})
+    monkeypatch.setattr(rescaling, "fit_curves", lambda _: {"t2f": curve})
+    stage = copy_run(run, tmp_path / "run", ("m1",)) / "m1"
+    rescaling.rescale_stage(stage, dataset)
+    assert seen == list(dataset.train)
+    saved = json.loads((stage / "volume_scale.json").read_text())["ends"]
+    assert {one["scans"] for one in saved.values()} == {len(dataset.train)}
+    subject = dataset.test[0]
+    stored = {"source": subject.slices[..., :2]}
+    key = inference.subject_key(0, subject.subject_id)
+    plain = sampling.SubjectSampler(inference.uncorrected(sampler.system), 1).volumes(stored, key)
+    found = sampling.SubjectSampler(inference.load_system(stage, 8), 1).volumes(stored, key)
+    brain = (stored["source"] > 0).any(-1)
+    half = np.exp(np.float32(-0.7))
+    for channel, (target, factor) in enumerate((("t1c", 1), ("t2f", half))):
+        mean, lower, upper = (
+            factor * plain[name][brain][:, channel] for name in ("mean", "lower", "upper")
+        )
+        np.testing.assert_allclose(found["mean"][brain][:, channel], mean, rtol=1e-5)
+        top = np.full_like(mean, np.percentile(mean, 99.5))
+        sources = stored["source"][brain] / np.float32(65535)
+        known = np.stack([mean, mean - lower, upper - mean, *sources.T, top], axis=-1)
+        one = saved[target]
+        made = products(np.clip(known, one["lowest"], one["highest"]), 3)
+        for name, side, sign in (("lower", "below", -1), ("upper", "above", 1)):
+            least = one["least"][sign > 0]
+            expected = np.clip(mean + sign * np.maximum(made @ one[side], least), 0, 1)
+            np.testing.assert_allclose(found[name][brain][:, channel], expected, atol=2e-4)
 
 
 def test_edges_come_from_training_patients_alone(sampler, dataset, monkeypatch):

@@ -9,8 +9,9 @@ import pytest
 
 import cdm_jax
 from cdm_jax import commands, inference, rescaling, shipped
+from cdm_jax.data.correction import FILE
 from cdm_jax.data.dataset import load_dataset
-from cdm_jax.data.volume_scale import FILE, Curve, tops
+from cdm_jax.data.volume_scale import Curve, tops
 from cdm_jax.sampling import SubjectSampler
 from cdm_jax.synthesize import synthesize_folder
 from tests import helpers
@@ -85,10 +86,10 @@ def test_curves_are_fitted_once_and_again_for_other_weights(halved, finished_run
     assert not calls
     content = json.loads((halved / FILE).read_text())
     (halved / FILE).write_text(json.dumps(content | {"checkpoint": "of other weights"}))
-    assert not inference.load_system(halved, 1).provenance.curves
+    assert not inference.load_system(halved, 1).provenance.correction
     rescaling.rescale_stage(halved, dataset)
     assert calls == ["measured"]
-    assert inference.load_system(halved, 1).provenance.curves == {"t2f": HALF}
+    assert inference.load_system(halved, 1).provenance.correction.curves == {"t2f": HALF}
 
 
 def test_training_patients_are_seen_only_where_too_few_validate(stage, finished_run, monkeypatch):
@@ -112,8 +113,8 @@ def test_what_makes_no_images_has_no_curves(finished_run, tmp_path):
 def test_an_exported_model_keeps_its_curves(halved, tmp_path):
     shipped.export(halved, tmp_path / "exported")
     _, provenance = shipped.load_model(tmp_path / "exported")
-    assert provenance.curves == {"t2f": HALF}
-    assert cdm_jax.load(halved).system.provenance.curves == provenance.curves
+    assert provenance.correction.curves == {"t2f": HALF}
+    assert cdm_jax.load(halved).system.provenance.correction == provenance.correction
 
 
 def test_train_fits_curves_unless_told_not_to(finished_run, tmp_path, monkeypatch):

@@ -8,25 +8,18 @@ lesions themselves stay near 1, the factor depends on the value as well:
 
   log(factor) = sum over i of (offset_i + power_i * log(top)) * log(value)^i
 
-with i up to 2. The curve is fitted to the volumes of patients who were not trained on. The curves
-of a trained stage lie in `<workdir>/<stage>/volume_scale.json`.
+with i up to 2. The curve is fitted to the volumes of patients who were not trained on.
 """
 
-import dataclasses
-import json
 import math
-import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from cdm_jax.data.intensity import PERCENTILE
-from cdm_jax.errors import UserError
-from cdm_jax.files import write_json
 
-FILE = "volume_scale.json"
 RULE = (
     "each value was multiplied by exp of the sum over i of (offsets[i] + powers[i] log(top)) "
     "log(value)^i, top being the predicted volume's 99.5th percentile in the brain, between lowest "
@@ -44,7 +37,7 @@ Scan = tuple[float, Values, Values]
 """The top of a predicted volume, and voxels of its brain beside the acquired ones."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Curve:
     """By what to multiply the values of a volume, given its top.
 
@@ -82,41 +75,6 @@ class Curve:
 
 Curves = Mapping[str, Curve]
 """Target -> its curve; a target without one keeps its scale."""
-
-
-def curves_to_json(curves: Curves) -> dict[str, Any]:
-    """As JSON types."""
-    return {target: dataclasses.asdict(curve) for target, curve in curves.items()}
-
-
-def curves_from_json(content: Mapping[str, Any]) -> Curves:
-    """What `curves_to_json` gave."""
-    return {target: Curve(**values) for target, values in content.items()}
-
-
-def save_curves(stage_folder: pathlib.Path, curves: Curves, fingerprint: str) -> None:
-    """Writes a stage's curves as a whole, for the model with this fingerprint."""
-    content = {"checkpoint": fingerprint, "curves": curves_to_json(curves)}
-    write_json(stage_folder / FILE, content)
-
-
-def read_curves(stage_folder: pathlib.Path, fingerprint: str) -> Curves | None:
-    """The curves of a stage; None where none were fitted to the model with this fingerprint.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    path = stage_folder / FILE
-    try:
-        content = json.loads(path.read_text())
-        known = content["checkpoint"] == fingerprint
-        return curves_from_json(content["curves"]) if known else None
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} is damaged ({error!r}): remove it, and `cdm-jax train` fits it again"
-        ) from error
 
 
 def tops(volume: Float[np.ndarray, "*slices t"], brain: Bool[np.ndarray, "*slices"]) -> list[float]:

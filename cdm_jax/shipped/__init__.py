@@ -14,8 +14,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cdm_jax import checkpoint, inference
+from cdm_jax.data.correction import Correction, read_correction
 from cdm_jax.data.ranges import Ranges
-from cdm_jax.data.volume_scale import read_curves
 from cdm_jax.errors import UserError
 from cdm_jax.files import digest, read_json, write_json
 from cdm_jax.methods.base import Model
@@ -80,8 +80,8 @@ def export(
 ) -> int:
     """Writes a trained stage as the shipped model.
 
-    Parameters are rounded to eight significant bits, statistics and the curves of the volumes'
-    scale are not.
+    Parameters are rounded to eight significant bits, statistics and what corrects whole
+    volumes are not.
 
     Args:
       stage_folder: of a C-UNet; its best checkpoint is taken.
@@ -93,8 +93,8 @@ def export(
       Bytes of the weights.
     """
     model, provenance = checkpoint.load_model(stage_folder)
-    curves = read_curves(stage_folder, inference.fingerprint(model)) or {}
-    provenance = dataclasses.replace(provenance, curves=curves)
+    correction = read_correction(stage_folder, inference.fingerprint(model)) or Correction()
+    provenance = dataclasses.replace(provenance, correction=correction)
     if ranges is not None:
         provenance = dataclasses.replace(provenance, ranges=ranges)
     leaves = {

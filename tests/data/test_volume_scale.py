@@ -7,13 +7,10 @@ from cdm_jax.data.volume_scale import (
     LEAST,
     Curve,
     fit_curve,
-    read_curves,
     rescaled,
-    save_curves,
     scans_of,
     tops,
 )
-from cdm_jax.errors import UserError
 
 
 def curve(**changes):
@@ -138,14 +135,3 @@ def test_a_scan_is_seen_from_its_base_to_its_top(volumes):
         assert top == tops(images["mean"], brain)[channel]
         np.testing.assert_array_equal(values, images["mean"][brain][:, channel])
         assert set(acquired) == {0, 1, 2}
-
-
-def test_curves_are_read_for_the_model_that_they_were_fitted_to_alone(tmp_path):
-    assert read_curves(tmp_path, "abc") is None
-    curves = {"t2f": curve(offsets=[0.1], powers=[-1.0])}
-    save_curves(tmp_path, curves, "abc")
-    assert read_curves(tmp_path, "abc") == curves
-    assert read_curves(tmp_path, "another") is None
-    (tmp_path / "volume_scale.json").write_text('{"checkpoint": "abc", "curves": {"t2f": 3}}')
-    with pytest.raises(UserError, match=r"volume_scale\.json is damaged"):
-        read_curves(tmp_path, "abc")

@@ -1,0 +1,57 @@
+"""What corrects whole volumes: its file and its use."""
+
+import json
+
+import numpy as np
+import pytest
+
+from cdm_jax.data.correction import FILE, Correction, read_correction, save_correction
+from cdm_jax.data.ends import Ends
+from cdm_jax.data.volume_scale import Curve
+from cdm_jax.errors import UserError
+
+CURVE = Curve(offsets=[0.1], powers=[0.0], lowest=0.5, highest=0.9, scans=9)
+# Of one source there are five known values and 56 products of up to three.
+ENDS = Ends(
+    below=[0.1] + [0.0] * 55,
+    above=[0.2] + [0.0] * 55,
+    least=[0.01, 0.02],
+    lowest=[0.0] * 5,
+    highest=[1.0] * 5,
+    scans=9,
+)
+
+
+def test_a_correction_is_read_for_the_model_that_it_was_fitted_to_alone(tmp_path):
+    assert read_correction(tmp_path, "abc") is None
+    for found in (Correction(), Correction(curves={"t2f": CURVE}, ends={"t1c": ENDS})):
+        save_correction(tmp_path, found, "abc")
+        assert read_correction(tmp_path, "abc") == found
+        assert read_correction(tmp_path, "another") is None
+    damaged = ('{"checkpoint": "abc", "curves": {"t2f": 3}}', "{", '{"curves": {}}', "[]")
+    for content in (*damaged, json.dumps({"checkpoint": "abc", "ends": {"t1c": {"below": [1]}}})):
+        (tmp_path / FILE).write_text(content)
+        with pytest.raises(UserError, match=r"volume_scale\.json is damaged"):
+            read_correction(tmp_path, "abc")
+
+
+def test_ends_are_predicted_of_the_corrected_mean():
+    stored = np.zeros((2, 6, 6, 1), np.uint16)
+    stored[:, 1:5, 1:5] = 30_000
+    brain = stored[..., 0] > 0
+    mean = np.where(brain, 0.5, 0.0)[..., None].astype(np.float32)
+    volumes = {"mean": mean, "lower": 0.9 * mean, "upper": 1.1 * mean}
+    both = Correction(curves={"t1c": CURVE}, ends={"t1c": ENDS})
+    found = both.apply(volumes, stored, ("t1c",))
+    expected = 0.5 * np.exp(0.1)
+    for name, value in (("mean", expected), ("lower", expected - 0.1), ("upper", expected + 0.2)):
+        np.testing.assert_allclose(found[name][brain], value, rtol=1e-6)
+        assert not found[name][~brain].any()
+    np.testing.assert_array_equal(volumes["lower"], 0.9 * mean)
+    alone = both.apply({"mean": mean}, stored, ("t1c",))
+    np.testing.assert_array_equal(alone["mean"], found["mean"])
+    assert both.apply(volumes, stored, ("t1",)) == volumes
+    empty = np.zeros_like(stored)
+    assert both.apply(volumes, empty, ("t1c",)) == volumes
+    assert not Correction()
+    assert both
