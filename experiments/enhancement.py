@@ -53,7 +53,7 @@ from cdm_jax.report.tables import with_interval
 from cdm_jax.sampling import SubjectSampler, draw_beside_truth, load_uncertain
 from cdm_jax.scoring import usable_segmentation
 from cdm_jax.writer import console
-from experiments.study import DOCS, Study, main, write
+from experiments.study import Study, main
 from experiments.uncertainty import REGIONS, values
 
 NAME = "enhancement"
@@ -335,9 +335,7 @@ def report(content: Mapping[str, Any]) -> str:
 
 def show(study: Study) -> None:
     """Prints the text and writes it, from the record."""
-    text = report(study.load(NAME))
-    console.print(text, soft_wrap=True, markup=False)
-    write((study.output or DOCS / study.dataset) / f"{NAME}.md", text)
+    study.save_text(NAME, report(study.load(NAME)))
 
 
 if __name__ == "__main__":

@@ -40,8 +40,7 @@ from cdm_jax.sampling import Drawn, SubjectSampler, draw_beside_truth, load_unce
 from cdm_jax.scoring import usable_segmentation
 from cdm_jax.shapes import source_channels
 from cdm_jax.writer import console
-from experiments.records import load_results, save_results
-from experiments.study import DOCS, Study, main, write
+from experiments.study import Study, main
 from experiments.uncertainty import REGIONS, coverage_table, values
 
 NAME = "quantiles"
@@ -110,7 +109,7 @@ def measure(study: Study) -> None:
         "cost": {stage: cost(study, stage) for stage in ("cunet", "m1")},
         "records": list(records.values()),
     }
-    save_results(f"{study.dataset}/{NAME}", content)
+    study.save(NAME, content)
 
 
 def placed(study: Study) -> Study:
@@ -264,9 +263,7 @@ def _promises(fitted: Mapping[str, Intervals]) -> Sequence[str]:
 
 def show(study: Study) -> None:
     """Prints the text and writes it, from the record."""
-    text = report(load_results(f"{study.dataset}/{NAME}"))
-    console.print(text, soft_wrap=True, markup=False)
-    write(DOCS / study.dataset / f"{NAME}.md", text)
+    study.save_text(NAME, report(study.load(NAME)))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from cdm_jax.report.judgements import JUDGED_BY as CONVENTION
 from cdm_jax.report.render import to_markdown
 from cdm_jax.report.tables import with_interval
 from cdm_jax.writer import console
-from experiments.study import DOCS, Study, main, write
+from experiments.study import Study, main
 from experiments.uncertainty import values
 
 NAME = "segmenter"
@@ -161,9 +161,7 @@ def report(content: Mapping[str, Any]) -> str:
 
 def show(study: Study) -> None:
     """Prints the text and writes it, from the record."""
-    text = report(study.load(NAME))
-    console.print(text, soft_wrap=True, markup=False)
-    write(DOCS / study.dataset / f"{NAME}.md", text)
+    study.save_text(NAME, report(study.load(NAME)))
 
 
 if __name__ == "__main__":

@@ -181,6 +181,11 @@ class Study:
             write(self._docs(f"{name}_{part}.csv"), table.csv())
             write(self._docs(f"{name}_{part}.tex"), table.latex())
 
+    def save_text(self, name: str, text: str) -> None:
+        """Prints a Markdown text, and writes it."""
+        console.print(text, soft_wrap=True, markup=False)
+        write(self._docs(f"{name}.md"), text)
+
     def save_figure(self, name: str, figure: Figure) -> None:
         """Writes a figure in each of `FORMATS`, the same bytes for the same numbers.
 

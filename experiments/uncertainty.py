@@ -34,7 +34,7 @@ from cdm_jax.report.tables import with_interval
 from cdm_jax.sampling import Drawn, SubjectSampler, draw_beside_truth, load_uncertain
 from cdm_jax.scoring import usable_segmentation
 from cdm_jax.writer import console
-from experiments.study import COLORS, DOCS, PAGE_WIDTH, Study, main, write
+from experiments.study import COLORS, PAGE_WIDTH, Study, main
 
 NAME = "uncertainty"
 STAGE = "cunet"
@@ -331,10 +331,8 @@ def _draw_risk(axis: Axes, patients: pd.DataFrame, target: str) -> None:
 def show(study: Study) -> None:
     """Prints the tables and writes them and the figure, from the record."""
     content = study.load(NAME)
-    text = report(content)
-    console.print(text, soft_wrap=True, markup=False)
     study.save_figure(NAME, draw(content))
-    write(DOCS / study.dataset / f"{NAME}.md", text)
+    study.save_text(NAME, report(content))
 
 
 if __name__ == "__main__":

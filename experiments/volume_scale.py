@@ -29,7 +29,7 @@ from cdm_jax.sampling import SubjectSampler
 from cdm_jax.writer import console
 from experiments import quantiles
 from experiments.segmenter import difference
-from experiments.study import DOCS, Study, main, write
+from experiments.study import Study, main
 from experiments.uncertainty import values
 
 NAME = "volume_scale"
@@ -174,9 +174,7 @@ def report(content: Mapping[str, Any]) -> str:
 
 def show(study: Study) -> None:
     """Prints the text and writes it, from the record."""
-    text = report(study.load(NAME))
-    console.print(text, soft_wrap=True, markup=False)
-    write((study.output or DOCS / study.dataset) / f"{NAME}.md", text)
+    study.save_text(NAME, report(study.load(NAME)))
 
 
 if __name__ == "__main__":

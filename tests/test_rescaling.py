@@ -9,7 +9,7 @@ import pytest
 
 import cdm_jax
 from cdm_jax import commands, inference, rescaling, shipped
-from cdm_jax.data.correction import FILE
+from cdm_jax.data.correction import FILE, Correction, save_correction
 from cdm_jax.data.dataset import load_dataset
 from cdm_jax.data.volume_scale import Curve, tops
 from cdm_jax.sampling import SubjectSampler
@@ -84,8 +84,7 @@ def test_curves_are_fitted_once_and_again_for_other_weights(halved, finished_run
     monkeypatch.setattr(rescaling, "measure", lambda *_: calls.append("measured") or {})
     rescaling.rescale_stage(halved, dataset)
     assert not calls
-    content = json.loads((halved / FILE).read_text())
-    (halved / FILE).write_text(json.dumps(content | {"checkpoint": "of other weights"}))
+    save_correction(halved, Correction(curves={"t2f": HALF}), "of other weights")
     assert not inference.load_system(halved, 1).provenance.correction
     rescaling.rescale_stage(halved, dataset)
     assert calls == ["measured"]
@@ -98,9 +97,13 @@ def test_training_patients_are_seen_only_where_too_few_validate(stage, finished_
     monkeypatch.setattr(rescaling, "measure", lambda _, subjects: seen.append(subjects) or {})
     rescaling.rescale_stage(stage, dataset)
     (stage / FILE).unlink()
+    monkeypatch.setattr(rescaling, "FEW", len(dataset.validation) + 1)
+    rescaling.rescale_stage(stage, dataset)
+    (stage / FILE).unlink()
     monkeypatch.setattr(rescaling, "LEAST", len(dataset.validation))
     rescaling.rescale_stage(stage, dataset)
-    assert seen == [(*dataset.validation, *dataset.train), tuple(dataset.validation)]
+    validation = tuple(dataset.validation)
+    assert seen == [(*validation, *dataset.train), (*validation, dataset.train[0]), validation]
 
 
 def test_what_makes_no_images_has_no_curves(finished_run, tmp_path):

@@ -16,7 +16,7 @@ from jaxtyping import Bool, UInt16
 from cdm_jax.data.ends import AllEnds, Ends, with_ends
 from cdm_jax.data.volume_scale import Curve, Curves, Volume, rescaled
 from cdm_jax.errors import UserError
-from cdm_jax.files import write_json
+from cdm_jax.files import digest, write_json
 
 FILE = "volume_scale.json"
 
@@ -72,18 +72,21 @@ class Correction:
 
 def save_correction(stage_folder: pathlib.Path, found: Correction, fingerprint: str) -> None:
     """Writes a stage's correction as a whole, for the model with this fingerprint."""
-    write_json(stage_folder / FILE, {"checkpoint": fingerprint, **found.to_json()})
+    content = {"checkpoint": fingerprint, **found.to_json()}
+    write_json(stage_folder / FILE, content | {"sha256": digest(content)})
 
 
 def read_correction(stage_folder: pathlib.Path, fingerprint: str) -> Correction | None:
     """The correction of a stage; None where none was fitted to the model with this fingerprint.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or any of its values was changed.
     """
     path = stage_folder / FILE
     try:
         content = json.loads(path.read_text())
+        if content.pop("sha256") != digest(content):
+            raise ValueError("other values than were written")
         known = content["checkpoint"] == fingerprint
         return Correction.from_json(content) if known else None
     except FileNotFoundError:

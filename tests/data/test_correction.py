@@ -1,14 +1,15 @@
 """What corrects whole volumes: its file and its use."""
 
 import json
+import random
 
 import numpy as np
-import pytest
 
 from cdm_jax.data.correction import FILE, Correction, read_correction, save_correction
 from cdm_jax.data.ends import Ends
 from cdm_jax.data.volume_scale import Curve
 from cdm_jax.errors import UserError
+from tests.stress import mutations
 
 CURVE = Curve(offsets=[0.1], powers=[0.0], lowest=0.5, highest=0.9, scans=9)
 # Of one source there are five known values and 56 products of up to three.
@@ -28,11 +29,21 @@ def test_a_correction_is_read_for_the_model_that_it_was_fitted_to_alone(tmp_path
         save_correction(tmp_path, found, "abc")
         assert read_correction(tmp_path, "abc") == found
         assert read_correction(tmp_path, "another") is None
-    damaged = ('{"checkpoint": "abc", "curves": {"t2f": 3}}', "{", '{"curves": {}}', "[]")
-    for content in (*damaged, json.dumps({"checkpoint": "abc", "ends": {"t1c": {"below": [1]}}})):
-        (tmp_path / FILE).write_text(content)
-        with pytest.raises(UserError, match=r"volume_scale\.json is damaged"):
-            read_correction(tmp_path, "abc")
+
+
+def test_no_changed_value_is_read_as_a_correction(tmp_path):
+    found, path, refused = Correction(curves={"t2f": CURVE}, ends={"t1c": ENDS}), tmp_path / FILE, 0
+    for seed in range(300):
+        save_correction(tmp_path, found, "abc")
+        written = json.loads(path.read_text())
+        mutations.damage_json(random.Random(seed), path)
+        try:
+            assert read_correction(tmp_path, "abc") == found
+            assert json.loads(path.read_text()) == written
+        except UserError as error:
+            assert "volume_scale.json is damaged" in str(error)
+            refused += 1
+    assert refused > 250
 
 
 def test_ends_are_predicted_of_the_corrected_mean():
