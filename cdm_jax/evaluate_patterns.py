@@ -59,6 +59,7 @@ def as_fixed(config: ConfigDict, dataset: Dataset, pattern: str) -> tuple[Config
     sources, targets = parse_pattern(pattern, tuple(config.data.sources))
     fixed = config.copy_and_resolve_references()
     fixed.data.update({"sources": sources, "targets": targets, "copies": ()})
+    fixed.volume_scale = False  # of the regression, as of the systems that it stands beside
     wanted = {*sources, *targets}
     parts: dict[str, Any] = {
         part: tuple(

@@ -19,7 +19,7 @@ from cdm_jax.data.volume_scale import LEAST, Curves, Scan, Volume, fit_curves, s
 from cdm_jax.inference import System, subject_key
 from cdm_jax.methods import base
 from cdm_jax.sampling import SubjectSampler
-from cdm_jax.tasks import parse_pattern
+from cdm_jax.tasks import task_of
 from cdm_jax.writer import console
 
 SCANS = 96  # to predict at most
@@ -31,12 +31,16 @@ def rescale_stage(stage_folder: pathlib.Path, dataset: Dataset) -> None:
     """Fits what corrects a finished stage's volumes, unless it is there or no images are made.
 
     Where there are too few validation patients for a curve, training patients are taken as well: a
-    network that knows these by heart gets a weaker correction than it needs. Of an any-to-any
-    system, scans are predicted under each pattern of its config. Where a system of a fixed task
+    network that knows these by heart gets a weaker correction than it needs. Where a system
     predicts ends, these are fitted to training patients alone. Test patients are never looked at.
+
+    An any-to-any system is left as it is: what a volume tells of its scale differs from pattern to
+    pattern, and a system for whatever is missing is meant for scanners other than its own, too.
     """
     saved = checkpoint.provenance(stage_folder)
     if saved is None or not isinstance(base.create(saved.config), base.Translator):
+        return
+    if task_of(saved.config.data).is_any:
         return
     system = inference.load_system(stage_folder, SLICES)  # which processes do together
     fingerprint = inference.fingerprint(system.model)
@@ -59,7 +63,7 @@ def _curves(system: System, dataset: Dataset) -> Curves:
 
 def _ends(system: System, dataset: Dataset, curves: Curves) -> ends.AllEnds:
     levels = system.method.quantiles
-    if not levels or inference.is_any_to_any(system):
+    if not levels:
         return {}
     known = Correction(curves=curves)
     numbers = np.linspace(0, len(dataset.train) - 1, min(SCANS, len(dataset.train)))
@@ -77,39 +81,14 @@ def _ends(system: System, dataset: Dataset, curves: Curves) -> ends.AllEnds:
 
 
 def measure(system: System, subjects: Sequence[PreparedSubject]) -> dict[str, list[Scan]]:
-    """Predicts scans as they are without curves, beside what was acquired."""
-    data = system.provenance.config.data
-    tasks = [(tuple(data.sources), tuple(data.targets))]
-    if is_any := inference.is_any_to_any(system):
-        names = system.provenance.config.evaluate.patterns
-        tasks = [parse_pattern(name, tuple(data.sources)) for name in names]
-    scans: dict[str, list[Scan]] = {}
-    for number, (sources, targets) in enumerate(tasks):
-        own = inference.restricted(system, sources, targets) if is_any else system
-        known = [s for s in subjects if {*sources, *targets} <= s.intensities.keys()]
-        chosen = _share(known, number, SCANS // len(tasks))
-        if not chosen:
-            continue
-        sampler = SubjectSampler(own, 1)
-        for subject in track(chosen, "fitting the scale of volumes", console=console):
-            for target, scan in _scans(sampler, subject.view(sources, targets)).items():
-                scans.setdefault(target, []).append(scan)
+    """What an uncorrected system predicts of each target in a scan, beside what was acquired."""
+    sampler, scans = SubjectSampler(system, 1), dict[str, list[Scan]]()
+    for subject in track(subjects[:SCANS], "fitting the scale of volumes", console=console):
+        truth, volumes, sources = _predicted(sampler, subject)
+        found = scans_of(truth, volumes["mean"], np.any(sources > 0, axis=-1))
+        for target, scan in zip(subject.targets, found, strict=True):
+            scans.setdefault(target, []).append(scan)
     return scans
-
-
-def _share(
-    subjects: Sequence[PreparedSubject], number: int, size: int
-) -> Sequence[PreparedSubject]:
-    """So many of the subjects, others for each number where there are enough."""
-    count = min(size, len(subjects))
-    return [subjects[(number * size + i) % len(subjects)] for i in range(count)]
-
-
-def _scans(sampler: SubjectSampler, subject: PreparedSubject) -> dict[str, Scan]:
-    """What is predicted of each target, beside what was acquired."""
-    truth, volumes, sources = _predicted(sampler, subject)
-    found = scans_of(truth, volumes["mean"], np.any(sources > 0, axis=-1))
-    return dict(zip(subject.targets, found, strict=True))
 
 
 def _predicted(

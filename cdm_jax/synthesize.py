@@ -39,9 +39,9 @@ from cdm_jax.writer import console, say
 # What a sidecar says that only making the images shows.
 FOUND = ("resampled", "notes", "enhancing_tumor_at_most_ml")
 SCALE_RULE = (
-    "The scale of a modality that was never acquired is unknown. Values are the network's [0, 1] "
-    "times `reference_scale`, the median over the training subjects of the modality's 99.5th "
-    "percentile in the brain."
+    "The scale of a modality that was never acquired is unknown. Values are the network's [0, 1], "
+    "corrected as `volume_scale` says where that is given, times `reference_scale`, the median "
+    "over the training subjects of the modality's 99.5th percentile in the brain."
 )
 
 _TAKES_ANY = (

@@ -31,7 +31,6 @@ from cdm_jax.data.nifti import read_volume
 from cdm_jax.data.ranges import training_ranges
 from cdm_jax.data.subjects import Subject, find_subjects
 from cdm_jax.evaluate_patterns import evaluate_patterns, summary
-from cdm_jax.inference import uncorrected
 from cdm_jax.metrics.conventions import Case, get_convention
 from cdm_jax.phantom import PhantomSettings, write_patient
 from cdm_jax.records import Record, read_records
@@ -49,7 +48,6 @@ COMMAND = "JAX_NUM_CPU_DEVICES=2 python -m experiments.shipped --root=<folder of
 CONVENTION = "volume"
 BASELINES = ("copy", "brain_mean", "regression")
 ROW = "cunet"
-PLAIN = "cunet, slice by slice"  # without the scale that a whole volume tells
 PATTERNS = common.cdm.PATTERNS
 STAGES = ("mrm", "mdn", "cunet")
 # In the picture: a patient that it has not seen, under a protocol that is not drawn.
@@ -109,16 +107,12 @@ def real_subjects(root: pathlib.Path) -> list[Subject]:
 def score_real(root: pathlib.Path, workdir: pathlib.Path) -> Scored:
     """Scores of real patients: the shipped model's, and baselines fitted on the other patients."""
     model, found = cdm_jax.load(), Scored({name: [] for name in PATTERNS})
-    models = {ROW: model, PLAIN: TrainedModel(model.folder, uncorrected(model.system))}
     for subject in real_subjects(root):
         fitted = _baselines(subject, root, workdir / "real")
         for name in PATTERNS:
             sources, targets = parse_pattern(name, model.sources)
             (record,) = fitted[name]
-            own = {
-                row: {CONVENTION: dict(_scores(one, subject, sources, targets))}
-                for row, one in models.items()
-            }
+            own = {ROW: {CONVENTION: dict(_scores(model, subject, sources, targets))}}
             record = {**record, "rows": record["rows"] | own, "split": "leave-one-out"}
             found[name].append(main_values(record))
     return found
@@ -157,7 +151,7 @@ def _scores(
 
 def table(records: Scored, metric: str = "psnr") -> pd.DataFrame:
     """Means of a metric by pattern and row, a column a target."""
-    names = {ROW: "shipped model", PLAIN: "shipped model, slice by slice"}
+    names = {ROW: "shipped model"}
     return summary(records, CONVENTION, metric).rename(index=names)
 
 
