@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import cdm_jax
-from cdm_jax import checkpoint, commands
+from cdm_jax import checkpoint, commands, inference
 from cdm_jax.data.dataset import load_dataset
 from cdm_jax.data.subjects import find_subjects
 from cdm_jax.errors import UserError
+from cdm_jax.evaluate_patterns import as_fixed
 from cdm_jax.synthesize import synthesize_folder
 from cdm_jax.tasks import task_of
 from configs import phantom
@@ -49,6 +50,16 @@ def test_patients_who_lack_a_modality_are_trained_on(trained):
     assert set(subjects[lacking].intensities) == {"t1", "t1c", "t2f"}
     assert (np.asarray(subjects[lacking].slices)[..., 2] == 0).all()
     assert checkpoint.finished(workdir / "cunet")
+
+
+def test_volumes_of_any_modalities_keep_their_scale(trained):
+    """And so does the regression that stands beside them."""
+    config, workdir, _ = trained
+    for stage in ("cunet", "m1"):
+        assert not inference.load_system(workdir / stage, 1).provenance.correction
+        assert not (workdir / stage / "volume_scale.json").exists()
+    fixed, _ = as_fixed(config, load_dataset(config, workdir), "t1+t2")
+    assert config.volume_scale and not fixed.volume_scale
 
 
 def test_each_pattern_is_scored_as_the_fixed_task_that_it_is(trained):
