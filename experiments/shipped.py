@@ -222,8 +222,7 @@ clinical use.
 - It has seen no patient. Enhancement and lesions that T1, T2 and FLAIR do not show are not made up
   for: a synthetic T1c says nothing about contrast uptake.
 - Values follow a rule, not a scanner: the network's [0, 1] times the median scale of the simulated
-  patients. The scale of a sequence that was never acquired is in no input; part of it is told by
-  the predicted volume itself, and corrected ("slice by slice": without that).
+  patients. The scale of a sequence that was never acquired is in no input.
 - It works slice by slice, at {size} pixels: details below 2 mm are lost, and small steps between
   slices remain.
 - Whoever has patients with all sequences should train or fine-tune on them
