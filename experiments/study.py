@@ -115,10 +115,8 @@ class Study:
                 raise SystemExit(1)
 
     def train(self, stages: Sequence[str]) -> None:
-        """Trains stages where they are missing, and evaluates none of them."""
+        """Trains stages where they are missing, fits what corrects them, and evaluates none."""
         for number, stage in enumerate(stages, 1):
-            if checkpoint.finished(self.workdir / stage):
-                continue
             console.rule(f"{self.workdir.name}: {stage} ({number} of {len(stages)})")
             alone = "--config.pipeline=()"  # no evaluation, which `m1` as a system would end with
             if command_line.main(["cdm_jax.main", *self.arguments(stage), alone]):
