@@ -72,6 +72,7 @@ def cunet(**changes) -> ConfigDict:
             "quantiles": (),  # of an interval beside the mean, such as (0.05, 0.95); paper: none
             "loss": "mse",
             "training_y": "noised",  # the y that it is trained on; Eq. 4: "encoder"
+            "null_y": False,  # whether synthesis takes the learned null, not a y that MDN samples
             "error_scale": 2.0,
             "noise": 0.0,
             "condition_dropout": 0.1,

@@ -65,6 +65,8 @@ class CrossConditioned(Translator):
       training_y: what C-UNet is given in training: the "encoder"'s y of the true targets (which
         no patient with missing targets has), the MDN's "sampled" y, or "noised": the encoder's y
         with noise of the error that MDN makes on patients it never saw.
+      null_y: whether synthesis takes the learned null instead of a y that MDN samples, which makes
+        a plain UNet of it.
       error_scale: factor on that error. The noise is drawn apart from the encoder's y, so that a
         noised y tells of the true targets; a sample, given the sources, tells nothing of them.
         Above 1 C-UNet trusts y less than the size of MDN's error would allow.
@@ -86,6 +88,7 @@ class CrossConditioned(Translator):
     condition_dropout: float
     num_sources: int
     any_to_any: bool = False
+    null_y: bool = False
 
     @property
     def depends_on(self) -> tuple[str, ...]:
@@ -95,7 +98,7 @@ class CrossConditioned(Translator):
     @property
     def stochastic(self) -> bool:
         """Whether two keys give two results."""
-        return self.mdn is not None
+        return self.mdn is not None and not self.null_y
 
     @property
     def quantiles(self) -> tuple[float, ...]:
@@ -170,7 +173,7 @@ class CrossConditioned(Translator):
     def translate(self, model: Model, sources: Sources, key: Keys, num_samples: int) -> Samples:
         """Sources to targets, once for each of `num_samples` sampled representations.
 
-        Without a condition there is one translation (k = 1).
+        Without a condition, or with the learned null, there is one translation (k = 1).
         """
         return self._samples(model, sources, key, num_samples)
 
@@ -186,6 +189,8 @@ class CrossConditioned(Translator):
     ) -> Float[Array, "k *three b h w t"]:
         if self.mdn is None:
             return self._paint(model, sources, None, with_ends)[None]
+        if self.null_y:
+            return self._paint(model, sources, _null(model, len(sources)), with_ends)[None]
         y = self.mdn.samples(model["frozen"][self.mdn_stage], sources, key, num_samples)
         return jax.lax.map(lambda one: self._paint(model, sources, one, with_ends), y)
 
@@ -210,17 +215,13 @@ class CrossConditioned(Translator):
             drawn = mdn.samples(model["frozen"][stage], batch["source"], key, num_samples)
             return drawn.mean(axis=0)
 
-        def null(model: Model, batch: Batch, key: Array) -> Array:
-            value = model["params"]["null"]
-            return jnp.broadcast_to(value[None], (len(batch["source"]), len(value)))
-
         representations = {
             "mean_representation": sampled_mean,
             "oracle": lambda model, batch, _: mdn.representation.represent(
                 model["frozen"]["mrm"], batch
             ),
-            "null": null,
-            "mean": lambda *inputs: 0 * null(*inputs),
+            "null": lambda model, batch, _: _null(model, len(batch["source"])),
+            "mean": lambda model, batch, _: 0 * _null(model, len(batch["source"])),
             "shuffled": lambda model, batch, key: mdn.sample(
                 model["frozen"][stage], batch["other"], key
             ),
@@ -228,8 +229,8 @@ class CrossConditioned(Translator):
         return {name: given(represent) for name, represent in representations.items()}
 
     def facts(self) -> dict[str, str]:
-        """How representations are sampled, and which quantiles are given."""
-        facts = {"sampler": str(self.mdn.sampler)} if self.mdn else {}
+        """How representations are sampled, if they are, and which quantiles are given."""
+        facts = {"sampler": str(self.mdn.sampler)} if self.mdn and not self.null_y else {}
         if self.quantiles:
             facts["quantiles"] = ", ".join(f"{level:g}" for level in self.quantiles)
         return facts
@@ -243,6 +244,11 @@ class CrossConditioned(Translator):
             "patient who lacks them has. The honest row is the one with the system's bare name.",
             *super().limits(),
         ]
+
+
+def _null(model: Model, number: int) -> Float[Array, "b d"]:
+    value = model["params"]["null"]
+    return jnp.broadcast_to(value[None], (number, len(value)))
 
 
 def synthesis_loss(
@@ -317,6 +323,11 @@ def create(config: Any) -> CrossConditioned:
     section = config[config.stage]
     for name, allowed in OPTIONS.items():
         check_choice(config.stage, section, name, allowed)
+    if section.get("null_y") and not section.condition_dropout:
+        raise UserError(
+            f"{config.stage}.null_y takes a null that was trained: raise "
+            f"--config.{config.stage}.condition_dropout, for example to 0.1"
+        )
     check_removed(config.stage, section, condition_decoder=False, fusion="add")
     check_quantiles(config.stage, section)
     check_unet(config)
