@@ -37,7 +37,7 @@ from cdm_jax.methods import base
 from cdm_jax.metrics.enhancement import POSTCONTRAST
 from cdm_jax.metrics.regions import region_masks
 from cdm_jax.outputs import ENDINGS, MARK
-from cdm_jax.sampling import SubjectSampler, predicted
+from cdm_jax.sampling import SubjectSampler, different_samples, predicted
 
 MAIN_STAGE = "cunet"  # whose images are meant where a run has those of several systems
 NO_NAME = "subject"  # of a patient whose images come from no file
@@ -148,7 +148,8 @@ class TrainedModel:
           images: each source modality's image: the path of a NIfTI file, a nibabel image, or an
             array with its affine. Skull-stripped, on one grid. Of a system that takes any
             modalities those that there are, and it makes the others.
-          samples: independent samples, of which the mean and the deviation are returned.
+          samples: independent samples, of which the mean and the deviation are returned; of a
+            deterministic system, as the one that ships, there is one.
           subject: name on which the draws depend, so that a patient's are the same in every cohort
             and order. By default the name under which the command `synthesize` finds the first
             source's file, which is in its own or its folder's name; "subject" for what comes from
@@ -176,6 +177,7 @@ class TrainedModel:
         wanted = self._wanted(make)
         if samples < 1:
             raise UserError(f"samples={samples} is too few: give 1 or more")
+        samples = different_samples(self.system, samples)
         sources = self._sources(images)
         subject = subject or self._subject_of(sources[self.sources[0]])
         grid = read_on_one_grid(sources, resample_to=resample_to)

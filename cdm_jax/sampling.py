@@ -70,8 +70,8 @@ def load_uncertain(stage_folder: pathlib.Path, samples: int) -> inference.System
 
 
 def different_samples(system: inference.System, samples: int) -> int:
-    """Of so many samples those that can differ: one of a deterministic system."""
-    return samples if system.method.stochastic else 1
+    """Of so many samples those that can differ: at most one of a deterministic system."""
+    return samples if system.method.stochastic else min(samples, 1)
 
 
 def predicted(images: Mapping[str, Volume]) -> Predicted:

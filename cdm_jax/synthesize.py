@@ -34,6 +34,7 @@ from cdm_jax.outputs import (
     start_bids,
 )
 from cdm_jax.report.overview import save_overview
+from cdm_jax.sampling import different_samples
 from cdm_jax.writer import console, say
 
 # What a sidecar says that only making the images shows.
@@ -69,10 +70,10 @@ def synthesize_folder(
       output: one folder a subject is made in it.
       folder: of the trained system or its run, as `cdm_jax.load` takes it; None: the model that
         ships with the package.
-      samples: independent samples; with more than one the mean is written, and their standard
-        deviation beside it. Where the system's intervals are calibrated for so many samples
-        (`cdm_jax/intervals.py`), their lower and upper ends are written too, and likewise the
-        map of the probability that a voxel enhances (`cdm_jax/enhancement.py`).
+      samples: independent samples, one of a deterministic system; of several the mean is written,
+        and their standard deviation beside it. Where intervals are calibrated for so many samples
+        (`intervals.py`), their ends are written too, and likewise the map of the probability that
+        a voxel enhances (`enhancement.py`).
       checkpoint: "best" or "last".
       make: the modalities to make, if not all; a system for whatever is missing makes those of
         them that a subject lacks.
@@ -91,7 +92,7 @@ def synthesize_folder(
     if not source.is_dir():
         raise UserError(f"--input={source} is not a folder: give a patient's, or one of many")
     subjects, faults = _find(model, source)
-    asked = tuple(make) or model.targets
+    samples, asked = different_samples(model.system, samples), tuple(make) or model.targets
     job = _Job(model, output, samples, asked, replace, resample_to, bids)
     return job.run(subjects, faults)
 
@@ -141,8 +142,8 @@ def synthesize_subjects(
 ) -> list[pathlib.Path]:
     """The same for subjects that are known already; `make` is made also where it is there."""
     model = api.load(folder)
-    job = _Job(model, output, samples, tuple(make) or model.targets, replace=model.any_to_any)
-    return job.run(subjects, {})
+    samples, asked = different_samples(model.system, samples), tuple(make) or model.targets
+    return _Job(model, output, samples, asked, model.any_to_any).run(subjects, {})
 
 
 @dataclasses.dataclass(frozen=True)

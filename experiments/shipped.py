@@ -207,7 +207,8 @@ clinical use.
 - **Trained on** {patients} simulated patients and no real one: deformed anatomy of an atlas,
   simulated tumors, each patient scanned by another random protocol (`phantom.protocol=random`).
 - **Networks** MRM, MDN and C-UNet of `configs/shipped.py`, axial slices of {size}x{size} pixels;
-  {content["bytes"] / 1e6:.1f} MB in half precision.
+  {content["bytes"] / 1e6:.1f} MB in half precision. In synthesis C-UNet takes its learned null
+  instead of a y that MDN samples (`cunet.null_y`): nothing is random.
 - **Made by** `{COMMAND}`: {spent}, {content["machine"]}.
 - **License** Apache-2.0, as the code.
 

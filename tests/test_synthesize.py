@@ -250,3 +250,11 @@ def test_mistakes_are_named(finished_run, patient, tmp_path):
     shutil.copy(next(patient.glob("*t1n*")), lacking / "BraTS-GLI-00001-000-t1n.nii.gz")
     with pytest.raises(UserError, match=r"no subject with t1, t2 in .* has no t2; .* t2=[^=]*$"):
         synthesize_folder(lacking, tmp_path / "out", finished_run / "m1", samples=1)
+
+
+def test_a_deterministic_system_has_one_sample_and_no_deviation(finished_run, patient, tmp_path):
+    (output,) = synthesize_folder(patient, tmp_path, finished_run / "m1", samples=8)
+    assert not list(output.glob("*deviation*"))
+    assert json.loads(next(output.glob("*t1c.json")).read_text())["samples"] == 1
+    with pytest.raises(UserError, match="too few: give 1 or more"):
+        synthesize_folder(patient, tmp_path / "none", finished_run / "m1", samples=0)

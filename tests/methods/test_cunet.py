@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -432,6 +434,19 @@ def test_null_and_mean_say_the_same_of_every_patient(painter, audits, images, na
     np.testing.assert_allclose(alike, np.broadcast_to(alike[:1], alike.shape), atol=1e-5)
 
 
+def test_with_the_null_in_synthesis_nothing_is_random_and_mdn_is_not_asked(painter, audits):
+    method, model, batch = painter
+    plain = dataclasses.replace(method, null_y=True)
+    assert method.stochastic and not plain.stochastic
+    broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), model["frozen"])
+    translate = jax.jit(plain.translate, static_argnums=3)
+    found = translate(model | {"frozen": broken}, batch["source"], jax.random.key(1), 8)
+    assert found.shape == (1, 4, 16, 16, 2)
+    expected = audits["null"](model, batch, jax.random.key(0))
+    np.testing.assert_allclose(found[0], expected, atol=1e-5)
+    assert "sampler" in method.facts() and "sampler" not in plain.facts()
+
+
 def test_null_is_learned_and_mean_is_not(painter, audits):
     _, model, batch = painter
     key = jax.random.key(0)
@@ -486,10 +501,13 @@ def test_validation_sees_what_inference_gives_outside_the_brain(painter):
         {"cunet.loss": "huber"},
         {"cunet.features": (8, 8, 8, 8, 8, 8, 8)},  # six scales need a multiple of 32
         {"mdn.decouple": "halves"},
+        {"cunet.null_y": True, "cunet.condition_dropout": 0.0},
     ],
 )
 def test_what_does_not_fit_is_refused(create, changes):
-    with pytest.raises(UserError, match=r"allowed are|cannot be halved"):
+    with pytest.raises(
+        UserError, match=r"allowed are|cannot be halved|takes a null that was trained"
+    ):
         create("cunet", changes)
 
 
