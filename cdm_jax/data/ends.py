@@ -6,9 +6,8 @@ the scale of the whole volume, by which a brain is off at once; where that is co
 distances from the corrected mean to both ends are therefore predicted again, by a cubic in what is
 known of a voxel: the mean, the distances that the head predicts, the sources, and the volume's top.
 
-It is fitted to training patients by least squares to how far the truth lies below the mean (0 where
-it lies above), and above it; a factor then puts as much of it beyond each end as the head's levels
-say. Validation patients have no part in it, so that they can calibrate the result.
+It is fitted to training patients by quantile regression (Koenker and Bassett 1978), to the levels
+of the head. Validation patients have no part in it, so that they can calibrate the result.
 """
 
 import dataclasses
@@ -19,12 +18,15 @@ from jaxtyping import Bool, Float, UInt16
 
 from cdm_jax.data.polynomials import products
 from cdm_jax.data.prepare import FULL_SCALE
-from cdm_jax.data.volume_scale import VOXELS, Volume, tops
+from cdm_jax.data.volume_scale import Volume, tops
 
 DEGREE = 3
 LEAST_SCANS = 8  # with fewer, a network's own ends stay
+VOXELS = 1000  # of a scan that they are fitted to
+STEPS = 30  # of reweighted least squares
+NEAR = 2e-3  # a residual counts as this one at least: its weight is its inverse
 RIDGE = 1e-9  # of the mean square of a product: keeps the equations solvable
-LEAST_SHARE = 0.1  # of the mean distance: no end comes nearer, as a polynomial may be negative
+LEAST_SHARE = 0.1  # of the mean error: no end comes nearer, as a polynomial may be negative
 
 Voxels = Float[np.ndarray, " voxel"]
 Known = Float[np.ndarray, "voxel _"]
@@ -41,7 +43,7 @@ class Ends:
         below: weight of each product of what is known, see `polynomials.products`, for the distance
             to the lower end.
         above: the same for the upper end.
-        least: the smallest distances to the two.
+        least: the smallest distance to either.
         lowest: of each known value in the scans that it was fitted to; a lower one counts as this.
         highest: the same at the other end.
         scans: to how many it was fitted.
@@ -49,7 +51,7 @@ class Ends:
 
     below: Sequence[float]
     above: Sequence[float]
-    least: Sequence[float]
+    least: float
     lowest: Sequence[float]
     highest: Sequence[float]
     scans: int
@@ -59,8 +61,8 @@ class Ends:
         low, high = (np.asarray(ones, known.dtype) for ones in (self.lowest, self.highest))
         made = products(np.clip(known, low, high), DEGREE)
         lower, upper = (
-            np.maximum(made @ np.asarray(weights, made.dtype), least)
-            for weights, least in zip((self.below, self.above), self.least, strict=True)
+            np.maximum(made @ np.asarray(weights, made.dtype), self.least)
+            for weights in (self.below, self.above)
         )
         return lower, upper
 
@@ -152,42 +154,31 @@ def fit_ends(scans: Sequence[Scan], levels: Sequence[float]) -> Ends | None:
     """
     if len(scans) < LEAST_SCANS:
         return None
-    lowest = np.min([known.min(axis=0) for known, _ in scans], axis=0)
-    highest = np.max([known.max(axis=0) for known, _ in scans], axis=0)
-    squares, sums = np.zeros(()), np.zeros(())
-    for known, truth in scans:
-        made, off = products(known, DEGREE), truth - known[:, 0]
-        sides = np.stack([np.maximum(-off, 0), np.maximum(off, 0)], axis=-1)
-        squares = squares + made.T @ made / off.size
-        sums = sums + made.T @ sides / off.size
-    ridge = RIDGE * np.trace(squares) / len(squares) * np.eye(len(squares))
-    weights = np.linalg.solve(squares + ridge, sums)
-    least = LEAST_SHARE * sums[0] / len(scans)  # the first product is 1
-    fitted = Ends(
-        below=weights[:, 0].tolist(),
-        above=weights[:, 1].tolist(),
-        least=least.tolist(),
-        lowest=lowest.tolist(),
-        highest=highest.tolist(),
+    known = np.concatenate([values for values, _ in scans])
+    off = np.concatenate([truth - values[:, 0] for values, truth in scans])
+    weight = np.concatenate([np.full(truth.size, 1 / truth.size) for _, truth in scans])
+    made = products(known, DEGREE)
+    return Ends(
+        below=_quantile(made, -off, 1 - levels[0], weight).tolist(),
+        above=_quantile(made, off, levels[1], weight).tolist(),
+        least=LEAST_SHARE * float(np.average(np.abs(off), weights=weight)),
+        lowest=known.min(axis=0).tolist(),
+        highest=known.max(axis=0).tolist(),
         scans=len(scans),
     )
-    return _at_levels(fitted, scans, levels)
 
 
-def _at_levels(fitted: Ends, scans: Sequence[Scan], levels: Sequence[float]) -> Ends:
-    """The same ends, moved by one factor a side so that the levels hold on the scans."""
-    needed: list[tuple[Voxels, Voxels]] = []
-    for known, truth in scans:
-        off = truth - known[:, 0]
-        lower, upper = fitted.distances(known)
-        needed.append((-off / lower, off / upper))
-    below, above = (
-        max(float(np.quantile(np.concatenate([pair[side] for pair in needed]), share)), LEAST_SHARE)
-        for side, share in enumerate((1 - levels[0], levels[1]))
-    )
-    return dataclasses.replace(
-        fitted,
-        below=[below * weight for weight in fitted.below],
-        above=[above * weight for weight in fitted.above],
-        least=[below * fitted.least[0], above * fitted.least[1]],
-    )
+def _quantile(
+    made: Float[np.ndarray, "voxel p"], values: Voxels, level: float, weight: Voxels
+) -> Float[np.ndarray, "p"]:
+    """The combination of products that is a quantile of the values, by reweighted least squares."""
+    fitted = np.zeros(made.shape[1])
+    fitted[0] = np.quantile(values, level)  # the first product is 1
+    for _ in range(STEPS):
+        rest = values - made @ fitted
+        pull = weight * np.where(rest > 0, level, 1 - level) / np.maximum(np.abs(rest), NEAR)
+        pulled = made * pull[:, None]
+        squares = pulled.T @ made
+        ridge = RIDGE * np.trace(squares) / len(squares) * np.eye(len(squares))
+        fitted = np.linalg.solve(squares + ridge, pulled.T @ values)
+    return fitted

@@ -16,7 +16,7 @@ CURVE = Curve(offsets=[0.1], powers=[0.0], lowest=0.5, highest=0.9, scans=9)
 ENDS = Ends(
     below=[0.1] + [0.0] * 55,
     above=[0.2] + [0.0] * 55,
-    least=[0.01, 0.02],
+    least=0.01,
     lowest=[0.0] * 5,
     highest=[1.0] * 5,
     scans=9,

@@ -54,7 +54,7 @@ def test_what_lies_beyond_the_scans_counts_as_their_end_and_no_end_reaches_the_m
         end[:, column] = (fitted.lowest if value < 0 else fitted.highest)[column]
         np.testing.assert_allclose(fitted.distances(outside), fitted.distances(end))
     negative = Ends(**{**vars(fitted), "below": [-w for w in fitted.below]})
-    assert negative.distances(inside)[0] == fitted.least[0] > 0
+    assert negative.distances(inside)[0] == fitted.least > 0
 
 
 def test_few_scans_leave_the_ends_of_the_network():
