@@ -142,7 +142,7 @@ def test_what_is_drawn_from_a_record_is_committed(module, name, tmp_path, monkey
 )
 def test_what_is_drawn_of_a_study_is_committed(module, tmp_path, monkeypatch):
     (tmp_path / "phantom").mkdir()
-    monkeypatch.setattr(module, "DOCS", tmp_path)
+    monkeypatch.setattr("experiments.study.DOCS", tmp_path)
     module.show(Study(dataset="phantom", small=True, root="", workdir=tmp_path))
     name = f"phantom/{module.NAME}.md"
     assert (tmp_path / name).read_text() == (DOCS / "results" / name).read_text()
