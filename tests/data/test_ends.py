@@ -10,7 +10,7 @@ from cdm_jax.data.polynomials import products
 from cdm_jax.data.volume_scale import tops
 
 
-def scans(number=LEAST_SCANS, seed=0, voxels=3000):
+def scans(number=LEAST_SCANS, seed=0, voxels=800):
     """The error of a voxel is normal, and its deviation grows with the one source."""
     rng = np.random.default_rng(seed)
     found = []
@@ -38,7 +38,7 @@ def test_ends_lie_where_the_levels_say_at_every_voxel():
     below, above = fitted.distances(known)
     for distance in (below, above):
         off = np.abs(distance / (1.645 * deviation(known)) - 1)
-        assert np.quantile(off, 0.95) < 0.1
+        assert np.median(off) < 0.05 and np.quantile(off, 0.95) < 0.15
     for share in ((truth < known[:, 0] - below), (truth > known[:, 0] + above)):
         assert share.mean() == pytest.approx(0.05, abs=0.01)
     narrow = fit_ends(scans(40), (0.25, 0.75))
