@@ -26,6 +26,7 @@ from cdm_jax.data.dataset import Dataset, load_dataset
 from cdm_jax.errors import UserError
 from cdm_jax.records import Record
 from cdm_jax.report.tables import ResultsTable
+from cdm_jax.rescaling import rescale_stage
 from cdm_jax.rows import REFERENCE_ROWS, system_of
 from cdm_jax.writer import console
 from configs.common import SYSTEMS
@@ -117,6 +118,9 @@ class Study:
     def train(self, stages: Sequence[str]) -> None:
         """Trains stages where they are missing, fits what corrects them, and evaluates none."""
         for number, stage in enumerate(stages, 1):
+            if checkpoint.finished(self.workdir / stage):
+                rescale_stage(self.workdir / stage, self.data())  # it may have been stopped before
+                continue
             console.rule(f"{self.workdir.name}: {stage} ({number} of {len(stages)})")
             alone = "--config.pipeline=()"  # no evaluation, which `m1` as a system would end with
             if command_line.main(["cdm_jax.main", *self.arguments(stage), alone]):
