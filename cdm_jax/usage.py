@@ -170,7 +170,13 @@ COMMANDS = {
             ),
             Flag("input", "one patient's folder, or a folder of many", required=True),
             Flag("output", "a folder for each patient is made in it", required=True),
-            Flag("samples", "samples of each patient", "N", 1, _at_least_one),
+            Flag(
+                "samples",
+                "samples of each patient; a deterministic system, as the one that ships, has 1",
+                "N",
+                1,
+                _at_least_one,
+            ),
             Flag(
                 "checkpoint",
                 "which one of the system: best (in validation) or last",

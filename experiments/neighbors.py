@@ -77,7 +77,12 @@ def measure(seeds: Sequence[int], workdir: pathlib.Path) -> None:
             for context in CONTEXTS:
                 for name, records in run(task, context, seed, workdir).items():
                     runs.setdefault(name, {}).setdefault(str(context), {})[str(seed)] = records
-        content = {"command": COMMAND, "overrides": list(OVERRIDES), "runs": runs}
+        done = ",".join(str(one) for one in seeds[: seeds.index(seed) + 1])
+        content = {
+            "command": f"{COMMAND} --seeds={done}",
+            "overrides": list(OVERRIDES),
+            "runs": runs,
+        }
         save_results(NAME, content)
 
 
