@@ -137,7 +137,7 @@ def report(content: Mapping[str, Any]) -> str:
             for metric, (_, title) in METRICS.items()
         ),
         f"M1 without neighbors, and what those to each side change. Means over {len(first)} "
-        f"validation patients of the phantom and {seeds} seeds, 95 % bootstrap intervals over "
+        f"validation patients of the phantom and {seeds} seed{'s' * (seeds > 1)}, 95 % bootstrap intervals over "
         "patients in brackets. PSNR in dB, higher is better; "
         "the error of the step to the next slice is lower where a volume is steadier along z.",
     ]

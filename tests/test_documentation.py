@@ -10,7 +10,7 @@ import pytest
 from benchmarks import day_one, scaling
 from cdm_jax.records import WHOLE, per_patient
 from configs import brats, phantom
-from experiments import enhancement, quantiles, real, seeds, segmenter, volume_scale
+from experiments import enhancement, neighbors, quantiles, real, seeds, segmenter, volume_scale
 from experiments.records import load_results
 from experiments.study import Study
 from experiments.uncertainty import values
@@ -124,11 +124,12 @@ def test_the_readmes_demo_is_that_of_the_committed_table():
     ("module", "name"),
     [
         (seeds, "phantom/seeds.md"),
+        (neighbors, "phantom/neighbors.md"),
         (real, "real_leave_one_out.md"),
         (scaling, "scaling.md"),
         (day_one, "day_one.md"),
     ],
-    ids=["seeds", "real", "scaling", "day_one"],
+    ids=["seeds", "neighbors", "real", "scaling", "day_one"],
 )
 def test_what_is_drawn_from_a_record_is_committed(module, name, tmp_path, monkeypatch):
     (tmp_path / "phantom").mkdir()
