@@ -128,7 +128,8 @@ def report(content: Mapping[str, Any]) -> str:
     """The whole Markdown text, from the record alone."""
     runs = content["runs"]
     first = next(iter(runs["fixed"]["0"].values()))
-    seeds = len(runs["fixed"]["0"])
+    number = len(runs["fixed"]["0"])
+    seeds = f"{number} seeds" if number > 1 else "one seed"
     parts = [
         "# What neighbors of a slice buy",
         f"Made by `{content['command']}`, with `{' '.join(content['overrides'])}`.",
@@ -137,9 +138,9 @@ def report(content: Mapping[str, Any]) -> str:
             for metric, (_, title) in METRICS.items()
         ),
         f"M1 without neighbors, and what those to each side change. Means over {len(first)} "
-        f"validation patients of the phantom and {seeds} seed{'s' * (seeds > 1)}, 95 % bootstrap intervals over "
-        "patients in brackets. PSNR in dB, higher is better; "
-        "the error of the step to the next slice is lower where a volume is steadier along z.",
+        f"validation patients of the phantom and {seeds}, 95 % bootstrap intervals over patients "
+        "in brackets. PSNR in dB, higher is better; the error of the step to the next slice is "
+        "lower where a volume is steadier along z.",
     ]
     return "\n\n".join(parts) + "\n"
 
