@@ -148,8 +148,7 @@ class TrainedModel:
           images: each source modality's image: the path of a NIfTI file, a nibabel image, or an
             array with its affine. Skull-stripped, on one grid. Of a system that takes any
             modalities those that there are, and it makes the others.
-          samples: independent samples, of which the mean and the deviation are returned; of a
-            deterministic system, as the one that ships, there is one.
+          samples: of which mean and deviation are returned; a deterministic system has one.
           subject: name on which the draws depend, so that a patient's are the same in every cohort
             and order. By default the name under which the command `synthesize` finds the first
             source's file, which is in its own or its folder's name; "subject" for what comes from

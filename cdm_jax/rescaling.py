@@ -16,7 +16,7 @@ from cdm_jax.data.correction import Correction, read_correction, save_correction
 from cdm_jax.data.dataset import Dataset
 from cdm_jax.data.prepare import FULL_SCALE
 from cdm_jax.data.volume_scale import LEAST, Curves, Scan, Volume, fit_curves, scans_of
-from cdm_jax.inference import System, subject_key
+from cdm_jax.inference import subject_key
 from cdm_jax.methods import base
 from cdm_jax.sampling import SubjectSampler
 from cdm_jax.tasks import task_of
@@ -46,43 +46,43 @@ def rescale_stage(stage_folder: pathlib.Path, dataset: Dataset) -> None:
     fingerprint = inference.fingerprint(system.model)
     with parallel.first_process_first("fitting the scale of volumes"):
         if parallel.is_first() and read_correction(stage_folder, fingerprint) is None:
-            curves = _curves(system, dataset)
-            found = Correction(curves=curves, ends=_ends(system, dataset, curves))
+            sampler = SubjectSampler(system, 1)
+            curves = _curves(sampler, dataset)
+            found = Correction(curves=curves, ends=_ends(sampler, dataset, curves))
             save_correction(stage_folder, found, fingerprint)
 
 
-def _curves(system: System, dataset: Dataset) -> Curves:
+def _curves(sampler: SubjectSampler, dataset: Dataset) -> Curves:
     subjects = tuple(dataset.validation)
     if len(subjects) < LEAST:
         subjects += tuple(dataset.train[: FEW - len(subjects)])
-    curves = fit_curves(measure(system, subjects))
+    curves = fit_curves(measure(sampler, subjects))
     told = ", ".join(f"{name} by {curve.scans} scans" for name, curve in curves.items())
     console.print(f"scale of whole volumes: {told or 'left as it is'}")
     return curves
 
 
-def _ends(system: System, dataset: Dataset, curves: Curves) -> ends.AllEnds:
-    levels = system.method.quantiles
+def _ends(sampler: SubjectSampler, dataset: Dataset, curves: Curves) -> ends.AllEnds:
+    levels = sampler.system.method.quantiles
     if not levels:
         return {}
     known = Correction(curves=curves)
     numbers = np.linspace(0, len(dataset.train) - 1, min(SCANS, len(dataset.train)))
-    sampler, scans = SubjectSampler(system, 1), dict[str, list[ends.Scan]]()
     chosen = [dataset.train[number] for number in np.unique(numbers.astype(int))]
+    scans: dict[str, list[ends.Scan]] = {}
     for subject in track(chosen, "fitting the ends of intervals", console=console):
         truth, volumes, sources = _predicted(sampler, subject)
-        volumes = known.apply(volumes, sources, subject.targets)
-        for target, scan in zip(
-            subject.targets, ends.scans_of(truth, volumes, sources), strict=True
-        ):
+        corrected = known.apply(volumes, sources, subject.targets)
+        found = ends.scans_of(truth, corrected, sources)
+        for target, scan in zip(subject.targets, found, strict=True):
             scans.setdefault(target, []).append(scan)
     fitted = {target: ends.fit_ends(ones, levels) for target, ones in scans.items()}
     return {target: one for target, one in fitted.items() if one is not None}
 
 
-def measure(system: System, subjects: Sequence[PreparedSubject]) -> dict[str, list[Scan]]:
+def measure(sampler: SubjectSampler, subjects: Sequence[PreparedSubject]) -> dict[str, list[Scan]]:
     """What an uncorrected system predicts of each target in a scan, beside what was acquired."""
-    sampler, scans = SubjectSampler(system, 1), dict[str, list[Scan]]()
+    scans: dict[str, list[Scan]] = {}
     for subject in track(subjects[:SCANS], "fitting the scale of volumes", console=console):
         truth, volumes, sources = _predicted(sampler, subject)
         found = scans_of(truth, volumes["mean"], np.any(sources > 0, axis=-1))

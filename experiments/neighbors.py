@@ -60,13 +60,13 @@ def run(task: str, context: int, seed: int, workdir: pathlib.Path) -> dict[str, 
     ]
     if command_line.main(["cdm_jax.main", "train", *arguments]):
         raise SystemExit(1)
-    patterns = {PAPER: ""} if task == "fixed" else dict.fromkeys(common.cdm.PATTERNS, "")
-    found = {}
-    for pattern in patterns:
-        part = "validation" if task == "fixed" else f"validation/{pattern}"
-        name = pattern if task == "any" else task
-        found[name] = [main_values(record) for record in load_records(folder, part)]
-    return found
+    parts = {"fixed": "validation"}
+    if task == "any":
+        parts = {pattern: f"validation/{pattern}" for pattern in common.cdm.PATTERNS}
+    return {
+        name: [main_values(record) for record in load_records(folder, part)]
+        for name, part in parts.items()
+    }
 
 
 def measure(seeds: Sequence[int], workdir: pathlib.Path) -> None:

@@ -37,7 +37,7 @@ def test_scans_are_those_of_validation_patients_as_predicted(stage, finished_run
     """By hand, from what the system predicts."""
     system = inference.load_system(stage, 8)
     dataset = load_dataset(system.provenance.config, finished_run)
-    scans = rescaling.measure(system, dataset.validation)
+    scans = rescaling.measure(SubjectSampler(system, 1), dataset.validation)
     assert list(scans) == ["t1c", "t2f"]
     assert {len(ones) for ones in scans.values()} == {len(dataset.validation)}
     subject = dataset.validation[0]
