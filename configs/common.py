@@ -219,7 +219,7 @@ def like_shipped(config: ConfigDict) -> ConfigDict:
         config[name].update({"features": (16, 48, 96, 128, 192, 16), "average_decay": 0.995})
         config[name].optimizer.update({"learning_rate": 3e-3, "warmup_steps": 50})
         config[name].train.validate_every = 400
-    # A sampled y tells nothing that the sources do not, and costs accuracy.
+    # A sampled y tells nothing that the sources do not, and costs accuracy from T1 and T2.
     config.cunet.null_y = True
     return config
 
