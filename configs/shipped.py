@@ -44,6 +44,7 @@ def _at_length(config: ConfigDict) -> ConfigDict:
     config.data.favored_share = 0.35
     # A patient's files may have been through any processing, and what is made of them has not.
     config.data.augment.update({"gain": 0.05, "gamma": 0.15})
+    config.cunet.condition_dropout = 0.5  # its syntheses take the learned null, see `null_y`
     config.cunet.average_decay = 0.998
     config.cunet.optimizer.learning_rate = 2e-3
     config.cunet.train.update({"validate_every": 1000, "checkpoint_every": 500})
