@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from cdm_jax import shipped
 from cdm_jax.phantom import PhantomSettings, write_patient
 from cdm_jax.synthesize import synthesize_folder
 
@@ -27,7 +28,14 @@ def errors(folder: pathlib.Path) -> set[str]:
     return codes
 
 
-def test_derivatives_are_valid_and_the_validator_would_tell_if_not(tmp_path):
+def sample_representations(monkeypatch) -> None:
+    """Has the model that ships sample a representation, so that a deviation is written too."""
+    model, provenance = shipped.load_model()
+    provenance.config.cunet.null_y = False
+    monkeypatch.setattr(shipped, "load_model", lambda: (model, provenance))
+
+
+def test_derivatives_are_valid_and_the_validator_would_tell_if_not(tmp_path, monkeypatch):
     """Of one patient with a session by BIDS names, and one by those of BraTS."""
     given, made = tmp_path / "given", tmp_path / "made"
     given.mkdir()
@@ -40,6 +48,7 @@ def test_derivatives_are_valid_and_the_validator_would_tell_if_not(tmp_path):
         (image,) = first.glob(f"*-{ending}.nii.gz")
         shutil.move(image, anatomy / f"sub-01_ses-02_{suffix}.nii.gz")
     shutil.rmtree(first)
+    sample_representations(monkeypatch)
     synthesize_folder(given, made, None, samples=2, make=("t1c", "t2f"), replace=True, bids=True)
     written = sorted(str(path.relative_to(made)) for path in made.rglob("*.nii.gz"))
     assert len(written) == 8 and any("sub-01/ses-02/anat" in path for path in written)
