@@ -92,8 +92,10 @@ def synthesize_folder(
     if not source.is_dir():
         raise UserError(f"--input={source} is not a folder: give a patient's, or one of many")
     subjects, faults = _find(model, source)
-    samples, asked = different_samples(model.system, samples), tuple(make) or model.targets
-    job = _Job(model, output, samples, asked, replace, resample_to, bids)
+    asked, drawn = tuple(make) or model.targets, different_samples(model.system, samples)
+    if drawn < samples:
+        say(f"{model.folder} is deterministic: one sample, without deviation, not {samples}")
+    job = _Job(model, output, drawn, asked, replace, resample_to, bids)
     return job.run(subjects, faults)
 
 

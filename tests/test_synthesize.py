@@ -252,8 +252,11 @@ def test_mistakes_are_named(finished_run, patient, tmp_path):
         synthesize_folder(lacking, tmp_path / "out", finished_run / "m1", samples=1)
 
 
-def test_a_deterministic_system_has_one_sample_and_no_deviation(finished_run, patient, tmp_path):
+def test_a_deterministic_system_has_one_sample_and_no_deviation(
+    finished_run, patient, tmp_path, capsys
+):
     (output,) = synthesize_folder(patient, tmp_path, finished_run / "m1", samples=8)
+    assert "m1 is deterministic: one sample" in capsys.readouterr().out
     assert not list(output.glob("*deviation*"))
     assert json.loads(next(output.glob("*t1c.json")).read_text())["samples"] == 1
     with pytest.raises(UserError, match="too few: give 1 or more"):
