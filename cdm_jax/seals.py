@@ -4,6 +4,7 @@
 is not named (its run was killed before it was sealed) is taken as it is.
 """
 
+import functools
 import hashlib
 import os
 import pathlib
@@ -12,13 +13,15 @@ from cdm_jax.files import read_json, write_json
 
 FILE = "seals.json"
 ASIDE = "damaged"
+Files = tuple[tuple[pathlib.Path, int, int], ...]
+"""Path, bytes and time of the last change in nanoseconds of each file."""
 
 
 def seal(checkpoint: pathlib.Path) -> None:
     """Notes what a finished checkpoint, `<stage>/<kind>/<step>`, consists of."""
     stage, noted = checkpoint.parents[1], _noted(checkpoint)
     there = {name: known for name, known in noted.items() if (stage / name).is_dir()}
-    write_json(stage / FILE, there | {_name(checkpoint): _digest(checkpoint)})
+    write_json(stage / FILE, there | {_name(checkpoint): _digest(checkpoint, state_of(checkpoint))})
 
 
 def unseal(checkpoint: pathlib.Path) -> None:
@@ -31,7 +34,7 @@ def unseal(checkpoint: pathlib.Path) -> None:
 def is_intact(checkpoint: pathlib.Path) -> bool:
     """Whether its files are those that were sealed, if it was."""
     stated = _noted(checkpoint).get(_name(checkpoint))
-    return stated is None or stated == _digest(checkpoint)
+    return stated is None or stated == _digest(checkpoint, state_of(checkpoint))
 
 
 def set_aside(checkpoint: pathlib.Path) -> pathlib.Path:
@@ -56,9 +59,17 @@ def _noted(checkpoint: pathlib.Path) -> dict[str, str]:
     return content if isinstance(content, dict) else {}
 
 
-def _digest(folder: pathlib.Path) -> str:
+def state_of(folder: pathlib.Path) -> Files:
+    """The files of a checkpoint with their sizes and times: what is read of them may be kept."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    stats = [(path, path.stat()) for path in found]
+    return tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
+
+
+@functools.lru_cache(maxsize=64)  # a command asks for the same few checkpoints again and again
+def _digest(folder: pathlib.Path, files: Files) -> str:
     total = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path, *_ in files:
         total.update(path.relative_to(folder).as_posix().encode())
         with path.open("rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())
