@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -29,6 +30,7 @@ from tests import helpers  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", not OPTIMIZED)
 jax.config.update("jax_traceback_in_locations_limit", 0)  # a fifth of the time of lowering
+gc.set_threshold(100_000, 50, 50)  # a quarter of the time of tracing
 flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, which pytest never parses.
 
 
