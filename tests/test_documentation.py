@@ -10,7 +10,16 @@ import pytest
 from benchmarks import day_one, scaling
 from cdm_jax.records import WHOLE, per_patient
 from configs import brats, phantom
-from experiments import enhancement, neighbors, quantiles, real, seeds, segmenter, volume_scale
+from experiments import (
+    enhancement,
+    neighbors,
+    quantiles,
+    real,
+    seeds,
+    segmenter,
+    shipped,
+    volume_scale,
+)
 from experiments.records import load_results
 from experiments.study import Study
 from experiments.uncertainty import values
@@ -168,6 +177,41 @@ def test_what_is_said_of_predicted_intervals_is_that_of_the_record():
     row = f"{quantiles.MANY}, {quantiles.STRATA}"
     width, deviation = mean(row, "width"), mean(row, "deviation")
     assert f"(area under the ROC curve {width:.2f}; {deviation:.2f} by" in results
+
+
+def test_what_is_said_of_the_model_that_ships_is_that_of_its_record():
+    scored = load_results("shipped")["real"]
+    means = shipped.table({"t1+t2": scored["t1+t2"]}).droplevel("sources")[["t1c", "t2f"]]
+    model, regression = (
+        means.loc[row].round(1).to_list() for row in ("shipped model", "regression")
+    )
+    readme = " ".join(TEXT[ROOT / "README.md"].split())
+    told = "scores {} / {} where the regression scores {} / {}"
+    assert told.format(*model, *regression) in readme
+    gained = means.loc["shipped model"] - means.loc["regression"]
+    page = " ".join(TEXT[DOCS / "how_to/one_patient.md"].split())
+    assert f"it is {gained.mean():.1f} dB above a regression" in page
+    assert "(T1c {:.1f}, T2-FLAIR {:.1f} dB)".format(*gained) in page
+    results = " ".join(TEXT[DOCS / "studies/index.md"].split())
+    assert "is {:.1f} dB (T1c) and {:.1f} dB (T2-FLAIR) better than".format(*gained) in results
+
+
+def test_what_is_said_of_the_map_of_enhancement_is_that_of_its_record():
+    phantoms = load_results("phantom/enhancement")["phantoms"]
+    tables = {name: per_patient(one["records"], enhancement.MAP) for name, one in phantoms.items()}
+
+    def of(name, row, metric):
+        return values(tables[name], row, "t1c", metric)
+
+    told, hidden = (
+        [of(name, row, "uptake_auroc").mean() for row in ("CDM", "M1")] for name in phantoms
+    )
+    results = " ".join(TEXT[DOCS / "studies/index.md"].split())
+    assert "the ROC curve of {:.2f} (M1 {:.2f}); where they do not".format(*told) in results
+    assert "where they do not, {:.2f} ({:.2f})".format(*hidden) in results
+    most, true = of("told", "CDM", "most_ml"), of("told", "CDM", "tumor_ml")
+    assert f"holds for {100 * (true <= most).mean():.0f} % of {len(most)} unseen" in results
+    assert f"{most.mean():.1f} ml and {phantoms['told']['blind_ml']:.1f} ml" in results
 
 
 @pytest.fixture(scope="module")
