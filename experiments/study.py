@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import matplotlib
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
@@ -99,8 +100,11 @@ class Study:
         return [*root, *(SMOKE if self.smoke else ()), *self.overrides]
 
     def command(self, name: str) -> str:
-        """The command that reproduces a record."""
-        return f"python -m experiments.{name} --dataset={self.dataset}{' --small' * self.small}"
+        """The command that reproduces a record, with as many devices: a batch grows with them."""
+        count, kind = jax.device_count(), jax.default_backend()
+        devices = f"JAX_NUM_CPU_DEVICES={count} " if kind == "cpu" and count > 1 else ""
+        options = f"--dataset={self.dataset}{' --small' * self.small}"
+        return f"{devices}python -m experiments.{name} {options}"
 
     def run(self, systems: Sequence[str], rows: Collection[str]) -> None:
         """Trains these systems and scores these rows where missing, saying how long it may take."""
