@@ -8,7 +8,6 @@ goes on, and apart from them the best one by a validation metric, which others l
 
 import contextlib
 import dataclasses
-import functools
 import logging
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -257,15 +256,11 @@ def _reading(step_folder: pathlib.Path) -> Iterator[None]:
         ) from error
 
 
+@seals.while_unchanged  # Orbax takes a third of a second
 def _description(step_folder: pathlib.Path) -> Any:
     """What Orbax tells of a checkpoint without reading its arrays."""
-    return _described(step_folder.absolute(), seals.state_of(step_folder.absolute()))
-
-
-@functools.lru_cache(maxsize=16)  # a third of a second each, and commands ask again and again
-def _described(step_folder: pathlib.Path, _: seals.Files) -> Any:
     with _reading(step_folder):
-        found: Any = ocp.metadata(step_folder, checkpointable_name="state")
+        found: Any = ocp.metadata(step_folder.absolute(), checkpointable_name="state")
         if found.metadata is None or found.custom_metadata is None:
             raise ValueError("its description is incomplete")
     return found

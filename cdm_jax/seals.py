@@ -8,20 +8,21 @@ import functools
 import hashlib
 import os
 import pathlib
+from collections.abc import Callable
+from typing import TypeVar
 
 from cdm_jax.files import read_json, write_json
 
 FILE = "seals.json"
 ASIDE = "damaged"
-Files = tuple[tuple[pathlib.Path, int, int], ...]
-"""Path, bytes and time of the last change in nanoseconds of each file."""
+T = TypeVar("T")
 
 
 def seal(checkpoint: pathlib.Path) -> None:
     """Notes what a finished checkpoint, `<stage>/<kind>/<step>`, consists of."""
     stage, noted = checkpoint.parents[1], _noted(checkpoint)
     there = {name: known for name, known in noted.items() if (stage / name).is_dir()}
-    write_json(stage / FILE, there | {_name(checkpoint): _digest(checkpoint, state_of(checkpoint))})
+    write_json(stage / FILE, there | {_name(checkpoint): _digest(checkpoint)})
 
 
 def unseal(checkpoint: pathlib.Path) -> None:
@@ -34,7 +35,7 @@ def unseal(checkpoint: pathlib.Path) -> None:
 def is_intact(checkpoint: pathlib.Path) -> bool:
     """Whether its files are those that were sealed, if it was."""
     stated = _noted(checkpoint).get(_name(checkpoint))
-    return stated is None or stated == _digest(checkpoint, state_of(checkpoint))
+    return stated is None or stated == _digest(checkpoint)
 
 
 def set_aside(checkpoint: pathlib.Path) -> pathlib.Path:
@@ -59,17 +60,29 @@ def _noted(checkpoint: pathlib.Path) -> dict[str, str]:
     return content if isinstance(content, dict) else {}
 
 
-def state_of(folder: pathlib.Path) -> Files:
-    """The files of a checkpoint with their sizes and times: what is read of them may be kept."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    stats = [(path, path.stat()) for path in found]
+def while_unchanged(read: Callable[[pathlib.Path], T]) -> Callable[[pathlib.Path], T]:
+    """Keeps what is read of a checkpoint's folder while its files keep their sizes and times.
+
+    A command asks for the same few checkpoints again and again.
+    """
+    kept = functools.lru_cache(maxsize=64)(lambda folder, _: read(folder))
+    return functools.wraps(read)(lambda folder: kept(folder, _state(folder)))
+
+
+def _state(folder: pathlib.Path) -> tuple[tuple[pathlib.Path, int, int], ...]:
+    """Path, bytes and time of the last change in nanoseconds of each file."""
+    stats = [(path, path.stat()) for path in _files(folder)]
     return tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
 
 
-@functools.lru_cache(maxsize=64)  # a command asks for the same few checkpoints again and again
-def _digest(folder: pathlib.Path, files: Files) -> str:
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+@while_unchanged
+def _digest(folder: pathlib.Path) -> str:
     total = hashlib.sha256()
-    for path, *_ in files:
+    for path in _files(folder):
         total.update(path.relative_to(folder).as_posix().encode())
         with path.open("rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())

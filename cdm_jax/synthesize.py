@@ -260,8 +260,7 @@ class _Job:
             content["resample_to"] = self.resample_to
         if self.bids:
             content |= bids_fields(target)
-        intervals = model.intervals(self.samples)
-        if intervals is not None:
+        if (intervals := model.intervals(self.samples)) is not None:
             content["intervals"] = sidecar(intervals, target)
         shown = model.enhancement(self.samples) if target == POSTCONTRAST else None
         if shown is not None:
@@ -318,8 +317,7 @@ def _write_overview(
     for target in result:
         scale = model.system.provenance.scales[target]
         panels.append((f"{target} synthetic", read_volume(result[target]) / scale))
-        acquired = _acquired(subject, target, result)
-        if acquired is not None:
+        if (acquired := _acquired(subject, target, result)) is not None:
             panels.append((f"{target} acquired", acquired))
             for name, image in result.native.images.items():
                 if line := same_image(image, acquired):
