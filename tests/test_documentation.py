@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from benchmarks import day_one, scaling
-from cdm_jax.records import WHOLE, per_patient
+from cdm_jax.records import AVERAGE, WHOLE, per_patient
 from configs import brats, phantom
 from experiments import (
     enhancement,
@@ -212,6 +212,21 @@ def test_what_is_said_of_the_map_of_enhancement_is_that_of_its_record():
     most, true = of("told", "CDM", "most_ml"), of("told", "CDM", "tumor_ml")
     assert f"holds for {100 * (true <= most).mean():.0f} % of {len(most)} unseen" in results
     assert f"{most.mean():.1f} ml and {phantoms['told']['blind_ml']:.1f} ml" in results
+
+
+def test_what_is_said_of_a_segmenter_is_that_of_its_record():
+    patients = per_patient(load_results("phantom/segmenter")["records"], segmenter.CONVENTION)
+    without, synthetic, acquired = (
+        values(patients, row, AVERAGE, "dice").mean()
+        for row in (segmenter.NOTHING, "CDM", segmenter.ACQUIRED)
+    )
+    results = " ".join(TEXT[DOCS / "studies/index.md"].split())
+    told = (
+        f"mean Dice is {without:.2f} with T1 and T2 alone, {synthetic:.2f} with CDM's images "
+        f"beside them and {acquired:.2f} with acquired ones"
+    )
+    assert told in results
+    assert 0.2 < (synthetic - without) / (acquired - without) < 0.3  # "by a quarter"
 
 
 @pytest.fixture(scope="module")
