@@ -232,10 +232,10 @@ _SMOKE_RESVIT = {"width": 4, "hidden": 16, "layers": 1, "heads": 2}
 _SMOKE_UNET = {"width": 8, "multipliers": (1, 2), "attention": (16,), "heads": 1}
 SMOKE: dict[str, dict] = {
     "pix2pix": {"width": 4, "halvings": 5},
-    "cyclegan": {"width": 4, "blocks": 5, "pool": 4},
-    "gcgan": {"width": 4, "blocks": 5, "pool": 4},
+    "cyclegan": {"width": 4, "blocks": 1, "pool": 4},
+    "gcgan": {"width": 4, "blocks": 1, "pool": 4},
     "cut": {"width": 4, "blocks": 5, "projection": 8, "patches": 16},
-    "reggan": {"width": 4, "blocks": 5, "registration": (4, 8, 8)},
+    "reggan": {"width": 4, "blocks": 1, "registration": (4, 8)},
     "resvit_cnn": _SMOKE_RESVIT,
     "resvit": _SMOKE_RESVIT,
     "diffusion": _SMOKE_UNET,

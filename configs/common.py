@@ -249,7 +249,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.sampler.num_steps = 4
     config.evaluate.num_samples = 2
     for name in (*CUNETS, "segmenter"):
-        config[name].update({"features": (8, 8, 16, 8)})
+        config[name].update({"features": (8, 16, 8)})
     for name, changes in baselines.SMOKE.items():
         config[name].update(changes)
     for name in (*SYSTEMS["all"], "segmenter"):

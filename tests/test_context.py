@@ -174,7 +174,8 @@ def test_whole_volumes_are_painted_from_channels_put_together_by_hand():
     below = np.stack([nothing, own[0], own[1], nothing, own[3]])
     above = np.stack([own[1], own[2], nothing, own[4], nothing])
     sources = jnp.asarray(np.concatenate([own, below, above], axis=-1))
-    expected = system.method.synthesize(system.model, sources, jax.random.key(0), 1)[0]
+    synthesize = jax.jit(system.method.synthesize, static_argnums=3)
+    expected = synthesize(system.model, sources, jax.random.key(0), 1)[0]
     np.testing.assert_allclose(painted(system, slices), expected, atol=1e-5)
 
 
@@ -193,7 +194,7 @@ def test_the_mask_is_that_of_the_slice_alone(argument):
     targets = base.to_model_range(jnp.asarray(slices[..., 2:]))
     keys = jax.random.split(jax.random.key(0), len(slices))
     batch = {"source": sources, "target": targets}
-    values, pictures = system.method.validate(system.model, batch, keys)
+    values, pictures = jax.jit(system.method.validate)(system.model, batch, keys)
     np.testing.assert_allclose(pictures["synthesis"], images, atol=1e-5)
     np.testing.assert_array_equal(values["brain_pixels"][1], [22 * SIDE] * 2)
     np.testing.assert_allclose(pictures["source"] * 65535, slices[..., :2], atol=0.02)
@@ -216,7 +217,7 @@ def test_a_hidden_modality_influences_nothing_that_is_made(stage):
     }
     # A task of one pattern, which is drawn for every slice.
     task = dataclasses.replace(ANY, favored=("t1", "t2"), share=1.0)
-    made = []
+    made, synthesize = [], jax.jit(system.method.synthesize, static_argnums=3)
     for change in (0, 12345):
         moved = dict(batch)
         for name in ("images", "neighbors"):
@@ -225,7 +226,7 @@ def test_a_hidden_modality_influences_nothing_that_is_made(stage):
         sources = jnp.asarray(batch_of(task, moved)["source"])
         np.testing.assert_array_equal(given_in(sources[..., :4]), [[True, False] * 2] * 5)
         keys = inference.slice_keys(jax.random.key(0), 0, 5)
-        images = system.method.synthesize(system.model, sources, keys, 1)[0]
+        images = synthesize(system.model, sources, keys, 1)[0]
         made.append(np.asarray(images[..., 1::2]))
     np.testing.assert_array_equal(*made)
     np.testing.assert_allclose(made[0], expected, atol=1e-5)

@@ -285,7 +285,7 @@ def test_ctrl_c_again_and_again_is_answered_in_one_line(tmp_path):
 UNFIT = {
     "--config.mrm.heads=3": "cannot divide mrm.width by mrm.heads: 32 / 3 leaves a remainder; use",
     "--config.mrm.patch=0": "mrm.patch 0 is too small: use 1 or more",
-    "--config.cunet.groups=5": "cunet.groups 5 do not divide all of cunet.features (8, 8, 16, 8)",
+    "--config.cunet.groups=5": "cunet.groups 5 do not divide all of cunet.features (8, 16, 8)",
     "--config.data.copies=('t1',)": "name one of the sources ('t1', 't2') for each of the targets",
 }
 

@@ -153,10 +153,11 @@ def test_the_representation_holds_what_is_missing_and_nothing_that_is_given():
     config.stage = "mrm"
     representation, frozen = base.create(config), model["frozen"]["mrm"]
     weight = jnp.array([[0, 1, 0, 1.0]] * 4)
-    y = representation.represent(frozen, {"target": images, "weight": weight})
+    represent = jax.jit(representation.represent)
+    y = represent(frozen, {"target": images, "weight": weight})
     for m, influences in enumerate((False, True, False, True)):
         changed = {"target": images.at[..., m].multiply(0.5), "weight": weight}
-        other = representation.represent(frozen, changed)
+        other = represent(frozen, changed)
         assert bool((other != y).any()) == influences
 
 

@@ -1,5 +1,6 @@
 """Two modalities that look swapped: swaps are found, and odd contrasts are not taken for swaps."""
 
+import functools
 from itertools import combinations
 
 import pytest
@@ -10,22 +11,19 @@ from cdm_jax.data.subjects import find_subjects
 from cdm_jax.phantom import PhantomSettings, simulate_patient
 from tests.test_doctor import REAL, SMALL
 
-# Under version 3 of the random protocols these were told to look swapped at one time: T1 and T1c of
-# different sequences, or T1 like T2.
+# Under version 3 of the random protocols some of these were told to look swapped at one time: T1
+# and T1c of different sequences, or T1 like T2.
 ODD = [
     (random_protocols(64, 400), 85),
-    (random_protocols(64, 400), 162),
-    (random_protocols(64, 400), 311),
     (PhantomSettings(seed=2, protocol="random", shape=(64, 72, 58), voxel_mm=3.0), 306),
     (PhantomSettings(seed=5, protocol="random", shape=(48, 54, 43), voxel_mm=4.0), 63),
-    (PhantomSettings(seed=5, protocol="random", shape=(48, 54, 43), voxel_mm=4.0), 464),
-    (PhantomSettings(seed=6, protocol="random", shape=(48, 54, 43), voxel_mm=4.0), 283),
     (PhantomSettings(seed=6, protocol="random", shape=(48, 54, 43), voxel_mm=4.0), 465),
     (PhantomSettings(seed=11, protocol="random", **SMALL), 287),
 ]
 CLEAR = PhantomSettings(seed=31, protocol="random", shape=(48, 54, 43), voxel_mm=4.0)
 
 
+@functools.cache
 def images(settings, index):
     simulated = simulate_patient(settings, index).images
     return {name: image.T for name, image in simulated.items()}

@@ -111,7 +111,7 @@ def test_m1_has_no_condition_and_is_otherwise_the_same_network():
 def test_m1_ignores_y(inputs, stir):
     network, (sources, y) = _network(condition="none"), inputs
     params = {"params": stir(jax.jit(network.init)(jax.random.key(0), sources, None)["params"])}
-    apply = network.apply
+    apply = jax.jit(network.apply)
     np.testing.assert_array_equal(apply(params, sources, y), apply(params, sources, None))
 
 
@@ -157,9 +157,9 @@ def test_y_reaches_every_scale(inputs, stir, encoder):
 def test_training_starts_where_no_y_changes_anything(inputs):
     network, (sources, y) = _network(), inputs
     params = jax.jit(network.init)(jax.random.key(0), sources, y)["params"]
+    apply = jax.jit(network.apply)
     np.testing.assert_array_equal(
-        network.apply({"params": params}, sources, y),
-        network.apply({"params": params}, sources, 3 - 2 * y),
+        apply({"params": params}, sources, y), apply({"params": params}, sources, 3 - 2 * y)
     )
 
 
@@ -209,7 +209,7 @@ def _training_y(method, frozen, batch, keys):
 
 def _truth(method, frozen, batch):
     representation = method.mdn.representation
-    return np.asarray(representation.represent(frozen["mrm"], batch))
+    return np.asarray(jax.jit(representation.represent)(frozen["mrm"], batch))
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])
@@ -250,7 +250,7 @@ def test_the_sampled_recipe_is_mdns_answer_to_the_sources(start, certain):
     }
     method, _, batch = start("cunet", changes)
     y = _training_y(method, certain, batch, 2)
-    expected = method.mdn.sample(certain["mdn"], batch["source"], jax.random.key(77))
+    expected = jax.jit(method.mdn.sample)(certain["mdn"], batch["source"], jax.random.key(77))
     np.testing.assert_allclose(y, np.stack([expected] * 2), atol=1e-4)
 
 
@@ -271,7 +271,8 @@ def test_the_loss_is_the_mean_square_distance_to_the_targets(start, frozen, stir
     method, state, batch = start("cunet", changes, frozen)
     state = state.replace(params=stir(state.params, scale=0.05))
     y = jnp.asarray(_truth(method, frozen, batch))
-    prediction = method.network.apply({"params": state.params["network"]}, batch["source"], y)
+    apply = jax.jit(method.network.apply)
+    prediction = apply({"params": state.params["network"]}, batch["source"], y)
     loss = jax.jit(lambda *a: method.update(*a)[1]["loss"])(state, batch, jax.random.key(0))
     expected = np.square(np.asarray(prediction - batch["target"])).mean()
     assert float(loss) == pytest.approx(expected, rel=1e-4)

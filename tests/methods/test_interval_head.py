@@ -63,9 +63,9 @@ def test_the_pinball_loss_is_the_mean_of_what_counts():
 def test_ends_never_cross_the_mean_whatever_the_parameters_are(stir):
     head, key = IntervalHead(8), jax.random.key(0)
     x, mean = 5 * jax.random.normal(key, (2, 4, 4, 6)), jax.random.normal(key, (2, 4, 4, 3))
-    params = jax.jit(head.init)(key, x, mean)
+    params, apply = jax.jit(head.init)(key, x, mean), jax.jit(head.apply)
     for seed in range(5):
-        made, lower, upper = head.apply(stir(params, seed=seed, scale=30.0), x, mean)
+        made, lower, upper = apply(stir(params, seed=seed, scale=30.0), x, mean)
         np.testing.assert_array_equal(made, mean)
         assert (lower <= mean).all() and (mean <= upper).all()
         assert (lower < upper).any()
@@ -81,7 +81,7 @@ def test_ends_teach_the_features_and_not_the_output_layer_of_the_mean(start, fro
         made = method.network.apply({"params": params}, batch["source"], y, True)
         return jnp.abs(made[1:] - 3.0).sum()
 
-    found = jax.grad(ends)(state.params["network"])
+    found = jax.jit(jax.grad(ends))(state.params["network"])
     last = max((n for n in found if n.startswith("Conv_")), key=lambda n: int(n[5:]))
     assert found[last]["kernel"].shape[-1] == 2  # of the two targets
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(found[last]))

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,8 +120,9 @@ def test_samples_learn_to_explain_their_own_patient(settle, toy, train, same, de
     assert losses[-30:].mean() < 0.7 * losses[:10].mean()
     assert same(trained.frozen, state.frozen)
     model, others = base.model_of(trained), jnp.roll(batch["source"], 5, axis=0)
-    right = explained_variance(*_restored(method, model, batch))
-    wrong = explained_variance(*_restored(method, model, batch | {"source": others}))
+    restored = jax.jit(functools.partial(_restored, method))
+    right = explained_variance(*restored(model, batch))
+    wrong = explained_variance(*restored(model, batch | {"source": others}))
     assert right > 0.4
     assert right > wrong + 0.01
     if prediction == "x0":  # errors in the noise grow 150 times in the first step of a sample
@@ -171,11 +174,12 @@ def test_a_fresh_residual_block_is_the_identity(context):
 @pytest.mark.parametrize("decouple", DECOUPLINGS)
 def test_the_prediction_depends_on_everything_that_it_is_given(stir, decouple):
     network, params, inputs = _denoiser(decouple, stir=stir)
-    before = network.apply({"params": params}, *inputs)
+    apply = jax.jit(network.apply)
+    before = apply({"params": params}, *inputs)
     changed = [(inputs[0] + 1, *inputs[1:]), (inputs[0], inputs[1] // 2, inputs[2])]
     changed.append((*inputs[:2], -inputs[2]))
     for other in changed:
-        assert (np.abs(network.apply({"params": params}, *other) - before)[1:] > 1e-6).mean() > 0.9
+        assert (np.abs(apply({"params": params}, *other) - before)[1:] > 1e-6).mean() > 0.9
 
 
 def _blocks(network, params, inputs):
@@ -209,9 +213,10 @@ def test_merged_modalities_share_one_tower(stir):
 @pytest.mark.parametrize("decouple", DECOUPLINGS)
 def test_every_entry_of_y_influences_every_entry_of_the_prediction(stir, decouple):
     network, params, (y_t, t, context) = _denoiser(decouple, stir=stir, modalities=3)
-    jacobian = jax.jacrev(
+    influence = jax.jacrev(
         lambda y: network.apply({"params": params}, y[None], t[1:2], context[1:2])[0]
-    )(y_t[1])
+    )
+    jacobian = jax.jit(influence)(y_t[1])
     assert (np.asarray(jacobian) != 0).all()
 
 
@@ -282,12 +287,12 @@ def test_finish_measures_the_second_moment_of_the_error_on_validation_patients(
     training, validation = [batch], [images(11), images(12)]
     finished = method.finish(state, lambda: training, lambda: validation, jax.random.key(0))
 
-    sample = jax.jit(method.sample)
+    represent, sample = jax.jit(method.representation.represent), jax.jit(method.sample)
 
     def explained(batches):
         pairs = []
         for b in batches:
-            y = method.representation.represent(state.frozen["mrm"], b)
+            y = represent(state.frozen["mrm"], b)
             drawn = sample({"params": state.params}, b["source"], jax.random.key(99))
             pairs.append((np.asarray(y, np.float64), np.asarray(drawn, np.float64)))
         y, drawn = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
@@ -380,7 +385,7 @@ def test_dropout_is_for_training_and_absolute_intensity_reaches_the_code():
     encoder = SourceEncoder(features=(8, 8), width=6, dropout=0.5)
     image = jnp.full((2, 16, 16, 2), 0.5).at[1].set(-0.5)
     params = jax.jit(encoder.init)(jax.random.key(0), image)
-    code = encoder.apply(params, image)
+    code = jax.jit(encoder.apply)(params, image)
     assert (jnp.abs(code[0] - code[1]) > 1e-3).mean() > 0.5
     trained = encoder.apply(params, image, train=True, rngs={"dropout": jax.random.key(1)})
     assert (trained != code).any()

@@ -15,7 +15,7 @@ ROWS = SIZE // PATCH
 
 
 def _represent(method, state, targets):
-    return np.asarray(method.represent(base.model_of(state), {"target": targets}))
+    return np.asarray(jax.jit(method.represent)(base.model_of(state), {"target": targets}))
 
 
 def _raw_tokens(method, state, targets):
@@ -59,7 +59,7 @@ def test_hidden_cells_are_whole_and_as_many_as_stated(start):
     changes = {"data.size": 32, "mrm.mask_cell": 8, "data.targets": ("t1c",)}
     method, state, batch = start("mrm", changes, targets=1, size=32)
     keys = jax.random.split(jax.random.key(3), len(batch["target"]))
-    _, pictures = method.validate(base.model_of(state), batch, keys)
+    _, pictures = jax.jit(method.validate)(base.model_of(state), batch, keys)
     hidden = np.asarray(pictures["seen"]) == 0  # the images themselves are never that dark
     cells = hidden.reshape(4, 4, 8, 4, 8).transpose(0, 1, 3, 2, 4).reshape(4, 16, 64)
     assert (cells.all(axis=-1) == cells.any(axis=-1)).all()
@@ -129,15 +129,14 @@ def test_every_hidden_patch_counts_also_pure_background(start):
     method, state, batch = start("mrm", {"mrm.mask_ratio": 1.0})
     target = batch["target"].at[:, :, :8].set(-1).at[:, 0, 0].set(0.5)  # a lit corner in the dark
     hidden = jnp.ones((4, ROWS, ROWS, 2), bool)
-    restored = method.network.apply({"params": state.params}, target, hidden)
-    restored = np.asarray(restored)
+    restored = np.asarray(jax.jit(method.network.apply)({"params": state.params}, target, hidden))
     errors = []
     for b, row, column, m in np.ndindex(4, ROWS, ROWS, 2):
         rows, columns = (slice(PATCH * i, PATCH * (i + 1)) for i in (row, column))
         truth = np.asarray(target[b, rows, columns, m]).ravel()
         errors.append(((restored[b, row * ROWS + column, m] - truth) ** 2).mean())
     keys = jax.random.split(jax.random.key(0), 4)
-    values, _ = method.validate(base.model_of(state), batch | {"target": target}, keys)
+    values, _ = jax.jit(method.validate)(base.model_of(state), batch | {"target": target}, keys)
     metrics = method.summarize(jax.device_get(values), np.zeros(4, int))
     assert float(metrics["loss"]) == pytest.approx(np.mean(errors), rel=1e-5)
 
@@ -226,7 +225,9 @@ def test_the_representation_mixes_the_modalities(start):
 def test_the_representation_carries_no_gradient(start):
     method, state, batch = start("mrm")
     model = base.model_of(state)
-    gradient = jax.grad(lambda x: method.represent(model, {"target": x})[0, 0])(batch["target"])
+    gradient = jax.jit(jax.grad(lambda x: method.represent(model, {"target": x})[0, 0]))(
+        batch["target"]
+    )
     assert (gradient == 0).all()
 
 

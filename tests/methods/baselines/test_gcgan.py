@@ -189,7 +189,8 @@ def test_an_update_moves_the_networks_and_nothing_else(start, same):
         assert not same(after.params["discriminator"][frame], params)
     assert after.step == state.step + 1
     assert same((after.statistics, after.frozen), (state.statistics, state.frozen))
-    images = method.translate(base.model_of(after), batch["source"], jax.random.key(0), 1)
+    translate = jax.jit(method.translate, static_argnums=3)
+    images = translate(base.model_of(after), batch["source"], jax.random.key(0), 1)
     assert images.shape == (1, *batch["target"].shape) and jnp.abs(images).max() <= 1
 
 

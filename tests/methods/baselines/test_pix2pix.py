@@ -53,7 +53,8 @@ def moved(start):
 def dropping():
     """A UNet with one level of dropout, its variables and images."""
     network, images = _network(), jax.random.normal(jax.random.key(1), (3, 64, 64, 2))
-    return network, network.init(jax.random.key(0), images, False), images
+    init = jax.jit(network.init, static_argnums=2)
+    return network, init(jax.random.key(0), images, False), images
 
 
 # The networks.
@@ -123,13 +124,13 @@ def test_every_level_reaches_the_output_by_its_skip(dropping):
         rngs = {"dropout": jax.random.key(0)}
         return network.apply(changed, images, True, rngs=rngs, mutable=["batch_stats"])[0]
 
-    params = variables["params"]
+    params = jax.device_get(variables["params"])
     for level in range(network.halvings - 1):
         # ConvTranspose_0 is that of the deepest level; a norm's bias of 0 passes nothing on.
         name = f"ConvTranspose_{network.halvings - 2 - level}"
-        deeper = params | {name: jax.tree.map(jnp.zeros_like, params[name])}
+        deeper = params | {name: jax.tree.map(np.zeros_like, params[name])}
         encoder = f"Conv_{level}"
-        changed = deeper | {encoder: jax.tree.map(jnp.negative, params[encoder])}
+        changed = deeper | {encoder: jax.tree.map(np.negative, params[encoder])}
         assert jnp.abs(paint(deeper) - paint(changed)).max() > 1e-4, level
 
 

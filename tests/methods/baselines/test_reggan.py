@@ -131,7 +131,7 @@ def test_the_smoothness_of_a_slope_is_its_square():
 
 def _affine(images, angle=0.0, shift=(0.0, 0.0), scale=1.0):
     b = len(images)
-    return affine(
+    return jax.jit(affine)(
         images, jnp.full(b, angle), jnp.tile(jnp.array([shift]), (b, 1)), jnp.full(b, scale)
     )
 
@@ -205,15 +205,17 @@ def step(start, stir):
 
 def _scores(method, params, images):
     """The mean of an image's map of scores."""
-    return np.asarray(base.apply(method.discriminator, params, images)).mean(axis=(1, 2, 3))
+    scores = jax.jit(base.apply, static_argnums=0)(method.discriminator, params, images)
+    return np.asarray(scores).mean(axis=(1, 2, 3))
 
 
 def test_the_generators_loss_is_the_published_sum_over_averaged_scores(step):
     method, before, _, metrics, batch = step
     generator = before.params["generator"]
-    made = base.apply(method.network, generator["network"], batch["source"])
+    apply = jax.jit(base.apply, static_argnums=0)
+    made = np.asarray(apply(method.network, generator["network"], batch["source"]))
     displacement = np.asarray(
-        base.apply(method.registration, generator["registration"], made, batch["target"])
+        apply(method.registration, generator["registration"], made, batch["target"])
     )
     discriminator = before.params["discriminator"]
     adversarial = ((_scores(method, discriminator, made) - 1) ** 2).mean()
