@@ -38,7 +38,8 @@ flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, which pytest never parse
 def compiled_programs(pytestconfig):
     """What one test has compiled, the others find, those of other workers and of later runs too."""
     jax.config.update("jax_compilation_cache_dir", str(pytestconfig.cache.mkdir("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    # Smaller programs are compiled in less time than it takes to keep them.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 @pytest.fixture(scope="session")

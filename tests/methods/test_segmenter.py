@@ -130,7 +130,7 @@ def test_it_is_a_stage_of_its_own_task():
         ({"data.targets": ("t1c",)}, "learns segmentations, not t1c"),
         ({"segmenter.modality_dropout": 1.0}, "no probability below 1"),
         ({"segmenter.groups": 3}, "do not divide"),
-        ({"data.size": 18}, "cannot be halved"),
+        ({"data.size": 17}, "cannot be halved"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes, message):
