@@ -6,6 +6,7 @@ trains. `cdm-jax --help` lists the commands; `cdm_jax/usage.py` says what each t
 `cdm_jax/commands.py` what it does.
 """
 
+import os
 import pathlib
 import re
 import shlex
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         call = arguments.parse(given)
         if isinstance(call, str):
-            print(call)
+            _print(call)
             return 0
         options = _options(call)
     except (UserError, OSError) as error:
@@ -53,6 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(call.command, options, given)
     except KeyboardInterrupt:
         return _refuse("stopped: the same command goes on with what is not done", STOPPED)
+
+
+def _print(text: str) -> None:
+    """Prints for a reader who may leave before the end, such as `head`."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # Python flushes once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _options(call: arguments.Call) -> dict[str, Any]:

@@ -340,6 +340,15 @@ def test_the_whole_pipeline_runs_as_a_command_and_again_in_no_time(tmp_path, pyt
 
 
 @pytest.mark.slow
+def test_a_reader_of_the_help_may_leave_before_its_end(pytestconfig):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "cdm_jax.main", "--help"]
+    done = subprocess.run(command, cwd=pytestconfig.rootpath, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_a_mistake_in_a_subprocess_leaves_no_traceback(tmp_path, pytestconfig):
     command = [sys.executable, "-m", "cdm_jax.main", "--config=configs/phantom.py:nothing"]
     done = subprocess.run(command, cwd=pytestconfig.rootpath, capture_output=True, text=True)
