@@ -12,6 +12,7 @@ from cdm_jax.records import AVERAGE, WHOLE, per_patient
 from configs import brats, phantom
 from experiments import (
     enhancement,
+    fine_tuning,
     neighbors,
     quantiles,
     real,
@@ -194,6 +195,24 @@ def test_what_is_said_of_the_model_that_ships_is_that_of_its_record():
     assert "(T1c {:.1f}, T2-FLAIR {:.1f} dB)".format(*gained) in page
     results = " ".join(TEXT[DOCS / "studies/index.md"].split())
     assert "is {:.1f} dB (T1c) and {:.1f} dB (T2-FLAIR) better than".format(*gained) in results
+
+
+def test_what_is_said_of_fine_tuning_is_that_of_its_record(tmp_path, monkeypatch):
+    means = fine_tuning.comparison().loc["t1+t2", ["t1c", "t2f"]]
+    page = " ".join(TEXT[DOCS / "how_to/one_patient.md"].split())
+    told = (
+        "as it ships scores {:.2f} / {:.2f} dB (T1c / T2-FLAIR, from T1 and T2), fine-tuned on the "
+        "other three with simulated patients {:.2f} / {:.2f}, without these {:.2f} / {:.2f}, and a "
+        "network that was trained on the three alone {:.2f} / {:.2f}."
+    )
+    ways = ["shipped model", "mixed", "fine-tuned", "real"]
+    assert told.format(*means.loc[ways].to_numpy().ravel()) in page
+    free = fine_tuning.comparison("psnr_best_gain").loc["t1+t2", ["t1c", "t2f"]].loc[ways]
+    assert (free.idxmax() == "shipped model").all() and (free.idxmin() == "real").all()
+    monkeypatch.setattr(fine_tuning, "DOCS", tmp_path)
+    fine_tuning.show()
+    name = "fine_tuning.md"
+    assert (tmp_path / name).read_text() == (DOCS / "results" / name).read_text()
 
 
 def test_what_is_said_of_the_map_of_enhancement_is_that_of_its_record():
