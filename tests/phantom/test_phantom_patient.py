@@ -186,7 +186,7 @@ def test_a_patient_does_not_depend_on_how_python_orders_sets():
     told += "print(hashlib.sha256(b''.join(map(bytes, made.values()))).hexdigest(), hash('t1'))"
     found, order = subprocess.run(
         [sys.executable, "-c", told],
-        env=os.environ | {"PYTHONHASHSEED": "1"},
+        env=os.environ | {"PYTHONHASHSEED": "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"},
         check=True,
         capture_output=True,
         text=True,
