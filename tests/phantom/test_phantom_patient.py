@@ -184,9 +184,10 @@ def test_a_patient_does_not_depend_on_how_python_orders_sets():
     told = "from cdm_jax.phantom import *; import hashlib; "
     told += "made = simulate_patient(PhantomSettings(shape=(32, 36, 28), voxel_mm=6.0), 2).images; "
     told += "print(hashlib.sha256(b''.join(map(bytes, made.values()))).hexdigest(), hash('t1'))"
+    seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
     found, order = subprocess.run(
         [sys.executable, "-c", told],
-        env=os.environ | {"PYTHONHASHSEED": "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"},
+        env=os.environ | {"PYTHONHASHSEED": seed},
         check=True,
         capture_output=True,
         text=True,
