@@ -16,8 +16,10 @@ from it. Times are this machine's: nothing else should run.
 
 import argparse
 import functools
+import json
 import pathlib
 import platform
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from absl import flags
 
 from benchmarks import records
+from benchmarks.parts.checks import ROOT
 from benchmarks.parts.machine import version
 from benchmarks.parts.rows import Row
 from benchmarks.parts.session import collect
@@ -45,6 +48,12 @@ from experiments.records import write_rounded
 from experiments.study import DOCS, write
 
 NAME = "efficiency"
+OTHERS = ("torch", "monai", "torchmetrics", "scikit-image")
+VERSIONS = """
+import json, sys
+from benchmarks.parts.machine import version
+print(json.dumps({name: version(name) for name in sys.argv[1:]}))
+"""
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy", "grain")
 STUDIES: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "training": training,
@@ -67,6 +76,14 @@ def machine() -> Row:
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
     }
+
+
+def others(python: str) -> Row:
+    """Versions of the libraries that an interpreter compares this package with."""
+    found = subprocess.run(
+        [python, "-c", VERSIONS, *OTHERS], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    return json.loads(found.stdout)
 
 
 def _processor() -> str:
@@ -102,7 +119,7 @@ def measure(chosen: Sequence[str], setting: Setting, path: pathlib.Path) -> Row:
     Raises:
       UserError: see `begun`.
     """
-    content = begun(path, setting.smoke)
+    content = begun(path, setting.smoke) | {"others": others(setting.other_python)}
     save = functools.partial(write_rounded, path, content)
     for name in chosen:
         console.rule(name)

@@ -31,7 +31,7 @@ from benchmarks.records import load_results, save_results
 from benchmarks.traces import by_kind, operations
 from cdm_jax import checkpoint, inference, parallel
 from cdm_jax.methods import base
-from cdm_jax.shapes import create, example
+from cdm_jax.shapes import create, example, frozen
 from cdm_jax.tasks import task_of
 from cdm_jax.train import make_step
 from cdm_jax.writer import console
@@ -66,15 +66,26 @@ class Program:
 
 
 def fresh_state(config: ConfigDict, stage: str, devices: parallel.Devices) -> base.State:
-    """A stage's first state, over fresh stages that it builds on, on the devices."""
+    """A stage's first state, on the devices, over models of chance values that it builds on."""
     method, number = create(config, stage), config[stage].train.batch_size_per_device
-    frozen = {}
-    for other in method.depends_on:
-        model = base.model_of(fresh_state(config, other, devices))
-        frozen[other] = {name: model[name] for name in ("params", "statistics")}
     shapes = example(config, number * devices.mesh.size)
     batch = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
-    return devices.init_sharded(method.init, key(), batch, frozen)
+    rng = np.random.default_rng(0)
+    models = {
+        name: {
+            "params": jax.tree.map(lambda leaf: _chance(leaf, rng), model["params"]),
+            "statistics": jax.tree.map(
+                lambda leaf: np.ones(leaf.shape, leaf.dtype), model["statistics"]
+            ),
+        }
+        for name, model in frozen(config, method, shapes).items()
+    }
+    return devices.init_sharded(method.init, key(), batch, models)
+
+
+def _chance(leaf: jax.ShapeDtypeStruct, rng: np.random.Generator) -> np.ndarray:
+    """Small values, which training starts with too."""
+    return 0.02 * rng.standard_normal(leaf.shape, np.float32)
 
 
 def training_step(config: ConfigDict, stage: str) -> Program:

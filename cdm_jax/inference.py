@@ -4,6 +4,7 @@ Each process computes its own subjects on its own devices and needs no other.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -13,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, UInt16
+from jaxtyping import Array, Float, Int, Key, UInt16
 from ml_collections import ConfigDict
 
 from cdm_jax import checkpoint, parallel
@@ -51,11 +52,12 @@ class System:
     def compile(self, compute: Compute) -> Compute:
         """Compiles `compute` for stored slices; pixels of pure background stay 0.
 
+        The compiled function has the name of `compute`, by which profiles and logs list it.
+
         Args:
           compute: from (model, batch in [-1, 1], key or keys) to named images in [0, 1].
         """
 
-        @jax.jit
         def run(model: base.Model, stored: Mapping[str, Array], key: Array) -> Outputs:
             batch = {name: base.to_model_range(slices) for name, slices in stored.items()}
             own = self.method.own(stored["source"])
@@ -63,7 +65,8 @@ class System:
             outputs = compute(model, batch, key)
             return {name: image * brain for name, image in outputs.items()}
 
-        return run
+        run.__name__ = compute.__name__
+        return jax.jit(run)
 
     def sources_of(self, slices: Slices, slice_indices: Sequence[int]) -> Slices:
         """A subject's stored slices as this system takes them: their sources and neighbors'.
@@ -167,9 +170,12 @@ def restricted(system: System, sources: Sequence[str], targets: Sequence[str]) -
     return dataclasses.replace(system, method=method, provenance=provenance)
 
 
-def slice_keys(key: Key[Array, ""], start: int, number: int) -> Key[Array, "{number}"]:
+@functools.partial(jax.jit, static_argnames="number")
+def slice_keys(
+    key: Key[Array, ""], start: int | Int[Array, ""], number: int
+) -> Key[Array, "{number}"]:
     """A key for each of `number` slices of a subject, from slice `start` on."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(start, start + number))
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, start + jnp.arange(number))
 
 
 def fingerprint(model: base.Model, correction: Correction | None = None) -> str:

@@ -31,12 +31,12 @@ def statistics(method: base.Translator, samples: int) -> inference.Compute:
     All are in [0, 1]. The mean of ends is the interval whose quantiles are the samples' mean ones.
     """
 
-    def compute(model: base.Model, batch: base.Batch, key: Array) -> inference.Outputs:
+    def sample(model: base.Model, batch: base.Batch, key: Array) -> inference.Outputs:
         drawn = method.predict(model, batch["source"], key, samples)
         means = {name: images.mean(axis=0) for name, images in drawn.items()}
         return means | {"deviation": drawn["mean"].std(axis=0)} if samples > 1 else means
 
-    return compute
+    return sample
 
 
 def check_uncertain(stage_folder: pathlib.Path, samples: int) -> None:

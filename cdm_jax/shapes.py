@@ -61,9 +61,12 @@ def start(config: ConfigDict, stage: str, batch: Shapes) -> base.State:
 
 def frozen(config: ConfigDict, method: base.Method, batch: Shapes) -> dict[str, base.Model]:
     """The shapes of the models that a stage builds on."""
-    found = {}
-    for stage in method.depends_on:
-        model = base.model_of(start(config, stage, batch))
+    found: dict[str, base.Model] = {}
+    for stage in method.depends_on:  # each after those that it builds on itself
+        earlier = create(config, stage)
+        below = {name: found[name] for name in earlier.depends_on}
+        state = jax.eval_shape(earlier.init, jax.random.key(0), batch, below)
+        model = base.model_of(state)
         found[stage] = {name: model[name] for name in ("params", "statistics")}
     return found
 

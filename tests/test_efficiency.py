@@ -13,6 +13,8 @@ from benchmarks.networks import networks
 from benchmarks.parts.rows import SkippedError
 from benchmarks.studies import contest, growth, limits, start_side, telling, worker
 from benchmarks.studies.cases import case, config_of, torch_options
+from benchmarks.studies.loaders import PATIENTS
+from benchmarks.studies.metrics_side import BRAIN
 from benchmarks.studies.patients import simulate
 from tests.helpers import train
 
@@ -157,12 +159,16 @@ def _record():
             | timed,
         ],
         "metrics": [
-            {"metric": "volume", "library": "cdm_jax", "times": 1.0, "millionths": 0.0} | timed,
-            {"metric": "volume", "library": "scikit-image", "times": 0.125, "millionths": 3.0}
-            | timed,
+            {"metric": BRAIN, "library": "cdm_jax", "times": 1.0, "millionths": 0.0} | timed,
+            {"metric": BRAIN, "library": "scikit-image", "times": 0.125, "millionths": 3.0} | timed,
+            {"metric": BRAIN, "library": "torchmetrics", "times": 0.1, "millionths": 40.0} | timed,
         ],
         "loading": [
-            {"library": "cdm_jax", "loader": "ours", "slices_per_second": 40.0, "times": 11.0}
+            {"library": "cdm_jax", "loader": "ours", "slices_per_second": 40.0} | timed,
+            {"library": "cdm_jax", "loader": "slow", "slices_per_second": 4.0, "milliseconds": 99},
+            {"library": "MONAI", "loader": PATIENTS, "slices_per_second": 4, "milliseconds": 110},
+            {"library": "MONAI", "loader": "slices", "slices_per_second": 50, "milliseconds": 8.0},
+            {"library": "MONAI", "loader": "none", "error": "no memory"},
         ],
         "frames": [
             {"system": name, "N": n, "frames_per_second": 60.0 / n, "times": times}
@@ -200,10 +206,11 @@ def test_what_was_wanted_is_held_to_the_record():
         "MDN's sampling at batch 1, times eager PyTorch": (2.5, True),
         "MDN's sampling at batch 1, share of the limit": (0.5, False),
         "CDM's frames at N = 30, times Diffusion's": (60, True),
-        "input, times MONAI's cached loader": (11, True),
+        "input, times MONAI's cached loader of patients": (11, True),
+        "input, times the fastest of MONAI's cached loaders": (0.8, False),
         "input, times C-UNet's step": (20, True),
-        "volume metrics, times scikit-image": (8, True),
-        "metrics, distance from other libraries, millionths": (3, True),
+        "volume metrics in the brain, times scikit-image": (8, True),
+        "metrics, distance from scikit-image, millionths": (3, True),
         "warm start to the first step, seconds": (5.5, True),
         "compilations of a function, at most": (1, True),
     }

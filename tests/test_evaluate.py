@@ -102,7 +102,7 @@ def test_a_system_is_compiled_once_for_patients_of_different_numbers_of_slices(e
     dataset = dataclasses.replace(dataset, test=tuple(numbers.values()))
     with compilations(caplog) as compiled:
         evaluate.evaluate_run(smoke_config("cdm"), workdir, dataset, "again")
-    assert sum("jit(run)" in message for message in compiled) == 2, compiled  # cunet and m1
+    assert sum("jit(images)" in message for message in compiled) == 2, compiled  # cunet and m1
 
 
 def test_other_settings_make_new_records(evaluated, asked):
@@ -139,7 +139,7 @@ def test_only_the_rows_asked_for_are_computed(evaluated, monkeypatch, caplog):
     monkeypatch.setattr(CrossConditioned, "audits", lambda *_: dict.fromkeys(AUDITS[1:], never))
     with compilations(caplog) as compiled:
         found = evaluate.evaluate_run(config, workdir, dataset, "two rows")
-    assert sum("jit(run)" in message for message in compiled) == 1, compiled
+    assert sum("jit(images)" in message for message in compiled) == 1, compiled
     for record, whole in zip(found, records, strict=True):
         assert record["rows"].keys() == {"cunet", "cunet/mean_of_2"}
         assert record["checkpoint"] == {"cunet": whole["checkpoint"]["cunet"]}

@@ -89,7 +89,7 @@ def test_a_cohort_is_compiled_once_and_a_result_depends_neither_on_it_nor_on_the
         path.rename(path.with_name(path.name.replace(other.name, "BraTS-GLI-99999-000")))
     with compilations(caplog) as compiled:
         folders = synthesize_folder(cohort, tmp_path / "out", finished_run / "cunet", samples=3)
-    assert sum("jit(run)" in message for message in compiled) == 1, compiled
+    assert sum("jit(sample)" in message for message in compiled) == 1, compiled
     volumes = [read_volume(folder / f"{folder.name}-t1c.nii.gz") for folder in folders]
     one, two = (np.count_nonzero(volume.any(axis=(1, 2))) for volume in volumes)
     assert one != two

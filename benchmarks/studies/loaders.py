@@ -8,13 +8,13 @@ from benchmarks.studies.patients import simulate
 
 BATCH, SIZE = 12, 256
 SMOKE_BATCH, SMOKE_SIZE = 2, 32
-MONAI = {"library": "MONAI", "loader": "CacheDataset of slices, 2 processes"}
+PATIENTS = "CacheDataset of patients, 0 processes"
 WAYS = (
     ("cdm_jax", "stored slices, 4 threads", "loaders_side.stored", {"threads": 4}),
     ("cdm_jax", "floats on the device, 4 threads", "loaders_side.floats", {"threads": 4}),
     ("MONAI", "CacheDataset of slices, 0 processes", "monai_side.slices", {"processes": 0}),
-    ("MONAI", MONAI["loader"], "monai_side.slices", {"processes": 2}),
-    ("MONAI", "CacheDataset of patients, 0 processes", "monai_side.patients", {"processes": 0}),
+    ("MONAI", "CacheDataset of slices, 2 processes", "monai_side.slices", {"processes": 2}),
+    ("MONAI", PATIENTS, "monai_side.patients", {"processes": 0}),
     ("MONAI", "CacheDataset of patients, 2 processes", "monai_side.patients", {"processes": 2}),
 )
 
@@ -33,7 +33,7 @@ def loading(setting: Setting) -> Iterator[Row]:
         )
         for library, loader, side, given in (WAYS[:3] if setting.smoke else WAYS)
     ]
-    for row in beside(contest(contenders, setting.turns), MONAI):
+    for row in beside(contest(contenders, setting.turns), {"loader": PATIENTS}):
         if "milliseconds" in row:
             row |= {"slices_per_second": 1e3 * batch / row["milliseconds"]}
         yield row | {"batch": batch, "size": size}

@@ -4,17 +4,19 @@ from collections.abc import Iterator
 
 from benchmarks.parts.rows import Row
 from benchmarks.studies.contest import Contender, Setting, beside, contest
+from benchmarks.studies.metrics_side import BRAIN, VOLUME
 from benchmarks.studies.patients import simulate
 
 OURS = "cdm_jax"
 LIBRARIES = (OURS, "scikit-image", "torchmetrics", "MONAI")
-# Metric -> libraries that have it. "volume" is all three in the brain, as the convention has it.
+# Metric -> libraries that have it.
 METRICS = {
     "psnr": LIBRARIES,
     "mae": (OURS, "torchmetrics", "MONAI"),
     "ssim": (OURS, "scikit-image", "MONAI"),
     "ssim, torchmetrics'": (OURS, "torchmetrics"),
-    "volume": (OURS, "scikit-image", "torchmetrics"),
+    BRAIN: (OURS, "scikit-image", "torchmetrics"),
+    VOLUME: (OURS,),
 }
 
 

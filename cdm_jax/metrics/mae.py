@@ -21,7 +21,7 @@ def mae(
     Returns:
         The error, at least 0; NaN for an empty mask.
     """
-    error = np.subtract(prediction, truth, dtype=np.float64)
     if mask is not None:
-        error = error[mask]
+        prediction, truth = prediction[mask], truth[mask]
+    error = np.subtract(prediction, truth, dtype=np.float64)
     return float(np.mean(np.abs(error))) if error.size else math.nan

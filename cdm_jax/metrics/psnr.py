@@ -25,9 +25,9 @@ def psnr(
     Returns:
         The ratio in dB, at most ``cap``; NaN for an empty mask.
     """
-    error = np.subtract(prediction, truth, dtype=np.float64)
     if mask is not None:
-        error = error[mask]
+        prediction, truth = prediction[mask], truth[mask]
+    error = np.subtract(prediction, truth, dtype=np.float64)
     if error.size == 0:
         return math.nan
     mean_squared_error = float(np.mean(np.square(error)))
