@@ -100,7 +100,8 @@ def cache_bytes(subjects: Sequence[Subject], settings: Any) -> float:
     """
     modalities = len(settings.sources) + len(settings.targets)
     each = STORED * settings.size**2 * modalities * 2  # bytes a slice
-    return sum(_height(subject.images[settings.sources[0]]) for subject in subjects) * each
+    firsts = (next(iter(subject.images.values())) for subject in subjects)  # any may be missing
+    return sum(map(_height, firsts)) * each
 
 
 def _height(path: Path) -> int:

@@ -89,6 +89,15 @@ def test_a_file_that_cannot_be_read_is_named_when_it_is_due_and_not_before(subje
     assert "3 subjects" in check_room(subjects, SETTINGS, tmp_path)
 
 
+@pytest.mark.parametrize("missing", ["t1", "t2"])
+def test_the_space_is_known_of_a_subject_who_lacks_any_modality(missing, subjects, tmp_path):
+    whole = cohort.cache_bytes(subjects, SETTINGS)
+    subjects[0].images[missing].unlink()
+    found = find_subjects(tmp_path / "data", modalities=SETTINGS.images, require_all=False)
+    assert len(found) == 3
+    assert cohort.cache_bytes(found, SETTINGS) == whole > 0
+
+
 FAILURES = {
     "of the user's": (UserError("no brain"), UserError, "one: no brain"),
     "with a name": (UserError("one has no brain"), UserError, ": one has no brain"),
