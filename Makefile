@@ -8,6 +8,9 @@ SMOKE = configs/phantom.py:cdm,smoke
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
+# Python keeps what it compiles of modules, for the many processes that tests start.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: demo test test-slow test-parity test-browser test-versions lint docs clean
 
 $(READY): pyproject.toml
