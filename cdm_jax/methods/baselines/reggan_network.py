@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Key
 
 from cdm_jax import draws
 from cdm_jax.nn.convolution import Norm
+from cdm_jax.nn.pooling import max_pool
 
 SLOPE = 0.2
 BOTTLENECK_BLOCKS = 3
@@ -62,7 +63,7 @@ class RegistrationNetwork(nn.Module):
         for features in self.features:
             x = RegistrationBlock()(self._convolve(x, features, 3))
             skips.append(x)
-            x = nn.max_pool(x, (2, 2), (2, 2))
+            x = max_pool(x)
         x = self._convolve(x, 2 * self.features[-1], 1)
         for _ in range(BOTTLENECK_BLOCKS):
             x = RegistrationBlock()(x)

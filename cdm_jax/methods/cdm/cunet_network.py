@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from cdm_jax.nn.pooling import max_pool
+
 NEGATIVE_SLOPE = 0.1
 HEAD = "interval_head"  # its name among the parameters
 FIRST_DISTANCE = -2.0  # of an end to the mean, before softplus: 0.13 where training begins
@@ -172,5 +174,5 @@ class CUNet(nn.Module):
             strides = (1, 1) if first else (2, 2)
             return nn.Conv(channels, (3, 3), strides=strides, padding=((1, 1), (1, 1)))(x)
         if not first:
-            x = nn.max_pool(x, (2, 2), (2, 2))
+            x = max_pool(x)
         return ConvBlock(channels, self.groups)(x)
