@@ -46,12 +46,10 @@ from experiments.uncertainty import REGIONS, coverage_table, values
 NAME = "quantiles"
 STAGES = ("mrm", "mdn", "cunet", "m1")
 HEADS = ("--config.cunet.quantiles=(0.05,0.95)", "--config.m1.quantiles=(0.05,0.95)")
-STEPS = 2000  # twice those of the tables, since 200 patients train
 # 80 patients are unseen and 96 calibrate; in two of three of them a tumor enhances. What n of
 # them promise may cost 1 / (n + 1) of coverage more than was asked for.
 OVERRIDES = (
     *HEADS,
-    *(f"--config.{stage}.train.num_steps={STEPS}" for stage in ("cunet", "m1")),
     "--config.phantom.num_patients=400",
     "--config.data.test_fraction=0.2",
     "--config.data.validation_fraction=0.3",

@@ -70,10 +70,11 @@ def stored(task, number=64, seed=0):
     }
 
 
+compiled_batch = jax.jit(Task.batch, static_argnums=0, static_argnames="training")
+
+
 def batch_of(task, batch, key=1, **options):
-    return jax.device_get(
-        task.batch(jax.tree.map(jnp.asarray, batch), jax.random.key(key), **options)
-    )
+    return jax.device_get(compiled_batch(task, batch, jax.random.key(key), **options))
 
 
 @pytest.mark.parametrize("task", [FIXED, ANY], ids=["fixed", "any"])
@@ -237,10 +238,8 @@ def test_a_modality_that_a_slice_itself_lacks_is_hidden_in_its_neighbors_too():
     sources = base.to_model_range(jnp.asarray(system.sources_of(volume(4), INDICES)))
     lacking = sources.at[..., 1].set(-1)  # only the slice's own T1c is empty
     whole = lacking.at[..., 5::4].set(-1)
-    images = [
-        system.method.synthesize(system.model, one, jax.random.key(0), 1)
-        for one in (lacking, whole)
-    ]
+    synthesize = jax.jit(system.method.synthesize, static_argnums=3)
+    images = [synthesize(system.model, one, jax.random.key(0), 1) for one in (lacking, whole)]
     np.testing.assert_array_equal(*images)
 
 

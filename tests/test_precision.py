@@ -13,7 +13,8 @@ from cdm_jax.methods import base
 from configs import phantom
 from configs.common import SYSTEMS
 
-STAGES = SYSTEMS["all"]
+SAME = ("mdn_joint", "m1", "m1_1x1", "m2")  # other settings of the networks of mdn and cunet
+STAGES = tuple(stage for stage in SYSTEMS["all"] if stage not in SAME)
 PRODUCTS = ("dot_general", "conv_general_dilated")
 
 

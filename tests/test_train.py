@@ -38,7 +38,7 @@ def assert_same_model(folder, other):
         np.testing.assert_array_equal(ours, theirs, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", ["mdn", "cunet"])
 def test_a_killed_run_compiles_once_and_continues_to_bit_identical_parameters(
     stage, finished_run, tmp_path, monkeypatch, caplog
 ):

@@ -162,6 +162,7 @@ def test_the_encoder_knows_what_is_hidden(start):
     method, state, batch = start("mrm")
     nothing = jnp.zeros((4, ROWS, ROWS, 2), bool)
 
+    @jax.jit
     def tokens(hidden):
         return method.network.encoder.apply(
             {"params": state.params["encoder"]}, batch["target"], hidden
