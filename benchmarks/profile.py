@@ -71,21 +71,11 @@ def fresh_state(config: ConfigDict, stage: str, devices: parallel.Devices) -> ba
     shapes = example(config, number * devices.mesh.size)
     batch = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
     rng = np.random.default_rng(0)
-    models = {
-        name: {
-            "params": jax.tree.map(lambda leaf: _chance(leaf, rng), model["params"]),
-            "statistics": jax.tree.map(
-                lambda leaf: np.ones(leaf.shape, leaf.dtype), model["statistics"]
-            ),
-        }
-        for name, model in frozen(config, method, shapes).items()
-    }
+    models = jax.tree.map(
+        lambda leaf: 0.02 * rng.standard_normal(leaf.shape, np.float32),
+        frozen(config, method, shapes),
+    )
     return devices.init_sharded(method.init, key(), batch, models)
-
-
-def _chance(leaf: jax.ShapeDtypeStruct, rng: np.random.Generator) -> np.ndarray:
-    """Small values, which training starts with too."""
-    return 0.02 * rng.standard_normal(leaf.shape, np.float32)
 
 
 def training_step(config: ConfigDict, stage: str) -> Program:

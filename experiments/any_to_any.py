@@ -10,7 +10,6 @@ What is trained already is not trained again. Writes `experiments/results/phanto
 after every seed and, from it, `docs/results/phantom/any_to_any.md`.
 """
 
-import argparse
 import dataclasses
 import itertools
 import os
@@ -33,7 +32,7 @@ from cdm_jax.tasks import JOIN
 from cdm_jax.writer import console
 from configs.cdm import ALL
 from experiments.records import load_records, load_results, main_values, save_results
-from experiments.study import DOCS, write
+from experiments.study import DOCS, seed_by_seed, write
 
 NAME = "phantom/any_to_any"
 COMMAND = "python -m experiments.any_to_any"
@@ -70,9 +69,9 @@ class Training:
     overrides: tuple[str, ...] = ()
 
 
-def trainings(workdir: pathlib.Path, scale: str) -> Iterator[Training]:
+def trainings(workdir: pathlib.Path) -> Iterator[Training]:
     """All that a seed trains; the patients who lack a modality are made before theirs."""
-    longer = _longer(scale)
+    longer = _longer()
     yield Training(name=ANY, config="phantom.py:any", patterns=PATTERNS, overrides=longer)
     for pattern in (PAPER, *SINGLE):
         sources = tuple(pattern.split(JOIN))
@@ -86,7 +85,7 @@ def trainings(workdir: pathlib.Path, scale: str) -> Iterator[Training]:
     folder = workdir / "patients_lacking"
     for name, split in zip((LACKING, COMPLETE), _lacking(workdir, folder), strict=True):
         own = (f"--config.data.root={folder}", f"--config.data.split_file={split}")
-        size = load_config(f"configs/phantom.py:m1,{scale}", []).data.size
+        size = load_config(f"configs/phantom.py:m1,{SCALE}", []).data.size
         yield Training(
             name=name,
             config=f"brats.py:m1,any,size={size}",
@@ -95,9 +94,9 @@ def trainings(workdir: pathlib.Path, scale: str) -> Iterator[Training]:
         )
 
 
-def _longer(scale: str) -> tuple[str, ...]:
+def _longer() -> tuple[str, ...]:
     """Overrides that let every stage train several times as long."""
-    config = load_config(f"configs/phantom.py:any,{scale}", [])
+    config = load_config(f"configs/phantom.py:any,{SCALE}", [])
     return tuple(
         f"--config.{stage}.train.num_steps={TIMES * config[stage].train.num_steps}"
         for stage in config.pipeline
@@ -130,14 +129,14 @@ def _lacking(workdir: pathlib.Path, folder: pathlib.Path) -> tuple[pathlib.Path,
     return whole, reduced
 
 
-def run(one: Training, seed: int, workdir: pathlib.Path, scale: str) -> dict[str, list[Record]]:
+def run(one: Training, seed: int, workdir: pathlib.Path) -> dict[str, list[Record]]:
     """Trains and scores one of them; patients, split and caches are shared."""
     folder = workdir / f"{one.name.replace(' ', '_')}_{len(one.patterns)}_{one.patterns[0]}_{seed}"
     shared = {"root": "patients", "split_file": "split.json"}
     shared["cache"] = "cache_any" if one.patterns == PATTERNS else f"cache_{one.patterns[0]}"
     console.rule(f"seed {seed}: {one.name}, {', '.join(one.patterns)}")
     arguments = [
-        f"--config=configs/{one.config},{scale},seed={seed}",
+        f"--config=configs/{one.config},{SCALE},seed={seed}",
         f"--workdir={folder}",
         f"--config.evaluate.conventions=({CONVENTION!r},)",
         "--config.volume_scale=False",  # which only fixed tasks have: networks are compared
@@ -158,15 +157,15 @@ def _kept(record: Record) -> Record:
     return main_values({**record, "rows": rows})
 
 
-def measure(seeds: Sequence[int], workdir: pathlib.Path, scale: str) -> None:
+def measure(seeds: Sequence[int], workdir: pathlib.Path) -> None:
     """Runs what is missing, seed by seed, and writes the record after each."""
     runs: dict[str, dict[str, dict[str, Any]]] = {}
     for number, seed in enumerate(seeds, 1):
-        for one in trainings(workdir, scale):
-            for pattern, records in run(one, seed, workdir, scale).items():
+        for one in trainings(workdir):
+            for pattern, records in run(one, seed, workdir).items():
                 runs.setdefault(one.name, {}).setdefault(pattern, {})[str(seed)] = records
         done = ",".join(map(str, seeds[:number]))
-        save_results(NAME, {"command": f"{COMMAND} --seeds={done}", "scale": scale, "runs": runs})
+        save_results(NAME, {"command": f"{COMMAND} --seeds={done}", "scale": SCALE, "runs": runs})
 
 
 # What it says
@@ -305,16 +304,7 @@ def show() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what is missing, writes the record and shows it."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seeds", default="0,1,2", help="comma-separated")
-    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/any_to_any"))
-    parser.add_argument("--show", action="store_true", help="only draw from the committed record")
-    parser.add_argument("--scale", default=SCALE, help=argparse.SUPPRESS)  # "smoke" in tests
-    options = parser.parse_args(arguments)
-    if not options.show:
-        seeds = [int(seed) for seed in options.seeds.split(",")]
-        measure(seeds, options.workdir.absolute(), options.scale)
-    show()
+    seed_by_seed(arguments, __doc__, measure, show, "runs/any_to_any")
 
 
 if __name__ == "__main__":

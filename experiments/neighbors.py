@@ -10,7 +10,6 @@ not trained again. Writes `experiments/results/phantom/neighbors.json` and, from
 `docs/results/phantom/neighbors.md`.
 """
 
-import argparse
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,7 +24,7 @@ from cdm_jax.report.tables import with_interval
 from cdm_jax.writer import console
 from configs import common
 from experiments.records import load_records, load_results, main_values, save_results
-from experiments.study import DOCS, write
+from experiments.study import DOCS, seed_by_seed, write
 
 NAME = "phantom/neighbors"
 COMMAND = "python -m experiments.neighbors"
@@ -154,14 +153,7 @@ def show() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what is missing, writes the record and shows it."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seeds", default="0,1,2", help="comma-separated")
-    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/neighbors"))
-    parser.add_argument("--show", action="store_true", help="only draw from the committed record")
-    options = parser.parse_args(arguments)
-    if not options.show:
-        measure([int(seed) for seed in options.seeds.split(",")], options.workdir.absolute())
-    show()
+    seed_by_seed(arguments, __doc__, measure, show, "runs/neighbors")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ patients. What is trained already is not trained again. Writes
 `experiments/results/phantom_seeds.json` and, from it, `docs/results/phantom/seeds.md`.
 """
 
-import argparse
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -21,7 +20,7 @@ from cdm_jax.report.render import to_markdown
 from cdm_jax.report.tables import with_interval
 from cdm_jax.writer import console
 from experiments.records import load_records, load_results, main_values, save_results
-from experiments.study import DOCS, write
+from experiments.study import DOCS, seed_by_seed, write
 
 NAME = "phantom_seeds"
 COMMAND = "python -m experiments.seeds"
@@ -102,18 +101,15 @@ def show() -> None:
     write(DOCS / "phantom/seeds.md", text + "\n")
 
 
-def main() -> None:
+def measure(seeds: Sequence[int], workdir: pathlib.Path) -> None:
+    """Runs what is missing, and writes the record."""
+    runs = {str(seed): run_seed(seed, workdir) for seed in seeds}
+    save_results(NAME, {"command": COMMAND, "runs": runs})
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what is missing, writes the record, prints the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--seeds", default="0,1,2", help="comma-separated")
-    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/seeds"))
-    parser.add_argument("--show", action="store_true", help="only print the committed record")
-    options = parser.parse_args()
-    if not options.show:
-        seeds = [int(seed) for seed in options.seeds.split(",")]
-        runs = {str(seed): run_seed(seed, options.workdir) for seed in seeds}
-        save_results(NAME, {"command": COMMAND, "runs": runs})
-    show()
+    seed_by_seed(arguments, __doc__, measure, show, "runs/seeds")
 
 
 if __name__ == "__main__":

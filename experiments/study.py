@@ -268,3 +268,29 @@ def main(
         sys.exit(f"error: {error}")
     except FileNotFoundError as error:
         sys.exit(f"error: {error.filename} is not there: run this without --show first")
+
+
+def seed_by_seed(
+    arguments: Sequence[str] | None,
+    text: str | None,
+    measure: Callable[[Sequence[int], pathlib.Path], None],
+    show: Callable[[], None],
+    workdir: str,
+) -> None:
+    """The command line of a study that repeats itself with several seeds.
+
+    Args:
+      arguments: of the command line; those of the process where None.
+      text: the module's docstring, whose first line says what it does.
+      measure: trains and scores these seeds in a workdir, and writes the record.
+      show: reads the record, prints and writes what is drawn from it.
+      workdir: by default.
+    """
+    parser = argparse.ArgumentParser(description=(text or "").partition("\n")[0])
+    parser.add_argument("--seeds", default="0,1,2", help="comma-separated")
+    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path(workdir))
+    parser.add_argument("--show", action="store_true", help="only draw from the committed record")
+    options = parser.parse_args(arguments)
+    if not options.show:
+        measure([int(seed) for seed in options.seeds.split(",")], options.workdir.absolute())
+    show()

@@ -69,13 +69,14 @@ def test_the_three_answers_are_those_of_the_record():
 
 @pytest.mark.slow
 def test_a_seed_is_trained_scored_and_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(any_to_any, "SCALE", "smoke")
     monkeypatch.setattr(any_to_any, "DOCS", tmp_path)
     (tmp_path / "phantom").mkdir()
     saved = {}
     monkeypatch.setattr(any_to_any, "save_results", lambda name, content: saved.update(content))
     monkeypatch.setattr(any_to_any, "load_results", lambda name: saved)
     run = tmp_path / "run"
-    any_to_any.main(["--seeds=3", "--scale=smoke", f"--workdir={run}"])
+    any_to_any.main(["--seeds=3", f"--workdir={run}"])
     assert set(saved["runs"]) == {ANY, "dedicated", LACKING, COMPLETE}
     assert set(saved["runs"]["dedicated"]) == {PAPER, *SINGLE}
     scored = {
