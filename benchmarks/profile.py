@@ -6,7 +6,7 @@
 Needs no data: random slices of the config's shapes and fresh parameters cost what trained ones do.
 The step is compiled as the loop compiles it, the sampler (of CDM: every DDIM step of MDN, then
 C-UNet) as the evaluation does. Each is compiled, run until it is warm, timed, and run once more
-under XLA's profiler. Prints the dearest operations, says how to open the traces, and writes
+under XLA's profiler. Prints the most expensive operations, says how to open the traces, and writes
 `benchmarks/results/<dataset>/profile.json`. Time is this machine's: nothing else should run.
 """
 
@@ -175,7 +175,7 @@ def measure(program: Program, steps: int, folder: pathlib.Path) -> Row:
       folder: of the trace.
 
     Returns:
-      Seconds, operations a second and the dearest operations, in a call.
+      Seconds, operations a second and the most expensive operations, in a call.
     """
     flops = executed_flops(program)
     began = time.perf_counter()
@@ -224,7 +224,7 @@ def verdict(row: Row) -> str:
     first = row["operations"][0]
     return (
         f"{row['stage']}, {row['part']}: {kind} takes {most / total:.0%} of the operations' time; "
-        f"the dearest single operation ({first['kind']}, {first['place']}) takes "
+        f"the most expensive single operation ({first['kind']}, {first['place']}) takes "
         f"{first['milliseconds'] / total:.0%}."
     )
 
@@ -253,7 +253,7 @@ def summary_table(content: Row) -> Table:
 
 
 def operations_table(row: Row) -> Table:
-    """The kinds of operations of a program, then its dearest operations."""
+    """The kinds of operations of a program, then its most expensive operations."""
     total = row["operation_milliseconds"]
     table = Table(title=f"{row['stage']} {row['part']}, a call", title_justify="left")
     for name, justify in (("operation", "left"), ("share", "right"), ("calls", "right")):

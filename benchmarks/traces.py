@@ -127,7 +127,7 @@ def _place(line: re.Match) -> str:
 
 
 def operations(folder: pathlib.Path, program: str) -> list[Operation]:
-    """The operations of one program in the newest trace of a folder, the dearest first.
+    """The operations of one program in the newest trace of a folder, the most expensive first.
 
     Args:
       folder: as given to `jax.profiler.trace`.
@@ -200,7 +200,7 @@ def events(path: pathlib.Path, module: str) -> Iterator[list[Event]]:
 
 
 def kernels(folder: pathlib.Path) -> list[Operation]:
-    """What ran on accelerators in the newest trace of a folder, the dearest first.
+    """What ran on accelerators in the newest trace of a folder, the most expensive first.
 
     Unlike `operations` it needs no program, and no kernel that names the operation that it is of.
 
@@ -240,7 +240,7 @@ def self_times(events: Iterable[Event]) -> list[tuple[str, float]]:
 
 
 def by_kind(rows: Sequence[Operation]) -> Mapping[str, float]:
-    """Milliseconds of each kind of operation, the dearest first."""
+    """Milliseconds of each kind of operation, the most expensive first."""
     sums: dict[str, float] = defaultdict(float)
     for row in rows:
         sums[row.kind] += row.milliseconds

@@ -23,7 +23,7 @@ from cdm_jax.tasks import task_of
 from cdm_jax.writer import console
 
 SCANS = 96  # to predict at most
-FEW = 24  # the same where training patients are among them: a diffusion model's scans are dear
+FEW = 24  # the same where training patients are among them: a diffusion model's scans take long
 SLICES = 16  # a call and device
 
 

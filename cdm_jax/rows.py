@@ -24,7 +24,7 @@ def system_of(row: str) -> str:
 
 
 def num_samples(config: ConfigDict, system: str) -> int:
-    """Samples that a system's mean is of; one whose samples are dear has a number of its own."""
+    """Samples that a system's mean is of; one whose samples take long has a number of its own."""
     return config[system].get("num_samples", config.evaluate.num_samples)
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
@@ -12,9 +11,10 @@ from scipy.ndimage import gaussian_filter, uniform_filter
 
 from cdm_jax.errors import UserError
 from cdm_jax.metrics.regions import bounding_box
+from cdm_jax.workers import cores
 
 K1, K2 = 0.01, 0.03
-VOLUME = 2**20  # voxels from which on threads pay
+SLAB = 40  # slices of a volume that are computed at once: their arrays are reused, large ones not
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,13 +40,6 @@ class Window:
         if self.sigma is None:
             return uniform_filter(image, 2 * self.radius + 1, mode=self.border)
         return gaussian_filter(image, self.sigma, radius=self.radius, mode=self.border)
-
-    def means(self, images: Sequence[Float[np.ndarray, "*space"]]) -> list[np.ndarray]:
-        """Averages images, volumes side by side: SciPy lets other threads run meanwhile."""
-        if images[0].size < VOLUME:
-            return [self.mean(image) for image in images]
-        with ThreadPoolExecutor(len(images)) as threads:
-            return list(threads.map(self.mean, images))
 
     def correction(self, dimensions: int) -> float:
         """Returns the factor of (co)variances in an image of so many dimensions."""
@@ -84,18 +77,46 @@ def ssim_map(
     Returns:
         A map in [-1, 1] of the images' shape, in double precision.
     """
-    x, y = prediction.astype(np.float64), truth.astype(np.float64)
-    # The two variances only count as their sum, which needs one mean of squares.
-    mean_x, mean_y, mean_squares, mean_product = window.means([x, y, x * x + y * y, x * y])
-    squares, product = mean_x**2 + mean_y**2, mean_x * mean_y
-    correction = window.correction(x.ndim)
-    variances = correction * (mean_squares - squares)
-    covariance = correction * (mean_product - product)
+    if len(prediction) <= SLAB or prediction.ndim < 3:
+        return _map(prediction, truth, data_range, window)
 
+    def slab(start: int) -> Float[np.ndarray, "*space"]:
+        """The map of some slices, which windows around them do not reach beyond."""
+        before = min(start, window.radius)
+        seen = slice(start - before, start + SLAB + window.radius)
+        found = _map(prediction[seen], truth[seen], data_range, window)
+        return found[before : before + SLAB]
+
+    with ThreadPoolExecutor(cores()) as threads:  # NumPy and SciPy let each other's threads run
+        return np.concatenate(list(threads.map(slab, range(0, len(prediction), SLAB))))
+
+
+def _map(
+    prediction: Float[np.ndarray, "*space"],
+    truth: Float[np.ndarray, "*space"],
+    data_range: float,
+    window: Window,
+) -> Float[np.ndarray, "*space"]:
+    x, y = prediction.astype(np.float64), truth.astype(np.float64)
     c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
-    luminance = (2 * product + c1) / (squares + c1)
-    contrast_and_structure = (2 * covariance + c2) / (variances + c2)
-    return luminance * contrast_and_structure
+    correction = window.correction(x.ndim)
+    mean_x, mean_y = window.mean(x), window.mean(y)
+    covariance = window.mean(x * y)
+    variances = window.mean(np.square(x, out=x) + np.square(y, out=y))  # only their sum counts
+    # In place, since making large arrays takes longer than filling them.
+    product = mean_x * mean_y
+    squares = np.square(mean_x, out=mean_x)
+    squares += np.square(mean_y, out=mean_y)
+    for moment, of_means in ((covariance, product), (variances, squares)):
+        moment -= of_means
+        moment *= correction
+    for numerator, denominator, constant in ((product, squares, c1), (covariance, variances, c2)):
+        numerator *= 2
+        numerator += constant
+        denominator += constant
+        numerator /= denominator
+    product *= covariance
+    return product  # of luminance and of contrast and structure
 
 
 def mean_inside(similarity: Float[np.ndarray, "*space"], mask: Bool[np.ndarray, "*space"]) -> float:
