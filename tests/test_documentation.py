@@ -1,6 +1,7 @@
 """README and docs/: links lead somewhere, what is named exists, tables are those of the records."""
 
 import importlib.util
+import json
 import pathlib
 import re
 import sys
@@ -213,6 +214,22 @@ def test_what_is_said_of_fine_tuning_is_that_of_its_record(tmp_path, monkeypatch
     fine_tuning.show()
     name = "fine_tuning.md"
     assert (tmp_path / name).read_text() == (DOCS / "results" / name).read_text()
+
+
+def test_the_profile_that_is_read_out_is_the_committed_one():
+    record = json.loads((ROOT / "benchmarks/results/phantom/profile.json").read_text())
+    (step,) = [row for row in record["rows"] if (row["stage"], row["part"]) == ("cunet", "step")]
+    total, seconds = step["operation_milliseconds"], step["seconds"]
+    shares = {kind: f"{value / total:.0%}" for kind, value in step["kinds"].items()}
+    text = " ".join((ROOT / "docs/how_to/profile.md").read_text().split())
+    for said in (
+        f"{1e3 * seconds:.0f} ms a step, {step['slices'] / seconds:.0f} slices/s, "
+        f"{step['flops'] / 1e9:.0f} GFLOP at {step['flops'] / 1e9 / seconds:.0f} GFLOP/s",
+        f"Convolutions take {shares['convolution']}, elementwise operations "
+        f"{shares['elementwise']}, moving data {shares['moving data']}",
+        f"pooling is {step['kinds']['pooling'] / total:.1%} now",
+    ):
+        assert said in text, said
 
 
 def test_what_is_said_of_the_map_of_enhancement_is_that_of_its_record():
