@@ -11,7 +11,6 @@ from scipy.ndimage import gaussian_filter, uniform_filter
 
 from cdm_jax.errors import UserError
 from cdm_jax.metrics.regions import bounding_box
-from cdm_jax.workers import cores
 
 K1, K2 = 0.01, 0.03
 SLAB = 40  # slices of a volume that are computed at once: their arrays are reused, large ones not
@@ -87,7 +86,7 @@ def ssim_map(
         found = _map(prediction[seen], truth[seen], data_range, window)
         return found[before : before + SLAB]
 
-    with ThreadPoolExecutor(cores()) as threads:  # NumPy and SciPy let each other's threads run
+    with ThreadPoolExecutor() as threads:  # NumPy and SciPy let each other's threads run
         return np.concatenate(list(threads.map(slab, range(0, len(prediction), SLAB))))
 
 
