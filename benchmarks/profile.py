@@ -66,13 +66,19 @@ class Program:
 
 
 def fresh_state(config: ConfigDict, stage: str, devices: parallel.Devices) -> base.State:
-    """A stage's first state, on the devices, over models of chance values that it builds on."""
+    """A stage's first state, on the devices, over models of chance values that it builds on.
+
+    Their statistics are near 1, since a deviation that networks divide by is among them.
+    """
     method, number = create(config, stage), config[stage].train.batch_size_per_device
     shapes = example(config, number * devices.mesh.size)
     batch = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
     rng = np.random.default_rng(0)
-    models = jax.tree.map(
-        lambda leaf: 0.02 * rng.standard_normal(leaf.shape, np.float32),
+    models = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: (
+            np.float32("statistics" in str(path))
+            + 0.02 * rng.standard_normal(leaf.shape, np.float32)
+        ),
         frozen(config, method, shapes),
     )
     return devices.init_sharded(method.init, key(), batch, models)

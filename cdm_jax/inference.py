@@ -59,13 +59,14 @@ class System:
         """
 
         def run(model: base.Model, stored: Mapping[str, Array], key: Array) -> Outputs:
+            """What `compute` makes of stored slices, 0 in the background."""
             batch = {name: base.to_model_range(slices) for name, slices in stored.items()}
             own = self.method.own(stored["source"])
             brain = jnp.any(own > 0, axis=-1, keepdims=True)
             outputs = compute(model, batch, key)
             return {name: image * brain for name, image in outputs.items()}
 
-        run.__name__ = compute.__name__
+        run.__name__ = getattr(compute, "__name__", run.__name__)  # a partial has none
         return jax.jit(run)
 
     def sources_of(self, slices: Slices, slice_indices: Sequence[int]) -> Slices:

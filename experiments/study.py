@@ -7,11 +7,12 @@ is drawn from it to `docs/results/<dataset>/`; `--show` draws from the committed
 """
 
 import argparse
+import contextlib
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -260,10 +261,16 @@ def main(
         root=options.root,
         workdir=options.workdir or pathlib.Path("runs") / name,
     )
-    try:
+    with _errors_in_a_line():
         if not options.show:
             measure(study)
         show(study)
+
+
+@contextlib.contextmanager
+def _errors_in_a_line() -> Iterator[None]:
+    try:
+        yield
     except UserError as error:
         sys.exit(f"error: {error}")
     except FileNotFoundError as error:
@@ -291,6 +298,7 @@ def seed_by_seed(
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path(workdir))
     parser.add_argument("--show", action="store_true", help="only draw from the committed record")
     options = parser.parse_args(arguments)
-    if not options.show:
-        measure([int(seed) for seed in options.seeds.split(",")], options.workdir.absolute())
-    show()
+    with _errors_in_a_line():
+        if not options.show:
+            measure([int(seed) for seed in options.seeds.split(",")], options.workdir.absolute())
+        show()

@@ -11,7 +11,7 @@ def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ c"]:
 
     Values and derivatives are those of `flax.linen.max_pool`: of equal pixels the first one has the
     gradient. XLA's own derivative makes arrays of indices on a CPU, several times as large as the
-    image, which takes a tenth of C-UNet's training step.
+    image, which takes up to a tenth of C-UNet's training step.
     """
     height, width = (2 * (side // 2) for side in x.shape[1:3])
     return _max_pool(x[:, :height, :width])

@@ -13,6 +13,7 @@ from cdm_jax.metrics.psnr import psnr
 from cdm_jax.metrics.ssim import (
     RADIUS,
     SCIKIT_IMAGE,
+    SLAB,
     TORCHMETRICS,
     WANG,
     ssim,
@@ -163,3 +164,14 @@ def test_the_mean_with_the_border_of_nothing_is_full_and_without_a_range_undefin
     blank = np.zeros((12, 12))
     assert ssim_with_border(blank, blank) == 1
     assert math.isnan(ssim_with_border(blank, blank, 0.0))
+
+
+@pytest.mark.parametrize("slices", [SLAB, SLAB + 1, 2 * SLAB + 7])
+def test_a_volume_of_several_slabs_has_the_similarity_of_scikit_image(slices):
+    rng = np.random.default_rng(slices)
+    prediction, truth = rng.random((2, slices, 13, 12))
+    _, similarity = skimage_ssim(prediction, truth, 1.0, full=True)
+    np.testing.assert_allclose(ssim_map(prediction, truth), similarity, atol=1e-10)
+    mask = np.zeros(truth.shape, bool)
+    mask[3:-1, 4:9, 2:11] = True
+    assert ssim(prediction, truth, mask=mask) == pytest.approx(similarity[mask].mean(), abs=1e-10)
