@@ -94,6 +94,8 @@ def hear_full_disks() -> None:
     """
 
     def unless_full(show: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """A hook that leaves out what follows from a full disk."""
+
         def hook(found: Any) -> None:
             error = found.exc_value
             if FULL_TOLD.is_set() and isinstance(error, OSError):

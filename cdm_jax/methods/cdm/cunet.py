@@ -148,6 +148,7 @@ class CrossConditioned(Translator):
         truth, weight = batch["target"], batch.get("weight")
 
         def loss(params: Any) -> tuple[Array, Metrics]:
+            """Of the parameters alone, with its parts."""
             y = self._training_y(state.frozen, params, batch, key)
             painted = self._paint({"params": params}, batch["source"], y, bool(self.quantiles))
             if not self.quantiles:
