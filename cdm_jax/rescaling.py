@@ -1,6 +1,6 @@
 """Fits what corrects the volumes of a trained system: curves of their scale, ends of intervals.
 
-See `data/volume_scale.py` and `data/ends.py`. `train` calls it for a finished stage.
+See `data/volume_scale.py` and `end_fitting.py`. `train` calls it for a finished stage.
 """
 
 import pathlib
@@ -16,13 +16,15 @@ from cdm_jax.data.correction import Correction, read_correction, save_correction
 from cdm_jax.data.dataset import Dataset
 from cdm_jax.data.prepare import FULL_SCALE
 from cdm_jax.data.volume_scale import LEAST, Curves, Scan, Volume, fit_curves, scans_of
+from cdm_jax.end_fitting import fit_ends
 from cdm_jax.inference import subject_key
 from cdm_jax.methods import base
 from cdm_jax.sampling import SubjectSampler
 from cdm_jax.tasks import task_of
 from cdm_jax.writer import console
 
-SCANS = 96  # to predict at most
+SCANS = 96  # to predict at most for curves
+FOR_ENDS = 200  # the same for the ends of intervals
 FEW = 24  # the same where training patients are among them: a diffusion model's scans take long
 SLICES = 16  # a call and device
 
@@ -67,7 +69,7 @@ def _ends(sampler: SubjectSampler, dataset: Dataset, curves: Curves) -> ends.All
     if not levels:
         return {}
     known = Correction(curves=curves)
-    numbers = np.linspace(0, len(dataset.train) - 1, min(SCANS, len(dataset.train)))
+    numbers = np.linspace(0, len(dataset.train) - 1, min(FOR_ENDS, len(dataset.train)))
     chosen = [dataset.train[number] for number in np.unique(numbers.astype(int))]
     scans: dict[str, list[ends.Scan]] = {}
     for subject in track(chosen, "fitting the ends of intervals", console=console):
@@ -76,7 +78,7 @@ def _ends(sampler: SubjectSampler, dataset: Dataset, curves: Curves) -> ends.All
         found = ends.scans_of(truth, corrected, sources)
         for target, scan in zip(subject.targets, found, strict=True):
             scans.setdefault(target, []).append(scan)
-    fitted = {target: ends.fit_ends(ones, levels) for target, ones in scans.items()}
+    fitted = {target: fit_ends(ones, levels) for target, ones in scans.items()}
     return {target: one for target, one in fitted.items() if one is not None}
 
 

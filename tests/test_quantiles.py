@@ -9,12 +9,19 @@ import numpy as np
 import pytest
 
 import cdm_jax
-from cdm_jax import calibration, checkpoint, enhancement, inference, rescaling, sampling
+from cdm_jax import (
+    calibration,
+    checkpoint,
+    end_fitting,
+    enhancement,
+    inference,
+    rescaling,
+    sampling,
+)
 from cdm_jax import intervals as calibrated
-from cdm_jax.data import ends
 from cdm_jax.data.dataset import load_dataset
+from cdm_jax.data.ends import known_of
 from cdm_jax.data.nifti import GRID_FIELDS, read_labels, read_volume
-from cdm_jax.data.polynomials import products
 from cdm_jax.data.volume_scale import Curve
 from cdm_jax.errors import UserError
 from cdm_jax.metrics import conformal
@@ -322,7 +329,7 @@ def test_ends_are_fitted_to_corrected_volumes_of_training_patients_alone(
 ):
     """By hand from the file, and from volumes as the network predicts them."""
     seen, predict = [], rescaling._predicted
-    monkeypatch.setattr(ends, "LEAST_SCANS", 1)
+    monkeypatch.setattr(end_fitting, "LEAST_SCANS", 1)
     monkeypatch.setattr(rescaling, "_predicted", lambda *a: (seen.append(a[1]), predict(*a))[1])
     curve = Curve(offsets=[-0.7], powers=[0.0], lowest=0.1, highest=1.0, scans=8)
     monkeypatch.setattr(rescaling, "measure", lambda *_: {})
@@ -338,19 +345,19 @@ def test_ends_are_fitted_to_corrected_volumes_of_training_patients_alone(
     plain = sampling.SubjectSampler(inference.uncorrected(sampler.system), 1).volumes(stored, key)
     found = sampling.SubjectSampler(inference.load_system(stage, 8), 1).volumes(stored, key)
     brain = (stored["source"] > 0).any(-1)
-    half = np.exp(np.float32(-0.7))
-    for channel, (target, factor) in enumerate((("t1c", 1), ("t2f", half))):
-        mean, lower, upper = (
-            factor * plain[name][brain][:, channel] for name in ("mean", "lower", "upper")
-        )
+    factors = np.array([1, np.exp(-0.7)], np.float32)
+    corrected = {name: factors[None, None, None] * volume for name, volume in plain.items()}
+    for channel, known in enumerate(known_of(corrected, stored["source"], brain)):
+        mean, target = known[:, 0], subject.targets[channel]
         np.testing.assert_allclose(found["mean"][brain][:, channel], mean, rtol=1e-5)
-        top = np.full_like(mean, np.percentile(mean, 99.5))
-        sources = stored["source"][brain] / np.float32(65535)
-        known = np.stack([mean, mean - lower, upper - mean, *sources.T, top], axis=-1)
         one = saved[target]
-        made = products(np.clip(known, one["lowest"], one["highest"]), 3)
-        for name, side, sign in (("lower", "below", -1), ("upper", "above", 1)):
-            expected = np.clip(mean + sign * np.maximum(made @ one[side], one["least"]), 0, 1)
+        made = np.clip(known, one["lowest"], one["highest"])
+        for layer in one["layers"][:-1]:
+            made = np.maximum(made @ layer["kernel"] + layer["bias"], 0)
+        made = made @ one["layers"][-1]["kernel"] + one["layers"][-1]["bias"]
+        for name, side, sign in (("lower", 0, -1), ("upper", 1, 1)):
+            distance = 0.1 * np.log1p(np.exp(made[:, side]))
+            expected = np.clip(mean + sign * distance, 0, 1)
             np.testing.assert_allclose(found[name][brain][:, channel], expected, atol=2e-4)
 
 

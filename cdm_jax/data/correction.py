@@ -93,5 +93,6 @@ def read_correction(stage_folder: pathlib.Path, fingerprint: str) -> Correction 
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} is damaged ({error!r}): remove it, and `cdm-jax train` fits it again"
+            f"{path} is damaged, or of another version ({error!r}): remove it, and "
+            "`cdm-jax train` fits it again"
         ) from error

@@ -3,34 +3,34 @@
 The ends that a quantile head predicts are those of a slice by itself. A good part of its error is
 the scale of the whole volume, by which a brain is off at once; where that is corrected
 (`volume_scale.py`), what is left of the error lies elsewhere, and the ends do not say where. The
-distances from the corrected mean to both ends are therefore predicted again, by a cubic in what is
-known of a voxel: the mean, the distances that the head predicts, the sources, and the volume's top.
-
-It is fitted to training patients by quantile regression (Koenker and Bassett 1978), to the levels
-of the head. Validation patients have no part in it, so that they can calibrate the result.
+distances from the corrected mean to both ends are therefore predicted again, by a small network
+from what is known of a voxel: the mean, the distances that the head predicts, the sources, what
+surrounds the voxel in mean and sources, and the volume's top. `end_fitting.py` trains the network;
+here it is evaluated, with NumPy alone.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt16
+from scipy import ndimage
 
-from cdm_jax.data.polynomials import products
 from cdm_jax.data.prepare import FULL_SCALE
 from cdm_jax.data.volume_scale import Volume, tops
 
-DEGREE = 3
-LEAST_SCANS = 8  # with fewer, a network's own ends stay
-VOXELS = 1000  # of a scan that they are fitted to
-STEPS = 30  # of reweighted least squares
-NEAR = 2e-3  # a residual counts as this one at least: its weight is its inverse
-RIDGE = 1e-9  # of the mean square of a product: keeps the equations solvable
-LEAST_SHARE = 0.1  # of the mean error: no end comes nearer, as a polynomial may be negative
+VOXELS = 1000  # of a scan that they are fitted to, at least where it has as many
+AROUND = (1.5, 1.0, 1.0)  # deviation of the Gaussian of what surrounds a voxel: z, y, x in voxels
+CHUNK = 2**16  # voxels at once: hidden values take room
+UNIT = 0.1  # of a distance: what the network's output of one stands for
 
 Voxels = Float[np.ndarray, " voxel"]
 Known = Float[np.ndarray, "voxel _"]
-"""Of each voxel mean, distances to the lower and upper end, each source, and the volume's top."""
+"""Of each voxel, see `known_of`."""
+Layer = Mapping[str, Sequence[Any]]
+"""Name of a parameter -> its values, row by row."""
 Scan = tuple[Float[np.ndarray, "_ _"], Float[np.ndarray, "_"]]
 """What is known of a scan's voxels, and the truth; scans have different numbers of voxels."""
 
@@ -40,18 +40,14 @@ class Ends:
     """From what is known of a voxel to the distances of its interval's ends from the mean.
 
     Attributes:
-        below: weight of each product of what is known, see `polynomials.products`, for the distance
-            to the lower end.
-        above: the same for the upper end.
-        least: the smallest distance to either.
+        layers: of the network, each a "kernel" and a "bias". ReLU follows all but the last, whose
+            two outputs become the distances to the lower and upper end by softplus.
         lowest: of each known value in the scans that it was fitted to; a lower one counts as this.
         highest: the same at the other end.
         scans: to how many it was fitted.
     """
 
-    below: Sequence[float]
-    above: Sequence[float]
-    least: float
+    layers: Sequence[Layer]
     lowest: Sequence[float]
     highest: Sequence[float]
     scans: int
@@ -59,12 +55,16 @@ class Ends:
     def distances(self, known: Known) -> tuple[Voxels, Voxels]:
         """From the mean to the lower and to the upper end, positive."""
         low, high = (np.asarray(ones, known.dtype) for ones in (self.lowest, self.highest))
-        made = products(np.clip(known, low, high), DEGREE)
-        lower, upper = (
-            np.maximum(made @ np.asarray(weights, made.dtype), self.least)
-            for weights in (self.below, self.above)
-        )
+        chunks = np.array_split(known, math.ceil(len(known) / CHUNK))
+        found = np.concatenate([self._output(np.clip(chunk, low, high)) for chunk in chunks])
+        lower, upper = UNIT * np.logaddexp(0, found).T
         return lower, upper
+
+    def _output(self, known: Known) -> Float[np.ndarray, "voxel 2"]:
+        for number, layer in enumerate(self.layers):
+            kernel, bias = (np.asarray(layer[name], known.dtype) for name in ("kernel", "bias"))
+            known = (np.maximum(known, 0) if number else known) @ kernel + bias
+        return known
 
 
 AllEnds = Mapping[str, Ends]
@@ -76,38 +76,51 @@ def scans_of(
     volumes: Mapping[str, Volume],
     stored: UInt16[np.ndarray, "slice h w s"],
 ) -> list[Scan]:
-    """For each target what `fit_ends` takes of a corrected volume: evenly spaced voxels.
+    """For each target what `end_fitting.fit_ends` takes of a volume: evenly spaced voxels.
 
     Args:
         truth: in [0, 1].
-        volumes: "mean", "lower" and "upper" in [0, 1].
+        volumes: "mean", "lower" and "upper" in [0, 1], corrected.
         stored: the sources' slices.
     """
     brain = np.any(stored > 0, axis=-1)
     step = max(1, np.count_nonzero(brain) // VOXELS)
-    chosen = np.zeros_like(brain)
-    chosen[tuple(index[::step] for index in np.nonzero(brain))] = True
     return [
-        (
-            _known(volumes, stored, chosen, channel, top).astype(np.float64),
-            truth[..., channel][chosen].astype(np.float64),
-        )
-        for channel, top in enumerate(tops(volumes["mean"], brain))
+        (known[::step].astype(np.float64), truth[brain][::step, channel].astype(np.float64))
+        for channel, known in enumerate(known_of(volumes, stored, brain))
     ]
 
 
-def _known(
-    volumes: Mapping[str, Float[np.ndarray, "*slices t"]],
-    stored: UInt16[np.ndarray, "*slices s"],
-    where: Bool[np.ndarray, "*slices"],
-    channel: int,
-    top: float,
-) -> Known:
-    """What is known of a target's voxels, in this order."""
-    mean, lower, upper = (volumes[name][..., channel][where] for name in ("mean", "lower", "upper"))
-    sources = (stored[where] / np.float32(FULL_SCALE)).T
-    known = [mean, mean - lower, upper - mean, *sources, np.full_like(mean, top)]
-    return np.stack(known, axis=-1)
+def known_of(
+    volumes: Mapping[str, Volume],
+    stored: UInt16[np.ndarray, "slice h w s"],
+    brain: Bool[np.ndarray, "slice h w"],
+) -> Iterator[Known]:
+    """For each target what is known of the brain's voxels.
+
+    In this order: its mean, the distances to its lower and upper end, the sources, what surrounds
+    it in the mean and in the sources, and the top of the volume.
+    """
+    sources = np.moveaxis(stored / np.float32(FULL_SCALE), -1, 0)
+    in_sources = [image[brain] for image in sources]
+    around_sources = [_around(image, brain) for image in sources]
+    for channel, top in enumerate(tops(volumes["mean"], brain)):
+        images = (volumes[name][..., channel] for name in ("mean", "lower", "upper"))
+        mean, lower, upper = (image[brain] for image in images)
+        known = [mean, mean - lower, upper - mean, *in_sources]
+        around_mean = _around(volumes["mean"][..., channel], brain)
+        known += [around_mean, *around_sources, np.full_like(mean, top)]
+        yield np.stack(known, axis=-1)
+
+
+def _around(image: Float[np.ndarray, "slice h w"], brain: Bool[np.ndarray, "slice h w"]) -> Voxels:
+    """The Gaussian mean around each voxel of the brain, of the brain alone."""
+    inside = brain.astype(np.float32)
+    total, weight = (
+        ndimage.gaussian_filter(one, AROUND, mode="constant")[brain]
+        for one in (image * inside, inside)
+    )
+    return total / weight
 
 
 def with_ends(
@@ -130,55 +143,9 @@ def with_ends(
     if "lower" not in found or not brain.any() or ends.keys().isdisjoint(targets):
         return found
     found |= {name: found[name].copy() for name in ("lower", "upper")}
-    for channel, (target, top) in enumerate(zip(targets, tops(found["mean"], brain), strict=True)):
-        if target not in ends:
-            continue
-        for number, where in enumerate(brain):  # a slice at a time: a voxel has many products
-            own = {name: volume[number] for name, volume in volumes.items()}
-            known = _known(own, stored[number], where, channel, top)
-            lower, upper = ends[target].distances(known)
-            found["lower"][number, where, channel] = np.clip(known[:, 0] - lower, 0, 1)
-            found["upper"][number, where, channel] = np.clip(known[:, 0] + upper, 0, 1)
+    for channel, known in enumerate(known_of(volumes, stored, brain)):
+        if targets[channel] in ends:
+            lower, upper = ends[targets[channel]].distances(known)
+            found["lower"][brain, channel] = np.clip(known[:, 0] - lower, 0, 1)
+            found["upper"][brain, channel] = np.clip(known[:, 0] + upper, 0, 1)
     return found
-
-
-def fit_ends(scans: Sequence[Scan], levels: Sequence[float]) -> Ends | None:
-    """Fits the distances to scans, each of which counts alike.
-
-    Args:
-        scans: of training patients.
-        levels: shares of the truth that are to lie below the lower and below the upper end.
-
-    Returns:
-        None of fewer than `LEAST_SCANS`.
-    """
-    if len(scans) < LEAST_SCANS:
-        return None
-    known = np.concatenate([values for values, _ in scans])
-    off = np.concatenate([truth - values[:, 0] for values, truth in scans])
-    weight = np.concatenate([np.full(truth.size, 1 / truth.size) for _, truth in scans])
-    made = products(known, DEGREE)
-    return Ends(
-        below=_quantile(made, -off, 1 - levels[0], weight).tolist(),
-        above=_quantile(made, off, levels[1], weight).tolist(),
-        least=LEAST_SHARE * float(np.average(np.abs(off), weights=weight)),
-        lowest=known.min(axis=0).tolist(),
-        highest=known.max(axis=0).tolist(),
-        scans=len(scans),
-    )
-
-
-def _quantile(
-    made: Float[np.ndarray, "voxel p"], values: Voxels, level: float, weight: Voxels
-) -> Float[np.ndarray, "p"]:
-    """The combination of products that is a quantile of the values, by reweighted least squares."""
-    fitted = np.zeros(made.shape[1])
-    fitted[0] = np.quantile(values, level)  # the first product is 1
-    for _ in range(STEPS):
-        rest = values - made @ fitted
-        pull = weight * np.where(rest > 0, level, 1 - level) / np.maximum(np.abs(rest), NEAR)
-        pulled = made * pull[:, None]
-        squares = pulled.T @ made
-        ridge = RIDGE * np.trace(squares) / len(squares) * np.eye(len(squares))
-        fitted = np.linalg.solve(squares + ridge, pulled.T @ values)
-    return fitted

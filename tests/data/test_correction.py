@@ -12,13 +12,11 @@ from cdm_jax.errors import UserError
 from tests.stress import mutations
 
 CURVE = Curve(offsets=[0.1], powers=[0.0], lowest=0.5, highest=0.9, scans=9)
-# Of one source there are five known values and 56 products of up to three.
+# Of one source there are seven known values. Softplus of what the network gives is 1 and 2.
 ENDS = Ends(
-    below=[0.1] + [0.0] * 55,
-    above=[0.2] + [0.0] * 55,
-    least=0.01,
-    lowest=[0.0] * 5,
-    highest=[1.0] * 5,
+    layers=[{"kernel": [[0.0, 0.0]] * 7, "bias": np.log(np.expm1([1, 2])).tolist()}],
+    lowest=[0.0] * 7,
+    highest=[1.0] * 7,
     scans=9,
 )
 
