@@ -16,9 +16,10 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from cdm_jax.data.ends import UNIT, Ends, Scan
+from cdm_jax.methods.base import apply
 
-# With fewer, a quantile head's own ends stay: on the phantom's validation patients they had the lower
-# pinball loss beside a network of 24 scans, and the higher one beside one of 48.
+# With fewer, a quantile head's own ends stay: on the phantom's validation patients their pinball
+# loss was below that of a network of 24 scans, and above that of one of 48.
 LEAST_SCANS = 48
 WIDTHS = (32, 32)
 STEPS, BATCH, RATE = 1500, 8192, 3e-3
@@ -90,7 +91,7 @@ def _trained(
     first, *keys = jax.random.split(jax.random.key(0), STEPS + 1)
 
     def loss(params: Any, chosen: Any) -> Array:
-        above = distances[chosen] - network.apply(params, known[chosen])
+        above = distances[chosen] - apply(network, params, known[chosen])
         return jnp.maximum(shares[None] * above, (shares - 1)[None] * above).mean()
 
     def step(carry: Any, key: Any) -> tuple[Any, None]:
@@ -99,6 +100,6 @@ def _trained(
         updates, state = optimizer.update(jax.grad(loss)(params, chosen), state, params)
         return (optax.apply_updates(params, updates), state), None
 
-    params = network.init(first, known[:1])
+    params = network.init(first, known[:1])["params"]
     (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), jnp.stack(keys))
-    return dict(params["params"])
+    return dict(params)
