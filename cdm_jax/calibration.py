@@ -29,7 +29,16 @@ from cdm_jax.data.dataset import Dataset
 from cdm_jax.data.native import NativeImages
 from cdm_jax.data.subjects import Subject
 from cdm_jax.errors import UserError
-from cdm_jax.intervals import METHODS, REGIONS, Intervals, by_region, read_intervals, save_intervals
+from cdm_jax.evaluate_patterns import as_fixed
+from cdm_jax.intervals import (
+    METHODS,
+    REGIONS,
+    Intervals,
+    by_region,
+    folder_of,
+    read_intervals,
+    save_intervals,
+)
 from cdm_jax.metrics import conformal
 from cdm_jax.metrics.conformal import Multiplier
 from cdm_jax.metrics.regions import region_masks
@@ -41,6 +50,7 @@ from cdm_jax.sampling import (
     load_uncertain,
 )
 from cdm_jax.scoring import usable_segmentation
+from cdm_jax.tasks import JOIN
 from cdm_jax.writer import console
 
 # Added to distances from the mean, in units of [0, 1], so that samples that agree have an interval
@@ -242,9 +252,14 @@ def _guarantee(brain: Multiplier, strata: Mapping[str, Sequence[Multiplier]], le
 
 
 def calibrate_stage(
-    stage_folder: pathlib.Path, dataset: Dataset, *, samples: int, level: float
+    stage_folder: pathlib.Path,
+    dataset: Dataset,
+    *,
+    samples: int,
+    level: float,
+    given: Sequence[str] = (),
 ) -> Intervals:
-    """Calibrates a stage's intervals and writes `<stage folder>/intervals.json`.
+    """Calibrates a stage's intervals and writes `intervals.json`, see `intervals.folder_of`.
 
     Where the stage predicts enough (`enhancement.applies`), the map of the probability that a voxel
     enhances is calibrated too, on the same images, and `enhancement.json` written beside it. Of
@@ -256,25 +271,28 @@ def calibrate_stage(
       samples: drawn for each patient, as many as `synthesize` will draw; a deterministic system
         has one.
       level: nominal coverage, such as 0.9.
+      given: of a system that takes any modalities, from which to make the others: its error depends
+        on them. It is calibrated on patients who have all modalities.
 
     Raises:
-      UserError: nothing to calibrate there or on (see `load_uncertain`, `calibration_scores`), or
-        a level that is none.
+      UserError: nothing to calibrate there or on (see `load_uncertain`, `calibration_scores`), a
+        level that is none, or nothing given to a system that takes any modalities.
     """
     conformal.patients_needed(level)  # a wrong level is named before patients are drawn
     system = load_uncertain(stage_folder, samples)
     if inference.is_any_to_any(system):
-        raise UserError(
-            f"{stage_folder} takes any modalities, and its error depends on which: intervals are "
-            "calibrated for systems of a fixed task"
-        )
+        fixed, dataset = as_fixed(system.provenance.config, dataset, JOIN.join(given))
+        given, targets = fixed.data.sources, fixed.data.targets
+        system = inference.restricted(system, given, targets)
+    folder = folder_of(stage_folder, given)
     with parallel.first_process_first("intervals"):
         if parallel.is_first():
+            folder.mkdir(parents=True, exist_ok=True)
             sampler = SubjectSampler(system, different_samples(system, samples))
             edges = find_edges(sampler, dataset)
             seen = enhancement.Calibration(sampler, level) if enhancement.applies(system) else None
             watch = None if seen is None else seen.add
             scores = calibration_scores(sampler, dataset, edges, watch=watch)
-            save_intervals(stage_folder, fit_intervals(scores, sampler, level, edges))
-            enhancement.save_enhancement(stage_folder, None if seen is None else seen.fit())
-    return read_intervals(stage_folder)
+            save_intervals(folder, fit_intervals(scores, sampler, level, edges))
+            enhancement.save_enhancement(folder, None if seen is None else seen.fit())
+    return read_intervals(folder)

@@ -16,7 +16,7 @@ from cdm_jax.doctor import diagnose, show, write_findings, write_page
 from cdm_jax.errors import UserError
 from cdm_jax.evaluate import evaluate_run
 from cdm_jax.evaluate_patterns import evaluate_patterns
-from cdm_jax.intervals import summary
+from cdm_jax.intervals import folder_of, summary
 from cdm_jax.metrics.conformal import patients_needed
 from cdm_jax.preflight import check_evaluation, check_settings, check_training
 from cdm_jax.publish import check_evaluated, publish_run
@@ -25,7 +25,7 @@ from cdm_jax.rescaling import rescale_stage
 from cdm_jax.sampling import check_uncertain, slices_per_call
 from cdm_jax.score import score_folders
 from cdm_jax.synthesize import synthesize_folder
-from cdm_jax.tasks import task_of
+from cdm_jax.tasks import parse_pattern, task_of
 from cdm_jax.train import train_stage
 from cdm_jax.writer import console
 
@@ -87,19 +87,26 @@ def calibrate(
     *, config: ConfigDict | None, workdir: pathlib.Path, samples: int, level: float
 ) -> None:
     """Makes intervals for `synthesize`, on the validation patients of a run."""
-    stage = "cunet" if config is None or config.stage == "cdm" else config.stage
+    stage = "cunet" if config is None or config.pipeline else config.stage
     config = config or _saved_config(workdir)
     patients_needed(level)  # a wrong level is named before patients are prepared
     check_uncertain(workdir / stage, samples)
     _cache_compilations(workdir)
     dataset = _dataset(config, workdir)
-    with memory.explained("the calibration", _sampling_advice(samples)):
-        intervals = calibrate_stage(workdir / stage, dataset, samples=samples, level=level)
-    lines = summary(intervals)
-    if (workdir / stage / enhancement.FILE).exists():
-        lines += enhancement.summary(enhancement.read_enhancement(workdir / stage))
-    console.print("\n".join(lines))
-    if not task_of(config.data).is_any:
+    any_to_any, modalities = task_of(config.data).is_any, tuple(config.data.sources)
+    patterns = [parse_pattern(name, modalities)[0] for name in config.evaluate.patterns]
+    for given in patterns if any_to_any else [()]:
+        if given:
+            console.rule(f"from {', '.join(given)}")
+        with memory.explained("the calibration", _sampling_advice(samples)):
+            intervals = calibrate_stage(
+                workdir / stage, dataset, samples=samples, level=level, given=given
+            )
+        lines, folder = summary(intervals), folder_of(workdir / stage, given)
+        if (folder / enhancement.FILE).exists():
+            lines += enhancement.summary(enhancement.read_enhancement(folder))
+        console.print("\n".join(lines))
+    if not any_to_any:
         write_card(workdir / stage, dataset, *evaluated(workdir, "test", dataset))
 
 

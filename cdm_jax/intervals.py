@@ -1,7 +1,8 @@
 """Calibrated intervals of a trained stage: their file, what they promise, and their ends.
 
 `<workdir>/<stage>/intervals.json` lies beside the checkpoints, where `calibration.py` writes it and
-`synthesize` finds it.
+`synthesize` finds it. Those of a system that takes any modalities differ from pattern to pattern:
+that of T1 and T2 has a folder of its own, `<workdir>/<stage>/patterns/t1+t2`.
 """
 
 import dataclasses
@@ -17,7 +18,9 @@ from cdm_jax import inference
 from cdm_jax.files import write_json
 from cdm_jax.metrics import conformal
 from cdm_jax.metrics.conformal import Multiplier, Predicted
+from cdm_jax.pattern import Pattern
 from cdm_jax.sampling import different_samples, predicted
+from cdm_jax.tasks import JOIN
 from cdm_jax.writer import console
 
 FILE = "intervals.json"
@@ -159,6 +162,14 @@ def by_region(regions: Masks) -> dict[str, Bool[np.ndarray, "z y x"]]:
     return found
 
 
+def folder_of(stage_folder: pathlib.Path, given: Sequence[str] = ()) -> pathlib.Path:
+    """Where what is calibrated of a stage lies; of one that takes any modalities, from those given.
+
+    Their order is the system's.
+    """
+    return stage_folder / "patterns" / JOIN.join(given) if given else stage_folder
+
+
 def save_intervals(stage_folder: pathlib.Path, intervals: Intervals) -> None:
     """Writes `<stage folder>/intervals.json` as a whole or not at all."""
     write_json(stage_folder / FILE, dataclasses.asdict(intervals))
@@ -176,6 +187,14 @@ def find_intervals(
 
     Nothing is said where nothing was ever calibrated.
     """
+    if isinstance(system.method, Pattern):
+        folder = folder_of(stage_folder, system.method.sources)
+        known = sorted(path.name for path in folder.parent.glob("*"))
+        if known and folder.name not in known:
+            console.print(
+                f"no intervals from {folder.name}: calibrated are {', '.join(known)}; `calibrate` "
+                "makes those that the config's evaluate.patterns names"
+            )
     return find_calibrated(stage_folder, FILE, read_intervals, system, samples)
 
 
@@ -186,13 +205,14 @@ def find_calibrated(
     system: inference.System,
     samples: int,
 ) -> Kind | None:
-    """What the file of this name holds, as `find_intervals`; `read` takes the stage's folder."""
-    samples = different_samples(system, samples)
+    """What the file of this name holds, as `find_intervals`; `read` takes its folder."""
+    samples, method = different_samples(system, samples), system.method
+    folder = folder_of(stage_folder, method.sources if isinstance(method, Pattern) else ())
     uncertain = samples > 1 or system.method.quantiles
-    if not uncertain or not (stage_folder / file).exists():
+    if not uncertain or not (folder / file).exists():
         return None
     try:
-        found = read(stage_folder)
+        found = read(folder)
     except (AttributeError, KeyError, TypeError, ValueError):  # an unknown form, or no JSON
         why = f"{file} cannot be read"
     else:

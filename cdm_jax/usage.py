@@ -129,7 +129,8 @@ COMMANDS = {
             then writes the lower and upper ends of an interval for each voxel. Needs a run with a
             trained system whose samples differ, or that predicts ends (its config value
             `quantiles`): the stage of --config, cunet by default. Of one that predicts ends of T1c
-            from T1 it also calibrates a map of the probability that a voxel enhances.
+            from T1 it also calibrates a map of the probability that a voxel enhances. A system for
+            whatever is missing is calibrated for each pattern of the config's `evaluate.patterns`.
             """,
         flags=(
             SAVED_CONFIG,

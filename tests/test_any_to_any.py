@@ -120,6 +120,39 @@ def test_some_of_what_is_missing_can_be_asked_for(trained):
         model.synthesize(files)
 
 
+def test_each_pattern_has_intervals_of_its_own(trained, capsys):
+    """From the images alone: what validation patients lack is covered as asked, by pattern."""
+    config, workdir, _ = trained
+    commands.calibrate(config=config, workdir=workdir, samples=2, level=0.8)
+    assert "from t1, t1c, t2" in capsys.readouterr().out
+    model, dataset, multipliers = cdm_jax.load(workdir), load_dataset(config, workdir), []
+    for pattern in PATTERNS:
+        saved = json.loads((workdir / "cunet/patterns" / pattern / "intervals.json").read_text())
+        multipliers.append(saved["multipliers"])
+        _, fixed = as_fixed(config, dataset, pattern)
+        for target in multipliers[-1]:
+            covered = []
+            for subject in fixed.validation:
+                files = dataset.subjects[subject.subject_id].images
+                given = {name: files[name] for name in pattern.split("+")}
+                made = model.synthesize(given, samples=2, subject=subject.subject_id)
+                truth = nib.load(files[target]).get_fdata()
+                unit = np.clip(truth / np.percentile(truth[truth != 0], 99.5), 0, 1)
+                lower, upper = (
+                    images[target].get_fdata() / model.system.provenance.scales[target]
+                    for images in (made.lower, made.upper)
+                )
+                brain = np.any([nib.load(path).get_fdata() != 0 for path in given.values()], axis=0)
+                covered.append(np.mean(((lower <= unit + 1e-5) & (unit <= upper + 1e-5))[brain]))
+            assert np.mean(covered) == pytest.approx(0.8, abs=5e-3)
+    assert multipliers[0].keys() == {"t1c", "t2f"} and multipliers[1].keys() == {"t2f"}
+    capsys.readouterr()
+    assert not model.synthesize({"t1": files["t1"]}, samples=2).lower
+    told = " ".join(capsys.readouterr().out.split())
+    assert "no intervals from t1: calibrated are t1+t1c+t2, t1+t2" in told
+    assert not (workdir / "cunet" / "intervals.json").exists()
+
+
 def synthesized(workdir, patient, output, **options):
     return synthesize_folder(patient, output, workdir / "cunet", samples=1, **options)
 
