@@ -87,7 +87,7 @@ def calibrate(
     *, config: ConfigDict | None, workdir: pathlib.Path, samples: int, level: float
 ) -> None:
     """Makes intervals for `synthesize`, on the validation patients of a run."""
-    stage = "cunet" if config is None or config.pipeline else config.stage
+    stage = "cunet" if config is None or "cunet" in config.pipeline else config.stage
     config = config or _saved_config(workdir)
     patients_needed(level)  # a wrong level is named before patients are prepared
     check_uncertain(workdir / stage, samples)
