@@ -6,8 +6,8 @@ On the same phantom patients, for each seed: CDM and M1 of any modalities, with 
 dedicated M1 of every pattern in which one modality is missing; M1 and CDM dedicated to the paper's
 task; and M1 of any modalities once more, where every second training patient lacks a modality, and
 without these patients. A value of a patient is its mean over seeds; intervals are over patients.
-What is trained already is not trained again. Writes `experiments/results/phantom/any_to_any.json`
-after every seed and, from it, `docs/results/phantom/any_to_any.md`.
+What is trained already is not trained again. Every seed joins the others in
+`experiments/results/phantom/any_to_any.json`; from it comes `docs/results/phantom/any_to_any.md`.
 """
 
 import dataclasses
@@ -25,13 +25,14 @@ from cdm_jax.config import load_config
 from cdm_jax.data.splits import load_split, save_split
 from cdm_jax.data.subjects import find_subjects
 from cdm_jax.metrics.aggregate import Summary, summarize
+from cdm_jax.phantom.patient import VERSIONS
 from cdm_jax.records import WHOLE, Record, per_patient
 from cdm_jax.report.render import to_markdown
 from cdm_jax.report.tables import with_interval
 from cdm_jax.tasks import JOIN
 from cdm_jax.writer import console
 from configs.cdm import ALL
-from experiments.records import load_records, load_results, main_values, save_results
+from experiments.records import SeedRecord, load_records, load_results, main_values
 from experiments.study import DOCS, seed_by_seed, write
 
 NAME = "phantom/any_to_any"
@@ -158,14 +159,14 @@ def _kept(record: Record) -> Record:
 
 
 def measure(seeds: Sequence[int], workdir: pathlib.Path) -> None:
-    """Runs what is missing, seed by seed, and writes the record after each."""
-    runs: dict[str, dict[str, dict[str, Any]]] = {}
-    for number, seed in enumerate(seeds, 1):
+    """Runs what is missing, seed by seed, and adds each to the record."""
+    settings = {"scale": SCALE, "phantom": VERSIONS["fixed"]}
+    record = SeedRecord(NAME, COMMAND, settings)
+    for seed in seeds:
         for one in trainings(workdir):
             for pattern, records in run(one, seed, workdir).items():
-                runs.setdefault(one.name, {}).setdefault(pattern, {})[str(seed)] = records
-        done = ",".join(map(str, seeds[:number]))
-        save_results(NAME, {"command": f"{COMMAND} --seeds={done}", "scale": SCALE, "runs": runs})
+                record.add(one.name, pattern, seed, records)
+        record.save()
 
 
 # What it says

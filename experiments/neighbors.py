@@ -6,8 +6,8 @@ Trains M1 without and with neighbors (`data.context`) on the same phantom patien
 task and for any modalities, and scores it on the patients who were held out for validation, since a
 default follows from the answer: PSNR in the brain, and the error of the step to the next slice. A
 value of a patient is its mean over seeds; intervals are over patients. What is trained already is
-not trained again. Writes `experiments/results/phantom/neighbors.json` and, from it,
-`docs/results/phantom/neighbors.md`.
+not trained again. Every seed joins the others in `experiments/results/phantom/neighbors.json`; from
+it comes `docs/results/phantom/neighbors.md`.
 """
 
 import pathlib
@@ -18,12 +18,13 @@ import pandas as pd
 
 from cdm_jax import main as command_line
 from cdm_jax.metrics.aggregate import Summary, summarize
+from cdm_jax.phantom.patient import VERSIONS
 from cdm_jax.records import WHOLE, Record, per_patient
 from cdm_jax.report.render import to_markdown
 from cdm_jax.report.tables import with_interval
 from cdm_jax.writer import console
 from configs import common
-from experiments.records import load_records, load_results, main_values, save_results
+from experiments.records import SeedRecord, load_records, load_results, main_values
 from experiments.study import DOCS, seed_by_seed, write
 
 NAME = "phantom/neighbors"
@@ -69,20 +70,15 @@ def run(task: str, context: int, seed: int, workdir: pathlib.Path) -> dict[str, 
 
 
 def measure(seeds: Sequence[int], workdir: pathlib.Path) -> None:
-    """Runs what is missing, seed by seed, and writes the record after each."""
-    runs: dict[str, dict[str, dict[str, Any]]] = {}
+    """Runs what is missing, seed by seed, and adds each to the record."""
+    settings = {"overrides": list(OVERRIDES), "phantom": VERSIONS["fixed"]}
+    record = SeedRecord(NAME, COMMAND, settings)
     for seed in seeds:
         for task in TASKS:
             for context in CONTEXTS:
                 for name, records in run(task, context, seed, workdir).items():
-                    runs.setdefault(name, {}).setdefault(str(context), {})[str(seed)] = records
-        done = ",".join(str(one) for one in seeds[: seeds.index(seed) + 1])
-        content = {
-            "command": f"{COMMAND} --seeds={done}",
-            "overrides": list(OVERRIDES),
-            "runs": runs,
-        }
-        save_results(NAME, content)
+                    record.add(name, str(context), seed, records)
+        record.save()
 
 
 def values(runs: Mapping[str, Sequence[Record]], target: str, metric: str) -> pd.Series:

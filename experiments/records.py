@@ -57,6 +57,34 @@ def load_results(name: str) -> dict[str, Any]:
     return read_results(RESULTS / f"{name}.json")
 
 
+class SeedRecord:
+    """The record of a study that trains everything once a seed: seeds join it one by one.
+
+    Attributes:
+      runs: name of a run -> part of it -> seed -> records.
+    """
+
+    def __init__(self, name: str, command: str, settings: Mapping[str, Any]):
+        """Begins with what the record holds already, if it was made with these settings."""
+        self._name, self._command, self._settings = name, command, settings
+        try:
+            found = load_results(name)
+        except FileNotFoundError:
+            found = {}
+        same = {key: found.get(key) for key in settings} == rounded(settings)
+        self.runs: dict[str, dict[str, dict[str, Any]]] = found["runs"] if same else {}
+
+    def add(self, name: str, part: str, seed: int, records: Sequence[Record]) -> None:
+        """What a seed gave, in place of what it gave before."""
+        self.runs.setdefault(name, {}).setdefault(part, {})[str(seed)] = records
+
+    def save(self) -> None:
+        """Writes the record, with the command that makes it anew."""
+        seeds = next(iter(next(iter(self.runs.values())).values()))
+        command = f"{self._command} --seeds={','.join(sorted(seeds, key=int))}"
+        save_results(self._name, {"command": command, **self._settings, "runs": self.runs})
+
+
 def read_results(path: pathlib.Path) -> dict[str, Any]:
     """Reads a file of results, committed or not.
 

@@ -6,6 +6,7 @@ import pytest
 
 from cdm_jax.data.subjects import find_subjects
 from experiments import any_to_any
+from experiments import records as kept
 from experiments.any_to_any import ANY, COMPLETE, LACKING, PAPER, PATTERNS, SINGLE, targets_of
 
 PATIENTS = 8
@@ -73,8 +74,9 @@ def test_a_seed_is_trained_scored_and_told(tmp_path, monkeypatch):
     monkeypatch.setattr(any_to_any, "DOCS", tmp_path)
     (tmp_path / "phantom").mkdir()
     saved = {}
-    monkeypatch.setattr(any_to_any, "save_results", lambda name, content: saved.update(content))
+    monkeypatch.setattr(kept, "save_results", lambda name, content: saved.update(content))
     monkeypatch.setattr(any_to_any, "load_results", lambda name: saved)
+    monkeypatch.setattr(kept, "load_results", lambda name: saved)
     run = tmp_path / "run"
     any_to_any.main(["--seeds=3", f"--workdir={run}"])
     assert set(saved["runs"]) == {ANY, "dedicated", LACKING, COMPLETE}

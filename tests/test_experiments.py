@@ -36,7 +36,7 @@ from experiments import (
     table3,
     table4,
 )
-from experiments.records import RESULTS
+from experiments.records import RESULTS, SeedRecord
 
 SMALL = study.Study(dataset="phantom", small=True, root="", workdir=None)
 SECOND = dataclasses.replace(SMALL, dataset="phantom_upenn")
@@ -274,6 +274,25 @@ def test_the_committed_tables_are_what_the_committed_records_give(
     assert drawn
     for path in drawn:
         assert path.read_text() == (committed / path.name).read_text(), path.name
+
+
+def test_seeds_join_a_record_that_was_made_alike_and_replace_themselves(tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.records.RESULTS", tmp_path)
+
+    def runs(seeds, value, **settings):
+        record = SeedRecord("study", "run", settings)
+        for seed in seeds:
+            record.add("any", "t1", seed, [{"value": value}])
+        record.save()
+        return json.loads((tmp_path / "study.json").read_text())
+
+    runs([0, 10], "first", scale="small")
+    found = runs([2, 10], "second", scale="small")
+    assert found["command"] == "run --seeds=0,2,10" and found["scale"] == "small"
+    values = {seed: kept[0]["value"] for seed, kept in found["runs"]["any"]["t1"].items()}
+    assert values == {"0": "first", "2": "second", "10": "second"}
+    alone = runs([1], "third", scale="large")
+    assert alone["command"] == "run --seeds=1" and set(alone["runs"]["any"]["t1"]) == {"1"}
 
 
 def test_table_1_and_table_2_never_show_the_same_cohort(monkeypatch):

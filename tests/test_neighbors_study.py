@@ -3,7 +3,7 @@
 import pytest
 
 from cdm_jax.data.subjects import find_subjects
-from experiments import neighbors
+from experiments import neighbors, records
 from tests.helpers import copy_run
 
 
@@ -55,8 +55,9 @@ def test_networks_with_and_without_neighbors_are_scored_on_validation_patients(
     monkeypatch.setattr(neighbors, "DOCS", tmp_path)
     (tmp_path / "phantom").mkdir()
     saved = {}
-    monkeypatch.setattr(neighbors, "save_results", lambda name, content: saved.update(content))
+    monkeypatch.setattr(records, "save_results", lambda name, content: saved.update(content))
     monkeypatch.setattr(neighbors, "load_results", lambda name: saved)
+    monkeypatch.setattr(records, "load_results", lambda name: saved)
     run = copy_run(finished_run, tmp_path / "run")
     neighbors.main(["--seeds=0", f"--workdir={run}"])
     patients = {s.patient_id for s in find_subjects(run / "patients", modalities=("t1",))}
