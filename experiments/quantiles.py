@@ -5,7 +5,8 @@
 Trains both with a head for the 5 and 95 % quantiles on phantom patients of whom enough are held out
 to calibrate a nominal 90 %, calibrates as `cdm-jax calibrate` does, and asks of the unseen ones: is
 each region covered, with and without knowledge of the segmentation; does the interval's width tell
-which voxels err, and does the samples' deviation; what does the head cost in a pass?
+which voxels err, and does the samples' deviation, and does it once no whole volume is too bright or
+too dark; what does the head cost in a pass?
 """
 
 import dataclasses
@@ -31,6 +32,7 @@ from cdm_jax.metrics.conformal import (
     coverage_by_region,
     detection,
 )
+from cdm_jax.metrics.psnr import best_gain
 from cdm_jax.metrics.regions import region_masks
 from cdm_jax.records import per_patient
 from cdm_jax.report.render import to_markdown
@@ -65,6 +67,7 @@ DETECTORS = {
     "width": "width of the calibrated interval",
     "predicted": "predicted width, as trained",
     "deviation": "deviation of the samples",
+    "scaled": "width again, of what errs after the factor for each patient that fits best",
 }
 JUDGED = ("healthy", "whole_tumor", "enhancing_tumor")
 COVERED, DETECTED, COSTS = (0.85, 0.95), 0.75, 1.1  # what is asked for
@@ -144,11 +147,14 @@ def scored(
                 )
             }
         lower, upper = bounds(made, multipliers[STRATA], intervals.floor)
-        wrong = (np.abs(images.truth - made.mean) > WRONG)[brain]
+        truth, mean = images.truth[brain], made.mean[brain]
+        wrong = np.abs(truth - mean) > WRONG
+        scaled = np.clip(best_gain(mean, truth) * mean, 0, 1)
         uncertainty = {"width": upper - lower, "predicted": made.width}
         if images.deviation is not None:
             uncertainty["deviation"] = images.deviation
         told = {name: detection(wrong, image[brain]) for name, image in uncertainty.items()}
+        told["scaled"] = detection(np.abs(truth - scaled) > WRONG, (upper - lower)[brain])
         told = {name: area for name, area in told.items() if not math.isnan(area)}
         rows[f"{system}, {STRATA}"][target] |= told | {"wrong": float(wrong.mean())}
     return {row: {CONVENTION: targets} for row, targets in rows.items()}

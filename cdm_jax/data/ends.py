@@ -98,29 +98,32 @@ def known_of(
 ) -> Iterator[Known]:
     """For each target what is known of the brain's voxels.
 
-    In this order: its mean, the distances to its lower and upper end, the sources, what surrounds
-    it in the mean and in the sources, and the top of the volume.
+    In this order: its mean, the distances to its lower and upper end, the sources; what surrounds
+    it, in the mean and in each source, by mean and deviation; and the top of the volume.
     """
     sources = np.moveaxis(stored / np.float32(FULL_SCALE), -1, 0)
     in_sources = [image[brain] for image in sources]
-    around_sources = [_around(image, brain) for image in sources]
+    around_sources = [found for image in sources for found in _around(image, brain)]
     for channel, top in enumerate(tops(volumes["mean"], brain)):
         images = (volumes[name][..., channel] for name in ("mean", "lower", "upper"))
         mean, lower, upper = (image[brain] for image in images)
         known = [mean, mean - lower, upper - mean, *in_sources]
         around_mean = _around(volumes["mean"][..., channel], brain)
-        known += [around_mean, *around_sources, np.full_like(mean, top)]
+        known += [*around_mean, *around_sources, np.full_like(mean, top)]
         yield np.stack(known, axis=-1)
 
 
-def _around(image: Float[np.ndarray, "slice h w"], brain: Bool[np.ndarray, "slice h w"]) -> Voxels:
-    """The Gaussian mean around each voxel of the brain, of the brain alone."""
+def _around(
+    image: Float[np.ndarray, "slice h w"], brain: Bool[np.ndarray, "slice h w"]
+) -> tuple[Voxels, Voxels]:
+    """Mean and deviation of the brain around each of its voxels, weighted by a Gaussian."""
     inside = brain.astype(np.float32)
-    total, weight = (
-        ndimage.gaussian_filter(one, AROUND, mode="constant")[brain]
-        for one in (image * inside, inside)
+    weight, total, squares = (
+        ndimage.gaussian_filter(one * inside, AROUND, mode="constant")[brain]
+        for one in (inside, image, np.square(image))
     )
-    return total / weight
+    mean = total / weight
+    return mean, np.sqrt(np.maximum(squares / weight - np.square(mean), 0))
 
 
 def with_ends(

@@ -12,11 +12,11 @@ from cdm_jax.errors import UserError
 from tests.stress import mutations
 
 CURVE = Curve(offsets=[0.1], powers=[0.0], lowest=0.5, highest=0.9, scans=9)
-# Of one source there are seven known values. Softplus of what the network gives is 1 and 2.
+# Of one source there are nine known values. Softplus of what the network gives is 1 and 2.
 ENDS = Ends(
-    layers=[{"kernel": [[0.0, 0.0]] * 7, "bias": np.log(np.expm1([1, 2])).tolist()}],
-    lowest=[0.0] * 7,
-    highest=[1.0] * 7,
+    layers=[{"kernel": [[0.0, 0.0]] * 9, "bias": np.log(np.expm1([1, 2])).tolist()}],
+    lowest=[0.0] * 9,
+    highest=[1.0] * 9,
     scans=9,
 )
 
