@@ -135,4 +135,6 @@ def test_a_constructed_patient_is_counted_by_region_in_each_calibration():
     told = found[study.STRATA]
     assert told["wrong"] == 0.5
     assert told["width"] == told["predicted"] == 1  # both that err are wider than both others
+    # Truths .24, .26, .59 and .9 are best met by .4975: all but the third still err by more.
+    assert told["scaled"] == pytest.approx((0 + 0 + 0.5) / 3)
     assert "deviation" not in told
