@@ -235,7 +235,7 @@ class _Job:
     def _sidecar(self, subject: Subject, target: str, model: api.TrainedModel) -> dict[str, Any]:
         """What is known of an image before it is made."""
         origin = model.system.provenance
-        config = origin.config
+        config, draws = origin.config, model.system.method.stochastic
         content: dict[str, Any] = {
             "synthetic": True,
             "notice": NOTICE,
@@ -249,8 +249,7 @@ class _Job:
             "trained_on": config.data.name,
             "size": config.data.size,
             "samples": self.samples,
-            "seed": config.seed,
-            "sampler": config.sampler.to_dict(),
+            **({"seed": config.seed, "sampler": config.sampler.to_dict()} if draws else {}),
             "reference_scale": origin.scales[target],
             "scale_rule": SCALE_RULE,
         }

@@ -67,6 +67,7 @@ def test_a_folder_becomes_images_and_a_picture_by_one_command(patient, tmp_path)
         assert not changed_fields(path, files(patient)["t1"])
         sidecar = json.loads(path.with_name(f"{patient.name}-{target}.json").read_text())
         assert sidecar["trained_on"] == "simulated"
+        assert not {"seed", "sampler"} & set(sidecar)  # nothing is drawn
 
 
 @pytest.mark.slow

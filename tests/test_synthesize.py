@@ -63,6 +63,7 @@ def test_the_sidecar_says_what_it_is_and_where_it_comes_from(patient, written):
     assert sidecar["sources"].keys() == {"t1", "t2"}
     assert len(sidecar["sources"]["t1"]["sha256"]) == 64
     assert sidecar["checkpoint"]
+    assert sidecar["seed"] == 0 and sidecar["sampler"]["num_steps"] > 0
 
 
 def test_samples_deviate_and_the_overview_shows_them(patient, written):

@@ -79,8 +79,8 @@ def _logarithmic(axis: Axes) -> None:
 
 
 def _legend_below(axis: Axes, **options: Any) -> None:
-    """A legend that hides nothing."""
-    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}
+    """A legend that hides nothing, and has room to the left where it is wider than the axis."""
+    place: dict[str, Any] = {"loc": "upper right", "bbox_to_anchor": (1.0, -0.2)}
     look: dict[str, Any] = {"fontsize": TEXT - 1, "ncols": 2, "frameon": False}
     axis.legend(handlelength=1.5, columnspacing=0.8, **look, **place, **options)
 

@@ -149,6 +149,10 @@ class BraSynConvention(Convention):
       the pair that it gets, which is a TypeError; what is copied is the form that participants
       ran, which takes the mean.
 
+    - Version: the script as corrected in July 2024. Until then it scaled the prediction in another
+      way, which is no longer to be had: scores that were published before are not of this
+      convention.
+
     Source: github.com/hongweilibran/BraSyn, ``ssim.py``; github.com/AImageLab-zip/BraSyn25,
     ``final_eval/get_ssim.py`` for the form that runs.
 
