@@ -67,7 +67,7 @@ DETECTORS = {
     "width": "width of the calibrated interval",
     "predicted": "predicted width, as trained",
     "deviation": "deviation of the samples",
-    "scaled": "width again, of what errs after the factor for each patient that fits best",
+    "scaled": "width again, of what errs after the best factor for each patient and target",
 }
 JUDGED = ("healthy", "whole_tumor", "enhancing_tumor")
 COVERED, DETECTED, COSTS = (0.85, 0.95), 0.75, 1.1  # what is asked for

@@ -163,8 +163,8 @@ def test_what_is_drawn_of_a_study_is_committed(module, tmp_path, monkeypatch):
 def test_what_is_said_of_predicted_intervals_is_that_of_the_record():
     patients = per_patient(load_results("phantom/quantiles")["records"], quantiles.CONVENTION)
 
-    def mean(row, metric, region=WHOLE):
-        return values(patients, row, "t1c", metric, region).mean()
+    def mean(row, metric, region=WHOLE, target="t1c"):
+        return values(patients, row, target, metric, region).mean()
 
     covered = [
         mean(f"cunet, {how}", "coverage", "enhancing_tumor")
@@ -177,8 +177,26 @@ def test_what_is_said_of_predicted_intervals_is_that_of_the_record():
         told.replace("cover", "They cover").replace(", and", " of enhancing tumor, and") in results
     )
     row = f"{quantiles.MANY}, {quantiles.STRATA}"
-    width, deviation = mean(row, "width"), mean(row, "deviation")
-    assert f"(area under the ROC curve {width:.2f}; {deviation:.2f} by" in results
+    width, deviation = (
+        [f"{mean(row, name, target=target):.2f}" for target in ("t1c", "t2f")]
+        for name in ("width", "deviation")
+    )
+    assert "curve is {} for T1c and {} for T2-FLAIR".format(*width) in results
+    assert "({} and {} by the samples' deviation)".format(*deviation) in results
+    page = " ".join(TEXT[DOCS / "studies/intervals.md"].split())
+    told = "covers {:.0%} of enhancing tumor, and {:.0%} where".format(*covered)
+    assert told.replace("%", " %") in page
+    for metric, target, said in (
+        ("width", "t1c", "T1c ({} to {})"),
+        ("width", "t2f", "T2-FLAIR ({} to {})"),
+        ("scaled", "t1c", "the areas are {} to {} and"),
+        ("scaled", "t2f", " and {} to {}. The deviation"),
+    ):
+        areas = [
+            f"{mean(f'{system}, {quantiles.STRATA}', metric, target=target):.2f}"
+            for system in quantiles.SYSTEMS
+        ]
+        assert said.format(min(areas), max(areas)) in page
 
 
 def test_what_is_said_of_the_model_that_ships_is_that_of_its_record():
