@@ -54,8 +54,10 @@ def fit_ends(scans: Sequence[Scan], levels: Sequence[float]) -> Ends | None:
     mean, deviation = known.mean(axis=0), known.std(axis=0)
     deviation[deviation == 0] = 1
     distances = np.stack([-off, off], axis=-1)
-    shares = jnp.array([1 - levels[0], levels[1]])  # of each distance that lie below its end
-    trained = _train((known - mean) / deviation, distances, shares, weight / weight.sum())
+    shares = (1 - levels[0], levels[1])  # of each distance that lie below its end
+    told = ((known - mean) / deviation, distances, shares, weight / weight.sum())
+    found = _trained(*(jnp.asarray(one, jnp.float32) for one in told))
+    trained = jax.tree.map(lambda values: np.asarray(values, np.float64), found)
     kernel, bias = (trained["Dense_0"][name] for name in ("kernel", "bias"))
     kernel = kernel / deviation[:, None]  # so that the network takes the values as they are
     trained["Dense_0"] = {"kernel": kernel, "bias": bias - mean @ kernel}
@@ -66,16 +68,6 @@ def fit_ends(scans: Sequence[Scan], levels: Sequence[float]) -> Ends | None:
         highest=known.max(axis=0).tolist(),
         scans=len(scans),
     )
-
-
-def _train(
-    known: Float[np.ndarray, "voxel k"],
-    distances: Float[np.ndarray, "voxel 2"],
-    shares: Float[Array, "2"],
-    weight: Float[np.ndarray, " voxel"],
-) -> dict[str, Any]:
-    found = _trained(*(jnp.asarray(one, jnp.float32) for one in (known, distances, shares, weight)))
-    return jax.tree.map(lambda values: np.asarray(values, np.float64), found)
 
 
 @jax.jit

@@ -170,6 +170,11 @@ def folder_of(stage_folder: pathlib.Path, given: Sequence[str] = ()) -> pathlib.
     return stage_folder / "patterns" / JOIN.join(given) if given else stage_folder
 
 
+def _given(system: inference.System) -> Sequence[str]:
+    """What a system takes of all that it may; nothing is told of a fixed task."""
+    return system.method.sources if isinstance(system.method, Pattern) else ()
+
+
 def save_intervals(stage_folder: pathlib.Path, intervals: Intervals) -> None:
     """Writes `<stage folder>/intervals.json` as a whole or not at all."""
     write_json(stage_folder / FILE, dataclasses.asdict(intervals))
@@ -187,8 +192,8 @@ def find_intervals(
 
     Nothing is said where nothing was ever calibrated.
     """
-    if isinstance(system.method, Pattern):
-        folder = folder_of(stage_folder, system.method.sources)
+    folder = folder_of(stage_folder, _given(system))
+    if folder != stage_folder:
         known = sorted(path.name for path in folder.parent.glob("*"))
         if known and folder.name not in known:
             console.print(
@@ -206,8 +211,7 @@ def find_calibrated(
     samples: int,
 ) -> Kind | None:
     """What the file of this name holds, as `find_intervals`; `read` takes its folder."""
-    samples, method = different_samples(system, samples), system.method
-    folder = folder_of(stage_folder, method.sources if isinstance(method, Pattern) else ())
+    samples, folder = different_samples(system, samples), folder_of(stage_folder, _given(system))
     uncertain = samples > 1 or system.method.quantiles
     if not uncertain or not (folder / file).exists():
         return None
